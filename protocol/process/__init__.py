@@ -1,0 +1,1 @@
+"""What both commands need around the protocol: configuration, logs, state folders, addresses."""

@@ -1,0 +1,1 @@
+"""Runs the sans-IO core over TCP sockets under trio. Both ends share it."""

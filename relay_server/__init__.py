@@ -1,0 +1,1 @@
+"""The server on the VPS: accepts links from agents and visitors on public ports."""
