@@ -1,0 +1,64 @@
+# Both main targets do all set-up themselves and are quick about it the second time.
+#   make test   everything: lint, types, import contracts, unit and end-to-end tests
+#   make demo   relay, agent and a real ssh through the public port, on this machine
+
+BIN := .venv/bin
+
+# sshd and dropbear live in sbin, which is not on every user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+# A PYTHONPATH from outside would put other packages in front of the pinned ones.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help test demo setup setup-demo lint types contracts unit e2e oldest coverage format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# pytest last: its summary is what one wants to see at the end.
+test: setup lint types contracts oldest
+	$(BIN)/python -m pytest
+
+demo: setup-demo
+	@$(BIN)/python deploy/demo.py
+
+setup:
+	@.ci/system-packages test
+	@.ci/venv dev
+
+setup-demo:
+	@.ci/system-packages demo
+	@.ci/venv run
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+	$(BIN)/mypy deploy tests/e2e
+
+contracts: setup
+	$(BIN)/lint-imports
+
+# The unit tests once more on the oldest cryptography; `make unit` and `make test` have the newest.
+oldest: setup
+	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -c \
+	    'import cryptography as c; print("cryptography", c.__version__); assert c.__version__ < "42"'
+	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -m pytest -q tests/unit
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+e2e: setup
+	$(BIN)/python -m pytest tests/e2e
+
+coverage: setup
+	$(BIN)/python -m pytest tests/unit --cov --cov-branch --cov-report=term-missing:skip-covered
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	    .coverage build dist *.egg-info
