@@ -35,7 +35,7 @@ def encode_map(body: Mapping[str, object]) -> bytes:
 
 
 def printable(text: str, longest: int) -> str:
-    """`text` made fit for a text field, for reasons that come from outside (the system's errors)."""
+    """`text` made fit for a text field, where the wording is not ours (the system's errors)."""
     return "".join(char if char.isprintable() else " " for char in text)[:longest]
 
 

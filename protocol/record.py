@@ -1,0 +1,145 @@
+"""Records: frames sealed by a link.
+
+    record = length u16 big-endian ‖ ciphertext        length counts the ciphertext
+
+The nonce is the link's own count in that direction; after every REKEY_INTERVAL records both ends
+replace the key. Neither is on the wire, so a record that is lost, repeated, moved or changed fails
+to open, and with it the link.
+
+Sealing and opening are synchronous and copy nothing: a frame is sealed straight into the buffer
+that is sent, and opened straight out of the area that was received into.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Final
+
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.noise import TAG_SIZE, CipherState
+
+LENGTH: Final = struct.Struct(">H")
+LENGTH_SIZE: Final = LENGTH.size
+RECORD_OVERHEAD: Final = LENGTH_SIZE + TAG_SIZE
+
+MAX_CIPHERTEXT: Final = 65535  # Noise's limit, and all that the length can say
+MAX_FRAME: Final = MAX_CIPHERTEXT - TAG_SIZE
+MAX_RECORD: Final = LENGTH_SIZE + MAX_CIPHERTEXT
+MIN_FRAME: Final = 5  # a frame's header (protocol.frame): nothing shorter means anything
+MIN_CIPHERTEXT: Final = MIN_FRAME + TAG_SIZE
+
+# At most 64 GiB under one key: far inside the bounds of both ciphers, and every link that lives
+# long exercises the rekey.
+REKEY_INTERVAL: Final = 2**20
+
+
+class Sealer:
+    """Makes records out of frames, for one direction of one link."""
+
+    __slots__ = ("_cipher", "_rekey_interval")
+
+    def __init__(self, cipher: CipherState, *, rekey_interval: int = REKEY_INTERVAL) -> None:
+        self._cipher = cipher
+        self._rekey_interval = rekey_interval
+
+    def seal_into(self, frame: bytes | bytearray | memoryview, out: memoryview) -> int:
+        """Write the record to the front of `out` and return its length.
+
+        `out` has room for len(frame) + RECORD_OVERHEAD and does not overlap `frame`.
+        """
+        size = len(frame)
+        if not MIN_FRAME <= size <= MAX_FRAME:
+            raise LocalProtocolError(f"frame of {size} bytes")
+        end = size + RECORD_OVERHEAD
+        if len(out) < end:
+            raise LocalProtocolError(f"record of {end} bytes in a buffer of {len(out)}")
+        cipher = self._cipher
+        LENGTH.pack_into(out, 0, size + TAG_SIZE)
+        cipher.seal_into(frame, out[LENGTH_SIZE:end])
+        # The nonce counts this direction's records, the same at both ends.
+        if cipher.nonce % self._rekey_interval == 0:
+            cipher.rekey()
+        return end
+
+
+def plaintext_area() -> memoryview:
+    """What openers open frames into; all those of a thread may share one."""
+    return memoryview(bytearray(MAX_FRAME))
+
+
+class Opener:
+    """Receives records and opens them, for one direction of one link.
+
+        n = receive into opener.space()
+        opener.received(n)
+        while (frame := opener.next_frame()) is not None: ...
+
+    Drained like this, it always has space. An error is final: the link is lost.
+    """
+
+    __slots__ = ("_area", "_cipher", "_end", "_plaintext", "_rekey_interval", "_start")
+
+    def __init__(
+        self,
+        cipher: CipherState,
+        *,
+        capacity: int,
+        plaintext: memoryview | None = None,
+        rekey_interval: int = REKEY_INTERVAL,
+    ) -> None:
+        if capacity < MAX_RECORD:
+            raise LocalProtocolError(f"capacity of {capacity} bytes, a record has {MAX_RECORD}")
+        self._cipher = cipher
+        self._rekey_interval = rekey_interval
+        self._plaintext = plaintext_area() if plaintext is None else plaintext
+        # A private mapping: pages never touched take no memory, and a quiet link touches only the
+        # first (a relay with 2,000 links would otherwise hold 2,000 whole areas).
+        self._area = memoryview(mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE))
+        # Received and not yet opened is _area[_start:_end].
+        self._start = 0
+        self._end = 0
+
+    def space(self) -> memoryview:
+        """Where to receive into; room for the rest of any started record, and never empty."""
+        area, start, end = self._area, self._start, self._end
+        if start == end:
+            self._start = self._end = end = 0
+        elif start and len(area) - end < MAX_RECORD:
+            # Moving what is left (less than a record) costs less than receiving in small pieces.
+            area[: end - start] = area[start:end]
+            self._start, self._end = 0, end - start
+            end -= start
+        if end == len(area):
+            raise LocalProtocolError("no space: frames are waiting to be taken")
+        return area[end:]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were written to the front of `space()`."""
+        if not 0 <= count <= len(self._area) - self._end:
+            raise LocalProtocolError(f"{count} bytes received into less space")
+        self._end += count
+
+    def next_frame(self) -> memoryview | None:
+        """The next frame, or None until more is received.
+
+        It is valid until the next call here, or in another opener with the same plaintext area.
+        """
+        area, start = self._area, self._start
+        available = self._end - start
+        if available < LENGTH_SIZE:
+            return None
+        (size,) = LENGTH.unpack_from(area, start)
+        if size < MIN_CIPHERTEXT:
+            raise RemoteProtocolError(f"record of {size} bytes, expected at least {MIN_CIPHERTEXT}")
+        if available < LENGTH_SIZE + size:
+            return None
+        begin = start + LENGTH_SIZE
+        end = begin + size
+        cipher = self._cipher
+        frame = self._plaintext[: size - TAG_SIZE]
+        cipher.open_into(area[begin:end], frame)
+        if cipher.nonce % self._rekey_interval == 0:
+            cipher.rekey()
+        self._start = end
+        return frame
