@@ -1,0 +1,256 @@
+"""Frames: the plaintext unit of a session (docs/protocol.md, "Frames").
+
+A frame is `type u8 ‖ stream u32 ‖ body`, big-endian. Sequenced frames are numbered implicitly, one
+count per direction, and kept for replay; link-local frames live and die with their link. Stream 0
+is the session itself.
+
+DATA, WINDOW, FIN, RESET, ACK, PING, PONG and CLOSE have fixed binary bodies, the rest msgpack maps.
+Nothing in a received frame raises anything but `RemoteProtocolError`.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.body import decode_map, encode_map, printable
+from protocol.errors import RemoteProtocolError
+from protocol.record import MAX_FRAME
+
+HEADER: Final = struct.Struct(">BI")
+HEADER_SIZE: Final = HEADER.size
+MAX_PAYLOAD: Final = MAX_FRAME - HEADER_SIZE
+_U8: Final = struct.Struct(">BIB")
+_U32: Final = struct.Struct(">BII")
+_U64: Final = struct.Struct(">BIQ")
+_U64_U64: Final = struct.Struct(">BIQQ")
+
+MAX_STREAM: Final = 2**32 - 1
+# The largest credit a sender may hold and the largest increment: keeps sums far from 32 bits.
+MAX_WINDOW: Final = 2**31 - 1
+# One line of a log, in characters.
+MAX_REASON: Final = 256
+
+
+class FrameType(enum.IntEnum):
+    # Sequenced.
+    PUBLISH = 0x01
+    PUBLISHED = 0x02
+    REFUSED = 0x03
+    UNPUBLISH = 0x04
+    OPEN = 0x05
+    DATA = 0x06
+    WINDOW = 0x07
+    FIN = 0x08
+    RESET = 0x09
+    # Link-local.
+    WELCOME = 0x41
+    DENIED = 0x42
+    ACK = 0x43
+    PING = 0x44
+    PONG = 0x45
+    CLOSE = 0x46
+
+
+# One compare tells the two families apart on the data path.
+LAST_SEQUENCED: Final = 0x3F
+
+
+class CloseCode(enum.IntEnum):
+    """What a side that says goodbye is about to do."""
+
+    GONE = 1  # it ends; its session ends with it
+    RESTARTING = 2  # it will be back; sessions it cannot keep are reset then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """The agent asks the relay to open `port` for `service`; `port` is never 0."""
+
+    publication: int
+    service: str
+    port: int
+
+    def encode(self) -> bytes:
+        body = {"id": self.publication, "service": self.service, "port": self.port}
+        return _map_frame(FrameType.PUBLISH, body)
+
+    @classmethod
+    def decode(cls, body: memoryview) -> Publish:
+        fields = decode_map(body, strict=True)
+        value = cls(
+            publication=fields.integer("id", 1, MAX_STREAM),
+            service=fields.text("service", 1, 64),
+            port=fields.integer("port", 1, 65535),
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The relay listens on `port` for this publication."""
+
+    publication: int
+    port: int
+
+    def encode(self) -> bytes:
+        return _map_frame(FrameType.PUBLISHED, {"id": self.publication, "port": self.port})
+
+    @classmethod
+    def decode(cls, body: memoryview) -> Published:
+        fields = decode_map(body, strict=True)
+        value = cls(
+            publication=fields.integer("id", 1, MAX_STREAM),
+            port=fields.integer("port", 1, 65535),
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The relay does not listen for this publication; `code` is a `RefusalCode` or unknown."""
+
+    publication: int
+    code: int
+    reason: str
+
+    def encode(self) -> bytes:
+        reason = printable(self.reason, MAX_REASON)
+        body = {"id": self.publication, "code": self.code, "reason": reason}
+        return _map_frame(FrameType.REFUSED, body)
+
+    @classmethod
+    def decode(cls, body: memoryview) -> Refused:
+        fields = decode_map(body, strict=True)
+        value = cls(
+            publication=fields.integer("id", 1, MAX_STREAM),
+            code=fields.integer("code", 1, 255),
+            reason=fields.text("reason", 0, MAX_REASON),
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpublish:
+    """The agent withdraws a publication; its open streams go on."""
+
+    publication: int
+
+    def encode(self) -> bytes:
+        return _map_frame(FrameType.UNPUBLISH, {"id": self.publication})
+
+    @classmethod
+    def decode(cls, body: memoryview) -> Unpublish:
+        fields = decode_map(body, strict=True)
+        value = cls(publication=fields.integer("id", 1, MAX_STREAM))
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """The relay opens a stream: a visitor came from `source` (address, port)."""
+
+    publication: int
+    source: tuple[str, int]
+
+    def encode(self, stream: int) -> bytes:
+        host, port = self.source
+        body = {"id": self.publication, "host": host, "port": port}
+        return _map_frame(FrameType.OPEN, body, stream)
+
+    @classmethod
+    def decode(cls, body: memoryview) -> Open:
+        fields = decode_map(body, strict=True)
+        value = cls(
+            publication=fields.integer("id", 1, MAX_STREAM),
+            source=(fields.text("host", 1, 64), fields.integer("port", 0, 65535)),
+        )
+        fields.finish()
+        return value
+
+
+def _map_frame(kind: FrameType, body: dict[str, object], stream: int = 0) -> bytes:
+    return HEADER.pack(kind, stream) + encode_map(body)
+
+
+def window(stream: int, increment: int) -> bytes:
+    return _U32.pack(FrameType.WINDOW, stream, increment)
+
+
+def fin(stream: int) -> bytes:
+    return HEADER.pack(FrameType.FIN, stream)
+
+
+def reset(stream: int, code: int) -> bytes:
+    return _U8.pack(FrameType.RESET, stream, code)
+
+
+def ack(received: int) -> bytes:
+    return _U64.pack(FrameType.ACK, 0, received)
+
+
+def ping(received: int, stamp: int) -> bytes:
+    """`stamp` comes back in the PONG; it is opaque to the peer."""
+    return _U64_U64.pack(FrameType.PING, 0, received, stamp)
+
+
+def pong(received: int, stamp: int) -> bytes:
+    return _U64_U64.pack(FrameType.PONG, 0, received, stamp)
+
+
+def close(code: CloseCode) -> bytes:
+    return _U8.pack(FrameType.CLOSE, 0, code)
+
+
+def link_frame(kind: FrameType, body: bytes) -> bytes:
+    """WELCOME or DENIED, whose bodies `protocol.hello` encodes."""
+    return HEADER.pack(kind, 0) + body
+
+
+def split(frame: memoryview) -> tuple[int, int]:
+    """Type and stream of a frame; the body is `frame[HEADER_SIZE:]`."""
+    if len(frame) < HEADER_SIZE:
+        raise RemoteProtocolError("frame shorter than its header")
+    kind, stream = HEADER.unpack_from(frame)
+    return kind, stream
+
+
+def decode_u8(frame: memoryview) -> int:
+    return int(_fixed(_U8, frame)[2])
+
+
+def decode_close(frame: memoryview) -> CloseCode | None:
+    """None for a code that this version does not know."""
+    code = decode_u8(frame)
+    return CloseCode(code) if code in CloseCode.__members__.values() else None
+
+
+def decode_u32(frame: memoryview) -> int:
+    return int(_fixed(_U32, frame)[2])
+
+
+def decode_u64(frame: memoryview) -> int:
+    return int(_fixed(_U64, frame)[2])
+
+
+def decode_u64_u64(frame: memoryview) -> tuple[int, int]:
+    _, _, first, second = _fixed(_U64_U64, frame)
+    return first, second
+
+
+def decode_empty(frame: memoryview) -> None:
+    _fixed(HEADER, frame)
+
+
+def _fixed(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:
+    if len(frame) != layout.size:
+        raise RemoteProtocolError(
+            f"frame of type {frame[0]:#04x} has {len(frame)} bytes, not {layout.size}"
+        )
+    return layout.unpack(frame)

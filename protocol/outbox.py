@@ -1,0 +1,120 @@
+"""What one session has to send: control frames, the streams' queues, and replay, in one budget.
+
+A frame passes through here once: queued, numbered when it goes out, kept until acked, released.
+
+    queue(stream) ──scheduler──┐
+    queue_control ─────────────┴──▶ replay ──acked──▶ released (memory, pooled buffer)
+
+Data is admitted by `room` before it is read from its socket, so nothing is ever dropped for lack of
+memory. Control frames are small and few by construction; they are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from protocol import frame as wire
+from protocol.buffers import BufferPool
+from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
+from protocol.replay import FRAME_OVERHEAD, Budget, Replay, Sent
+from protocol.scheduler import Scheduler
+from protocol.stream import Stream
+
+# Payloads up to this are copied out, so that a keystroke does not hold a 64 KiB buffer until acked.
+COPY_BELOW: Final = 16 * 1024
+# OPEN, RESET, WINDOW and the like have room outside the replay budget. 8 MiB are 30,000 of them: more
+# than 4,096 streams can need, and 200 visitors a second over a link stalled for a minute.
+CONTROL_HEADROOM: Final = 8 * 1024 * 1024
+
+
+class Outbox:
+    def __init__(self, *, budget: Budget, pool: BufferPool) -> None:
+        self.replay = Replay()
+        self.control_held = 0
+        self.budget = budget
+        self._pool = pool
+        self._control: deque[Sent] = deque()
+        self._scheduler = Scheduler(MAX_PAYLOAD)
+
+    def room(self, state: Stream, streams: int) -> int:
+        """Payload bytes that `state` may queue now, by memory alone."""
+        room = self.budget.room(state.held, streams) - FRAME_OVERHEAD - HEADER_SIZE
+        # Not enough for a pooled buffer may be enough for a copy of its own size.
+        return room if room >= MAX_PAYLOAD else min(room, COPY_BELOW)
+
+    def queue_data(self, state: Stream, buffer: bytearray, count: int) -> bool:
+        """Queue `count` bytes at offset HEADER_SIZE of `buffer`; True if the buffer is kept."""
+        wire.HEADER.pack_into(buffer, 0, FrameType.DATA, state.id)
+        view = memoryview(buffer)[: HEADER_SIZE + count]
+        if count > COPY_BELOW:
+            self._queue(state, Sent(view, FRAME_OVERHEAD + len(buffer), state, buffer))
+            return True
+        self._queue(state, Sent(bytes(view), FRAME_OVERHEAD + len(view), state, None))
+        return False
+
+    def queue_end(self, state: Stream, frame: bytes) -> None:
+        """Queue a FIN, or a RESET that must not overtake it, behind the stream's data."""
+        self._queue(state, Sent(frame, FRAME_OVERHEAD + len(frame), state, None))
+
+    def queue_control(self, frame: bytes) -> None:
+        self._control.append(self.control(frame))
+
+    def control(self, frame: bytes) -> Sent:
+        """A control frame made the moment it goes out."""
+        cost = FRAME_OVERHEAD + len(frame)
+        self.control_held += cost
+        return Sent(frame, cost, None, None)
+
+    def next_control(self) -> Sent | None:
+        return self._control.popleft() if self._control else None
+
+    def next_stream_frame(self) -> Sent | None:
+        state = self._scheduler.next()
+        return None if state is None else state.queue.popleft()
+
+    def drop_queue(self, state: Stream) -> int:
+        """Forget what waits in a stream's queue; returns the payload bytes never sent."""
+        payload = 0
+        for sent in state.queue:
+            if sent.frame[0] == FrameType.DATA:
+                payload += len(sent.frame) - HEADER_SIZE
+            self._release(sent)
+        state.queue.clear()
+        return payload
+
+    def ack(self, received: int) -> list[Stream]:
+        """The peer has `received` frames; returns the streams whose FIN it has now."""
+        return self._release_all(self.replay.ack(received))
+
+    def resume(self, received: int) -> list[Stream]:
+        """A new link's peer has `received` frames (raises SessionLost); else as `ack`."""
+        return self._release_all(self.replay.resume(received))
+
+    def discard(self) -> None:
+        self._release_all(self.replay.discard_all())
+        while self._control:
+            self._release(self._control.popleft())
+
+    def _queue(self, state: Stream, sent: Sent) -> None:
+        self.budget.take(sent.cost)
+        state.held += sent.cost
+        state.queue.append(sent)
+        self._scheduler.wake(state)
+
+    def _release_all(self, dropped: list[Sent]) -> list[Stream]:
+        ended = []
+        for sent in dropped:
+            self._release(sent)
+            if sent.frame[0] == FrameType.FIN and sent.stream is not None:
+                ended.append(sent.stream)
+        return ended
+
+    def _release(self, sent: Sent) -> None:
+        if sent.stream is None:
+            self.control_held -= sent.cost
+            return
+        sent.stream.held -= sent.cost
+        self.budget.give(sent.cost)
+        if sent.buffer is not None:
+            self._pool.give(sent.buffer)

@@ -1,0 +1,144 @@
+"""Sent frames, kept as plaintext until the peer acks them.
+
+Frames are numbered from 0, one count per direction. `base` is the number of the oldest frame kept,
+`cursor` how many of those kept went out on the current link:
+
+    acked ───────▶│ base ………… cursor │ ………… end │ ───▶ not yet numbered
+                    kept, on the link   kept, to be sent again after a resume
+
+A resume sets `base` to the peer's received count and `cursor` to 0; every frame is then sealed
+afresh under the new link's keys, so no key and nonce ever meet twice.
+
+Budgets count memory held, not payload. The budget holds queued *and* unacked frames, since both are
+memory; a stream's share is counted in `Stream.held`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from protocol.errors import RemoteProtocolError, SessionLost
+
+if TYPE_CHECKING:
+    from protocol.stream import Stream
+
+# What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded up.
+FRAME_OVERHEAD: Final = 256
+
+# A stream may hold this much whatever bulk does, so that a keystroke never waits for replay room.
+STREAM_RESERVE: Final = 16 * 1024
+
+
+class Sent(NamedTuple):
+    frame: bytes | memoryview
+    cost: int  # memory held, in bytes
+    stream: Stream | None  # whose `held` the cost counts in; None for control frames
+    buffer: bytearray | None  # goes back to the pool on ack
+
+
+class ReplayCap:
+    """Memory that all sessions of a process may hold together, in bytes."""
+
+    __slots__ = ("held", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+
+@dataclass(slots=True)
+class Budget:
+    """What one session holds for replay, under its own limit and the process's cap."""
+
+    limit: int
+    cap: ReplayCap
+    held: int = 0
+
+    def take(self, cost: int) -> None:
+        self.held += cost
+        self.cap.held += cost
+
+    def give(self, cost: int) -> None:
+        self.held -= cost
+        self.cap.held -= cost
+
+    def reserve(self, streams: int) -> int:
+        """Bytes each of `streams` open streams may hold whatever the others do.
+
+        At most half the budget is set aside, however many streams there are, so that bulk never
+        starves and the sum never passes `limit`.
+        """
+        return min(STREAM_RESERVE, self.limit // (2 * max(streams, 1)))
+
+    def room(self, held_by_stream: int, streams: int) -> int:
+        """Bytes that a stream holding `held_by_stream` may add now."""
+        reserve = self.reserve(streams)
+        shared = min(self.limit - self.held - reserve * streams, self.cap.limit - self.cap.held)
+        return max(shared, reserve - held_by_stream, 0)
+
+
+class Replay:
+    __slots__ = ("_kept", "base", "cursor")
+
+    def __init__(self) -> None:
+        self._kept: deque[Sent] = deque()
+        self.base = 0
+        self.cursor = 0
+
+    @property
+    def end(self) -> int:
+        """The number the next new frame gets."""
+        return self.base + len(self._kept)
+
+    @property
+    def unacked(self) -> bool:
+        """Whether something went out on this link that the peer has not acked."""
+        return self.cursor > 0
+
+    def add(self, sent: Sent) -> None:
+        """Number and keep a frame that goes out now; nothing may wait to be sent again."""
+        self._kept.append(sent)
+        self.cursor += 1
+
+    def next_again(self) -> bytes | memoryview | None:
+        """The next frame the new link has not seen, or None."""
+        if self.cursor == len(self._kept):
+            return None
+        # After a resume this walks the deque once; indexing near its ends is fast.
+        frame = self._kept[self.cursor].frame
+        self.cursor += 1
+        return frame
+
+    def ack(self, received: int) -> list[Sent]:
+        """Drop what the peer has; returns the dropped, oldest first."""
+        count = received - self.base
+        if not 0 <= count <= self.cursor:
+            raise RemoteProtocolError(
+                f"ack of {received} outside {self.base}…{self.base + self.cursor}"
+            )
+        return self._drop(count)
+
+    def resume(self, received: int) -> list[Sent]:
+        """Continue on a new link whose peer has `received` frames.
+
+        Raises SessionLost if that is not between what was acked and what was ever sent.
+        """
+        count = received - self.base
+        if not 0 <= count <= len(self._kept):
+            raise SessionLost(f"peer claims {received} frames outside {self.base}…{self.end}")
+        dropped = self._drop(count)
+        self.cursor = 0
+        return dropped
+
+    def discard_all(self) -> list[Sent]:
+        self.cursor = len(self._kept)
+        return self._drop(len(self._kept))
+
+    def _drop(self, count: int) -> list[Sent]:
+        kept = self._kept
+        dropped = [kept.popleft() for _ in range(count)]
+        self.base += count
+        self.cursor -= count
+        return dropped

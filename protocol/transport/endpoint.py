@@ -1,0 +1,104 @@
+"""One side of a session under trio: the session, its current link, its spliced sockets.
+
+The only place that knows both what a session is and what a link is made of. Links come and go
+(`carry`), splices go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import ResetCode
+from protocol.events import DataReceived, Event, StreamFinished, StreamReset
+from protocol.session import Session
+from protocol.transport.link import Link
+from protocol.transport.splice import Splice
+
+
+class Endpoint:
+    def __init__(
+        self, session: Session, *, pool: BufferPool, on_event: Callable[[Event], None]
+    ) -> None:
+        """`on_event` takes, without waiting, each event that is not about an open stream."""
+        self.session = session
+        self.pool = pool
+        self.link: Link | None = None
+        self.splices: dict[int, Splice] = {}
+        self._on_event = on_event
+
+    def join(self, stream: int) -> Splice:
+        """A splice for `stream`; run it with a socket, or `refuse` the stream."""
+        splice = self.splices[stream] = Splice(self, stream)
+        return splice
+
+    def refuse(self, splice: Splice, code: ResetCode) -> None:
+        """End a stream whose socket could not be had."""
+        self.forget(splice)
+        self.session.reset(splice.stream, code)
+        self.flush()
+
+    def forget(self, splice: Splice) -> None:
+        self.splices.pop(splice.stream, None)
+        self.flush()
+
+    async def carry(self, link: Link, peer_received: int) -> None:
+        """Attach `link` and carry the session over it until it ends.
+
+        Always raises: LinkLost, after which another link may carry on, or SessionLost.
+        """
+        self.session.attach(peer_received, trio.current_time())
+        self.link = link
+        try:
+            await link.run(self.session, self._deliver, self._wake)
+        finally:
+            if self.link is link:
+                self._detach()
+
+    def drop_link(self, reason: str) -> None:
+        """Stop using the current link now; from here on `session.received` is fixed."""
+        if self.link is not None:
+            self.link.drop(reason)
+            self._detach()
+
+    def lose(self) -> None:
+        """The session is over: every socket is reset."""
+        self.drop_link("the session is over")
+        self.session.discard()
+        for splice in list(self.splices.values()):
+            splice.on_reset(ResetCode.SESSION_LOST, finished=splice.inbound_finished)
+
+    def flush(self) -> None:
+        """Send what can be sent now."""
+        if self.link is not None:
+            self.link.flush()
+            self._wake()
+
+    def _detach(self) -> None:
+        self.link = None
+        self.session.detach()
+        self._wake()
+
+    def _wake(self) -> None:
+        for stream in self.session.take_ready():
+            splice = self.splices.get(stream)
+            if splice is not None:
+                splice.on_ready()
+
+    def _deliver(self, event: Event) -> None:
+        if isinstance(event, DataReceived):
+            splice = self.splices.get(event.stream)
+            if splice is not None:
+                splice.on_data(event.data)
+        elif isinstance(event, StreamFinished):
+            splice = self.splices.get(event.stream)
+            if splice is not None:
+                splice.on_fin()
+        elif isinstance(event, StreamReset):
+            splice = self.splices.get(event.stream)
+            if splice is not None:
+                splice.on_reset(event.code, finished=event.finished)
+        else:
+            self._on_event(event)

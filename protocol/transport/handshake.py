@@ -1,0 +1,164 @@
+"""From a fresh TCP connection to a link whose two ends know each other.
+
+    agent                                           relay
+      preface, message 1 (proves it knows the relay's key) ─▶
+                                       ◀─ message 2, or a close without a single byte
+      message 3 (its own key; hello) ─▶
+                                       ◀─ first record: WELCOME or DENIED
+
+What each side may spend before the other has proved something is bounded: fixed lengths for the
+preface and message 1, MAX_HELLO for message 3. Deadlines are the caller's.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from protocol import frame as wire
+from protocol.errors import (
+    DenialCode,
+    LinkDenied,
+    LinkLost,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
+from protocol.frame import HEADER_SIZE, FrameType
+from protocol.hello import (
+    MAX_HELLO,
+    PREFACE_SIZE,
+    VERSION,
+    Denial,
+    Hello,
+    Welcome,
+    decode_preface,
+    encode_preface,
+)
+from protocol.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
+from protocol.record import MAX_RECORD, Opener, Sealer, plaintext_area
+from protocol.transport.link import Link
+from protocol.transport.sockets import prepare_link, receive_exactly, send_all
+
+# Eight full records a receive: as many as a fast link sends at once. Untouched, it takes no memory.
+RECEIVE_AREA: Final = 8 * MAX_RECORD
+# Everything above an opened frame is synchronous, so all links open into the same place.
+_plaintext: Final = plaintext_area()
+
+_LENGTH: Final = struct.Struct(">H")
+# Message 1 is an ephemeral key and the tag over an empty payload.
+_MESSAGE_1: Final = KEY_SIZE + TAG_SIZE
+# Message 2's payload is empty or a Denial, whose reason has at most 256 characters.
+_MESSAGE_2_LIMIT: Final = KEY_SIZE + TAG_SIZE + 2048
+# Message 3 is the agent's key and the hello, each with a tag.
+_MESSAGE_3_LIMIT: Final = KEY_SIZE + TAG_SIZE + MAX_HELLO + TAG_SIZE
+
+
+async def initiate(
+    sock: socket.socket,
+    *,
+    suite: Suite,
+    static: StaticKey,
+    relay_key: bytes,
+    hello: Callable[[], Hello],
+) -> tuple[Link, Welcome]:
+    """The agent's side. `hello` is asked right before message 3, which commits to this link.
+
+    Raises LinkDenied with the relay's reason, LinkLost for anything else.
+    """
+    prepare_link(sock)
+    preface = encode_preface(suite)
+    noise = Handshake(
+        suite=suite, prologue=preface, initiator=True, static=static, remote_static=relay_key
+    )
+    try:
+        await send_all(sock, preface + _framed(noise.write_message()))
+        try:
+            answer = noise.read_message(await _receive_message(sock, _MESSAGE_2_LIMIT))
+        except EOFError:
+            raise LinkLost(
+                "closed without an answer: not a relay, or not the relay whose key we hold"
+            ) from None
+        if answer:
+            raise _denied(Denial.decode(answer))
+        await send_all(sock, _framed(noise.write_message(hello().encode())))
+        link = _link(sock, noise)
+        return link, _welcome(await link.receive_frame())
+    except RemoteProtocolError as exc:
+        raise LinkLost(f"the handshake failed: {exc}") from exc
+    except OSError as exc:
+        raise LinkLost(f"the handshake failed: {exc.strerror or exc}") from exc
+
+
+class Arrival:
+    """An agent that proved who it is and waits for its answer."""
+
+    def __init__(self, link: Link, agent_key: bytes, hello: Hello) -> None:
+        self.link = link
+        self.agent_key = agent_key
+        self.hello = hello
+
+    async def welcome(self, welcome: Welcome) -> None:
+        """Raises LinkLost."""
+        await self.link.send_frame(wire.link_frame(FrameType.WELCOME, welcome.encode()))
+
+    async def deny(self, denial: Denial) -> None:
+        """Raises LinkLost."""
+        await self.link.send_frame(wire.link_frame(FrameType.DENIED, denial.encode()))
+
+
+async def respond(
+    sock: socket.socket, *, static: StaticKey, verified: Callable[[], None]
+) -> Arrival:
+    """The relay's side, up to message 3. `verified` is called once message 1 proved genuine.
+
+    Raises RemoteProtocolError, EOFError, OSError. Sends nothing before message 1 verifies.
+    """
+    prepare_link(sock)
+    preface = decode_preface(await receive_exactly(sock, PREFACE_SIZE))
+    noise = Handshake(suite=preface.suite, prologue=preface.raw, initiator=False, static=static)
+    noise.read_message(await _receive_message(sock, _MESSAGE_1, least=_MESSAGE_1))
+    verified()
+    if preface.version != VERSION:
+        reason = f"this relay speaks protocol version {VERSION}, the agent {preface.version}"
+        denial = Denial(code=DenialCode.VERSION, reason=reason, retry_after=0.0)
+        await send_all(sock, _framed(noise.write_message(denial.encode())))
+        raise RemoteProtocolError(reason)
+    await send_all(sock, _framed(noise.write_message()))
+    hello = Hello.decode(noise.read_message(await _receive_message(sock, _MESSAGE_3_LIMIT)))
+    agent_key = noise.remote_static
+    if agent_key is None:
+        raise LocalProtocolError("message 3 was read, yet the agent has no key")
+    return Arrival(_link(sock, noise), agent_key, hello)
+
+
+def _framed(message: bytes) -> bytes:
+    return _LENGTH.pack(len(message)) + message
+
+
+async def _receive_message(sock: socket.socket, limit: int, *, least: int = 1) -> bytes:
+    (length,) = _LENGTH.unpack(await receive_exactly(sock, _LENGTH.size))
+    if not least <= length <= limit:
+        raise RemoteProtocolError(f"handshake message of {length} bytes")
+    return await receive_exactly(sock, length)
+
+
+def _link(sock: socket.socket, noise: Handshake) -> Link:
+    sending, receiving = noise.split()
+    opener = Opener(receiving, capacity=RECEIVE_AREA, plaintext=_plaintext)
+    return Link(sock, Sealer(sending), opener)
+
+
+def _welcome(frame: bytes) -> Welcome:
+    kind, _ = wire.split(memoryview(frame))
+    body = frame[HEADER_SIZE:]
+    if kind == FrameType.DENIED:
+        raise _denied(Denial.decode(body))
+    if kind != FrameType.WELCOME:
+        raise RemoteProtocolError(f"frame of type {kind:#04x} instead of a welcome")
+    return Welcome.decode(body)
+
+
+def _denied(denial: Denial) -> LinkDenied:
+    return LinkDenied(denial.code, denial.reason, denial.retry_after)

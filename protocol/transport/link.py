@@ -1,0 +1,245 @@
+"""One TCP connection with its keys, carrying one session.
+
+Everything that is sent goes through `flush`, which never waits: it seals what the session gives and
+sends until the socket is full. Only then does the writer task take over, and until it is done
+`flush` does nothing. So no cancelled task can tear a record, and order on the wire is the order in
+which the session numbered its frames.
+
+Three tasks: reader, writer (asleep but for a full socket), timer.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
+from protocol.events import Event
+from protocol.liveness import Verdict
+from protocol.record import MAX_FRAME, RECORD_OVERHEAD, Opener, Sealer
+from protocol.session import Session
+
+log = logging.getLogger(__name__)
+
+# Eight full records a send: fewer cost a system call each, more spill the L2 cache.
+BATCH: Final = 8 * (MAX_FRAME + RECORD_OVERHEAD)
+# Sealed records between links share these; a link holds one only while its socket is full.
+_batches: Final = BufferPool(BATCH, spare=4)
+# A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
+TURN_SECONDS: Final = 0.002
+TURN_BYTES: Final = 256 * 1024
+
+
+class Link:
+    def __init__(self, sock: socket.socket, sealer: Sealer, opener: Opener) -> None:
+        self._sock = sock
+        self._sealer = sealer
+        self._opener = opener
+        self._session: Session | None = None
+        self._pending: memoryview | None = None  # sealed, not yet taken by the socket
+        self._buffer: bytearray | None = None  # what `_pending` points into
+        self._full = trio.Event()
+        self._timer = trio.CancelScope()
+        self._scope = trio.CancelScope()
+        self._lost: ProtocolError | None = None
+
+    @property
+    def peername(self) -> tuple[str, int]:
+        """Address and port of the other end."""
+        try:
+            host, port = self._sock.getpeername()[:2]
+        except OSError:
+            return "", 0
+        return host, port
+
+    # Before a session is attached
+
+    async def receive_frame(self) -> bytes:
+        """The first frame, during the handshake. Raises LinkLost, RemoteProtocolError."""
+        while True:
+            frame = self._opener.next_frame()
+            if frame is not None:
+                return bytes(frame)
+            if not self._receive():
+                await trio.lowlevel.wait_readable(self._sock)
+
+    async def send_frame(self, frame: bytes) -> None:
+        """Send one frame, during the handshake. Raises LinkLost."""
+        record = bytearray(len(frame) + RECORD_OVERHEAD)
+        self._sealer.seal_into(frame, memoryview(record))
+        view = memoryview(record)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+            except OSError as exc:
+                raise LinkLost(f"sending failed: {exc.strerror or exc}") from exc
+
+    # With a session
+
+    async def run(
+        self, session: Session, deliver: Callable[[Event], None], wake: Callable[[], None]
+    ) -> None:
+        """Carry `session` until the link ends; always raises LinkLost or SessionLost.
+
+        `deliver` takes each event at once, `wake` is called when readers may try again. The socket
+        stays open; `close` it.
+        """
+        self._session = session
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, session, deliver, wake)
+                nursery.start_soon(self._write, session, wake)
+                nursery.start_soon(self._watch, session)
+                self.flush()
+        raise self._lost or LinkLost("replaced")
+
+    def drop(self, reason: str) -> None:
+        """End `run` with LinkLost; nothing more is received or sent from this moment on."""
+        self._end(LinkLost(reason))
+
+    def close(self) -> None:
+        self._sock.close()
+        self._release()
+
+    def flush(self) -> None:
+        """Seal and send what the session has, as far as the socket takes it. Never waits."""
+        session = self._session
+        if session is None or self._lost is not None or self._pending is not None:
+            return
+        now = trio.current_time()
+        buffer = _batches.take()
+        area = memoryview(buffer)
+        while True:
+            size = self._seal_batch(session, area, now)
+            if size == 0:
+                break
+            sent = self._send(area[:size])
+            if sent < size:
+                # The pool gets it back when the socket has taken it all.
+                self._buffer, self._pending = buffer, area[sent:size]
+                self._full.set()
+                self._rearm()
+                return
+        _batches.give(buffer)
+        self._rearm()
+
+    def _seal_batch(self, session: Session, area: memoryview, now: float) -> int:
+        size = 0
+        while size <= BATCH - MAX_FRAME - RECORD_OVERHEAD:
+            frame = session.next_frame(now)
+            if frame is None:
+                break
+            size += self._sealer.seal_into(frame, area[size:])
+        return size
+
+    def _send(self, data: memoryview) -> int:
+        """How much the socket took; at a loss, all: there is no use in keeping the rest."""
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            self._end(LinkLost(f"sending failed: {exc.strerror or exc}"))
+            return len(data)
+
+    def _receive(self) -> int:
+        """Take what the socket has, 0 bytes if it has nothing now. Raises LinkLost."""
+        try:
+            count = self._sock.recv_into(self._opener.space())
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise LinkLost(f"receiving failed: {exc.strerror or exc}") from exc
+        if count == 0:
+            raise LinkLost("closed by the other end")
+        self._opener.received(count)
+        return count
+
+    def _end(self, why: ProtocolError) -> None:
+        if self._lost is None:
+            self._lost = why
+            self._scope.cancel()
+
+    def _rearm(self) -> None:
+        """Wake the timer earlier if a deadline has come nearer; a later one it finds by itself."""
+        if self._session is not None:
+            deadline = self._session.next_deadline()
+            if deadline < self._timer.deadline:
+                self._timer.deadline = deadline
+
+    def _release(self) -> None:
+        if self._buffer is not None:
+            _batches.give(self._buffer)
+            self._buffer = self._pending = None
+
+    async def _read(
+        self, session: Session, deliver: Callable[[Event], None], wake: Callable[[], None]
+    ) -> None:
+        turn_ends = trio.current_time() + TURN_SECONDS
+        quota = TURN_BYTES
+        try:
+            while True:
+                # Also frames that came along with the last one of the handshake.
+                self._open_all(session, deliver)
+                self.flush()
+                wake()
+                if quota <= 0 or trio.current_time() >= turn_ends:
+                    await trio.lowlevel.checkpoint()
+                    turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
+                while not (count := self._receive()):
+                    await trio.lowlevel.wait_readable(self._sock)
+                    turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
+                quota -= count
+                session.heard(trio.current_time())
+        except (LinkLost, SessionLost) as exc:
+            self._end(exc)
+        except RemoteProtocolError as exc:
+            # The record was sealed by the peer's own key, or the bytes were mangled on the way.
+            self._end(LinkLost(f"protocol error: {exc}"))
+
+    def _open_all(self, session: Session, deliver: Callable[[Event], None]) -> None:
+        now = trio.current_time()
+        while self._lost is None:
+            frame = self._opener.next_frame()
+            if frame is None:
+                return
+            try:
+                event = session.receive(frame, now)
+            except RemoteProtocolError as exc:
+                # Authenticated nonsense: replaying it over another link would meet it again.
+                raise SessionLost(f"protocol error: {exc}") from exc
+            if event is not None:
+                deliver(event)
+
+    async def _write(self, session: Session, wake: Callable[[], None]) -> None:
+        while True:
+            await self._full.wait()
+            self._full = trio.Event()
+            while self._pending is not None:
+                await trio.lowlevel.wait_writable(self._sock)
+                sent = self._send(self._pending)
+                self._pending = self._pending[sent:]
+                if not self._pending:
+                    self._release()
+            self.flush()
+            wake()
+
+    async def _watch(self, session: Session) -> None:
+        while True:
+            self._timer = trio.CancelScope(deadline=session.next_deadline())
+            with self._timer:
+                await trio.sleep_forever()
+            if not session.attached:
+                return
+            verdict = session.handle_deadline(trio.current_time())
+            if verdict is Verdict.DEAD:
+                self._end(LinkLost("no sign of life"))
+                return
+            self.flush()

@@ -1,0 +1,254 @@
+"""One stream joined to one TCP socket: a visitor's at the relay, a target's at the agent.
+
+    outbound   socket ──read as far as the session allows──▶ session.send ──EOF──▶ session.finish
+    inbound    events ──write at once, keep the rest──▶ socket ──FIN──▶ shutdown(SHUT_WR)
+
+How it ends (the socket carries SO_LINGER {1, 0} throughout, so every close but the first is a RST):
+
+=============================================  ================================================
+both directions finished                       close
+peer resets, its direction not finished        close at once: RST
+peer resets after its FIN                      deliver all, shut down, then discard what the
+                                               socket still sends until it ends: a RST now could
+                                               destroy what lies unread at the other side
+our socket is reset                            stream reset
+our socket takes no more (EPIPE) but is still  discard inbound; finish outbound at EOF, then reset
+being read: its FIN is behind unread data
+=============================================  ================================================
+
+The last row is `ssh host 'cat big; exit 3'` with a slow reader: sshd has closed, the laptop has not
+read it all yet and still sends window updates.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from protocol.errors import ResetCode
+from protocol.frame import HEADER_SIZE
+from protocol.transport.link import TURN_BYTES
+from protocol.transport.sockets import close_finished
+
+if TYPE_CHECKING:
+    from protocol.transport.endpoint import Endpoint
+
+# How long a socket may go on sending to a stream that was reset after all was delivered to it: the
+# kernel's own limit for an orphan in FIN-WAIT-2 (tcp_fin_timeout).
+DISCARD_SECONDS: Final = 60.0
+
+
+class Splice:
+    def __init__(self, endpoint: Endpoint, stream: int) -> None:
+        self._endpoint = endpoint
+        self._session = endpoint.session
+        self.stream = stream
+        self.sent = 0  # bytes from the socket to the stream
+        self.delivered = 0  # bytes from the stream to the socket
+        self._sock: socket.socket | None = None
+        self._backlog = bytearray()  # inbound bytes the socket has not taken yet
+        self._fin = False  # the peer's direction ended
+        self._eof = False  # the socket's direction ended
+        self._reset: int | None = None  # the code of the peer's reset
+        self._deaf = False  # the socket takes no more; discard inbound
+        self._ready = trio.Event()  # the session may take more
+        self._writable = trio.Event()  # there is a backlog
+        self._inbound_over = trio.Event()
+        self._scope = trio.CancelScope()
+        self._reading = trio.CancelScope()
+
+    async def run(self, sock: socket.socket) -> None:
+        """Carry bytes until both directions are over. Owns `sock` and closes it."""
+        self._sock = sock
+        finished = False
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    if self._backlog or self._fin:
+                        self._pump()
+                    finished = await self._read(sock)
+                    await self._inbound_over.wait()
+                    if self._reset is not None:
+                        finished = await self._discard(sock)
+                    nursery.cancel_scope.cancel()
+            finished = finished and not self._deaf and not self._scope.cancelled_caught
+        finally:
+            if not finished:
+                self._session.reset(self.stream, ResetCode.ABORTED)
+            self._endpoint.forget(self)
+            if finished:
+                close_finished(sock)
+            else:
+                sock.close()
+
+    @property
+    def inbound_finished(self) -> bool:
+        """Whether the peer's FIN came: what it sent is complete, delivered or not."""
+        return self._fin
+
+    # Called by the endpoint; none waits
+
+    def on_data(self, data: memoryview) -> None:
+        if self._deaf:
+            self._session.consumed(self.stream, len(data), kept_up=False)
+        elif self._backlog or self._sock is None:
+            self._backlog += data
+        else:
+            sent = self._send(self._sock, data)
+            if sent < len(data) and not self._deaf:
+                self._backlog += data[sent:]
+                self._writable.set()
+
+    def on_fin(self) -> None:
+        self._fin = True
+        self._pump()
+
+    def on_reset(self, code: int, *, finished: bool) -> None:
+        self._reset = code
+        if finished:
+            self._reading.cancel()
+            self._pump()
+        else:
+            self._scope.cancel()
+
+    def on_ready(self) -> None:
+        self._ready.set()
+
+    # Inbound
+
+    def _pump(self) -> None:
+        """Write what waits, then pass the FIN on."""
+        if self._sock is None:
+            return
+        if self._backlog:
+            with memoryview(self._backlog) as view:
+                sent = self._send(self._sock, view)
+            del self._backlog[:sent]
+        if self._backlog:
+            self._writable.set()
+        elif self._fin and not self._inbound_over.is_set():
+            self._deliver_fin(self._sock)
+
+    def _send(self, sock: socket.socket, data: memoryview) -> int:
+        """How much of `data` is dealt with."""
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            return self._send_failed(exc, len(data))
+        self.delivered += sent
+        self._session.consumed(self.stream, sent, kept_up=sent == len(data))
+        return sent
+
+    def _send_failed(self, exc: OSError, count: int) -> int:
+        if exc.errno != errno.EPIPE:
+            self._scope.cancel()
+            return 0
+        # Linux reports EPIPE, not ECONNRESET, only where the other side's FIN came first: all it
+        # wrote can still be read, and its end of file is a true one.
+        self._deaf = True
+        self._session.consumed(self.stream, count, kept_up=False)
+        if self._eof:
+            self._reset_after_fin()
+        return count
+
+    def _deliver_fin(self, sock: socket.socket) -> None:
+        try:
+            if not self._deaf:
+                sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            # Not connected any more: the reader meets the reset, if there is one.
+            self._deaf = True
+        self._session.fin_delivered(self.stream)
+        self._inbound_over.set()
+
+    async def _write(self) -> None:
+        """Wait for room in the socket whenever it was full."""
+        while True:
+            await self._writable.wait()
+            self._writable = trio.Event()
+            while self._backlog and self._sock is not None:
+                await trio.lowlevel.wait_writable(self._sock)
+                self._pump()
+
+    # Outbound
+
+    async def _read(self, sock: socket.socket) -> bool:
+        """Feed the stream until the socket's end; True if it ended with a FIN."""
+        with self._reading:
+            await self._read_to_end(sock)
+        return self._eof
+
+    async def _read_to_end(self, sock: socket.socket) -> None:
+        session, stream = self._session, self.stream
+        pool = self._endpoint.pool
+        quota = TURN_BYTES
+        while True:
+            allowance = session.allowance(stream)
+            if not allowance:
+                self._ready = trio.Event()
+                await self._ready.wait()
+                quota = TURN_BYTES
+                continue
+            buffer = pool.take()
+            kept = False
+            try:
+                count = sock.recv_into(memoryview(buffer)[HEADER_SIZE : HEADER_SIZE + allowance])
+                if count:
+                    kept = session.send(stream, buffer, count)
+            except BlockingIOError:
+                count = -1
+            except OSError:
+                self._scope.cancel()
+                count = -1
+            finally:
+                if not kept:
+                    pool.give(buffer)
+            if count < 0:
+                await trio.lowlevel.wait_readable(sock)
+                quota = TURN_BYTES
+                continue
+            if count == 0:
+                self._finish_outbound()
+                return
+            self.sent += count
+            self._endpoint.flush()
+            quota -= count
+            if quota <= 0:
+                quota = TURN_BYTES
+                await trio.lowlevel.checkpoint()
+
+    def _finish_outbound(self) -> None:
+        self._eof = True
+        self._session.finish(self.stream)
+        if self._deaf:
+            self._reset_after_fin()
+        self._endpoint.flush()
+
+    def _reset_after_fin(self) -> None:
+        """Tell the peer that nobody listens; the session sends it behind our FIN."""
+        self._session.reset(self.stream, ResetCode.ABORTED)
+        self._inbound_over.set()
+
+    async def _discard(self, sock: socket.socket) -> bool:
+        """Read and drop what the socket sends to nobody; True when it ends by itself."""
+        buffer = self._endpoint.pool.take()
+        try:
+            with trio.move_on_after(DISCARD_SECONDS):
+                while True:
+                    try:
+                        if sock.recv_into(buffer) == 0:
+                            return True
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_readable(sock)
+                    await trio.lowlevel.checkpoint()
+        except OSError:
+            return False
+        finally:
+            self._endpoint.pool.give(buffer)
+        return False
