@@ -1,0 +1,239 @@
+"""What the two sides tell each other before a link attaches (docs/protocol.md, "Handshake").
+
+    preface   agent → relay   magic, version, suite: in the clear, and the Noise prologue
+    hello     agent → relay   payload of handshake message 3
+    welcome   relay → agent   first record: the link is attached
+    denial    relay → agent   first record instead of welcome; or payload of message 2 when the
+                              relay does not speak the agent's version
+
+The preface is frozen for ever. Its version goes into the prologue as the agent sent it, so a relay
+that does not know that version still verifies message 1, and its denial in message 2 tells the
+agent that the key was right and the version was not.
+
+The rest are msgpack maps in which unknown keys are ignored: what is new is negotiated here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from protocol.body import Fields, decode_map, encode_map, printable
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.noise import KEY_SIZE, TAG_SIZE, Buffer, Suite
+
+MAGIC: Final = b"SRLY"
+VERSION: Final = 1
+_PREFACE: Final = struct.Struct(">4sBB")
+PREFACE_SIZE: Final = _PREFACE.size
+
+# All that an agent may send before the relay knows it, from the preface to the end of message 3.
+MAX_HELLO: Final = 4096
+# Preface, then messages 1 (e) and 3 (s) with their tags and lengths: what is not the hello itself.
+_AROUND_HELLO: Final = PREFACE_SIZE + (2 + KEY_SIZE + TAG_SIZE) + (2 + KEY_SIZE + 2 * TAG_SIZE)
+
+ID_SIZE: Final = 16  # of instances and sessions: random, so never the same twice
+U64_MAX: Final = 2**64 - 1
+MAX_TEXT: Final = 64  # characters of a name or a software version: fits a column
+MAX_FEATURES: Final = 32
+MAX_FEATURE: Final = 32  # characters
+MAX_REASON: Final = 256  # characters: one log line
+MAX_PORTS: Final = 256
+MIN_TOKEN: Final = 16  # bytes: the 128 bits below which guessing is not out of the question
+MAX_TOKEN: Final = 64
+MAX_STREAMS: Final = 65535  # open at once: more than one address has visitors' ports for
+MIN_WINDOW: Final = 16 * 1024  # the least that bulk moves in; a smaller one would starve
+MAX_STREAM_WINDOW: Final = 16 * 1024 * 1024
+MAX_SESSION_WINDOW: Final = 256 * 1024 * 1024
+MAX_RETRY_AFTER: Final = 86_400.0  # seconds: no denial keeps an agent away for more than a day
+
+
+@dataclass(frozen=True, slots=True)
+class Preface:
+    """`raw` is the prologue."""
+
+    version: int
+    suite: Suite
+    raw: bytes
+
+
+def encode_preface(suite: Suite, version: int = VERSION) -> bytes:
+    return _PREFACE.pack(MAGIC, version, suite)
+
+
+def decode_preface(data: Buffer) -> Preface:
+    """Of any version; RemoteProtocolError for another protocol or an unknown suite."""
+    if len(data) != PREFACE_SIZE:
+        raise RemoteProtocolError(f"preface of {len(data)} bytes, expected {PREFACE_SIZE}")
+    magic, version, suite = _PREFACE.unpack(data)
+    if magic != MAGIC:
+        raise RemoteProtocolError("not a relay agent (wrong magic)")
+    if suite not in Suite.__members__.values():
+        raise RemoteProtocolError(f"unknown cipher suite {suite}")
+    return Preface(version, Suite(suite), bytes(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the sender is ready to hold; windows in bytes, before anything grows them."""
+
+    streams: int
+    stream_window: int
+    session_window: int
+
+    def as_map(self) -> dict[str, object]:
+        return {
+            "streams": self.streams,
+            "stream_window": self.stream_window,
+            "session_window": self.session_window,
+        }
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        value = cls(
+            streams=fields.integer("streams", 1, MAX_STREAMS),
+            stream_window=fields.integer("stream_window", MIN_WINDOW, MAX_STREAM_WINDOW),
+            session_window=fields.integer("session_window", MIN_WINDOW, MAX_SESSION_WINDOW),
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """The session to continue, and how many of its sequenced frames the sender has received."""
+
+    session: bytes
+    received: int
+
+    def as_map(self) -> dict[str, object]:
+        return {"session": self.session, "received": self.received}
+
+    @classmethod
+    def take(cls, fields: Fields) -> Self:
+        value = cls(
+            session=fields.octets("session", ID_SIZE, ID_SIZE),
+            received=fields.integer("received", 0, U64_MAX),
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Who the agent is; `instance` is random per process, `epoch` counts its links."""
+
+    instance: bytes
+    epoch: int
+    software: str
+    features: tuple[str, ...]
+    limits: Limits
+    resume: Resume | None = None
+    token: bytes | None = field(default=None, repr=False)
+
+    def encode(self) -> bytes:
+        body: dict[str, object] = {
+            "instance": self.instance,
+            "epoch": self.epoch,
+            "software": self.software,
+            "features": self.features,
+            "limits": self.limits.as_map(),
+        }
+        if self.resume is not None:
+            body["resume"] = self.resume.as_map()
+        if self.token is not None:
+            body["token"] = self.token
+        encoded = encode_map(body)
+        if len(encoded) > MAX_HELLO - _AROUND_HELLO:
+            raise LocalProtocolError(f"hello of {len(encoded)} bytes does not fit the handshake")
+        return encoded
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        fields = decode_map(data, strict=False)
+        value = cls(
+            instance=fields.octets("instance", ID_SIZE, ID_SIZE),
+            epoch=fields.integer("epoch", 0, U64_MAX),
+            software=fields.text("software", 0, MAX_TEXT),
+            features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
+            limits=Limits.take(fields.map("limits")),
+            resume=Resume.take(fields.map("resume")) if "resume" in fields else None,
+            token=fields.octets("token", MIN_TOKEN, MAX_TOKEN) if "token" in fields else None,
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The link is attached to `session`; unless `resumed`, that is a new one.
+
+    `name` is what the relay calls the agent, `ports` what it may publish.
+    """
+
+    session: bytes
+    resumed: bool
+    received: int
+    limits: Limits
+    name: str
+    ports: tuple[int, ...]
+    features: tuple[str, ...]
+    software: str
+
+    def encode(self) -> bytes:
+        return encode_map(
+            {
+                "session": self.session,
+                "resumed": self.resumed,
+                "received": self.received,
+                "limits": self.limits.as_map(),
+                "name": self.name,
+                "ports": self.ports,
+                "features": self.features,
+                "software": self.software,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        fields = decode_map(data, strict=False)
+        value = cls(
+            session=fields.octets("session", ID_SIZE, ID_SIZE),
+            resumed=fields.boolean("resumed"),
+            received=fields.integer("received", 0, U64_MAX),
+            limits=Limits.take(fields.map("limits")),
+            name=fields.text("name", 1, MAX_TEXT),
+            ports=fields.integers("ports", 1, 65535, most=MAX_PORTS),
+            features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
+            software=fields.text("software", 0, MAX_TEXT),
+        )
+        fields.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """Why not; `code` is a `DenialCode` or one that a newer relay knows.
+
+    `retry_after` is in seconds; 0 leaves the interval to the agent's own backoff.
+    """
+
+    code: int
+    reason: str
+    retry_after: float = 0.0
+
+    def encode(self) -> bytes:
+        reason = printable(self.reason, MAX_REASON)
+        return encode_map({"code": self.code, "reason": reason, "retry_after": self.retry_after})
+
+    @classmethod
+    def decode(cls, data: Buffer) -> Self:
+        fields = decode_map(data, strict=False)
+        value = cls(
+            code=fields.integer("code", 1, 255),
+            reason=fields.text("reason", 0, MAX_REASON),
+            retry_after=fields.number("retry_after", 0.0, MAX_RETRY_AFTER),
+        )
+        fields.finish()
+        return value
