@@ -17,7 +17,7 @@ import struct
 from typing import Final
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.noise import TAG_SIZE, CipherState
+from protocol.noise import TAG_SIZE, Buffer, CipherState
 
 LENGTH: Final = struct.Struct(">H")
 LENGTH_SIZE: Final = LENGTH.size
@@ -43,7 +43,7 @@ class Sealer:
         self._cipher = cipher
         self._rekey_interval = rekey_interval
 
-    def seal_into(self, frame: bytes | bytearray | memoryview, out: memoryview) -> int:
+    def seal_into(self, frame: Buffer, out: memoryview) -> int:
         """Write the record to the front of `out` and return its length.
 
         `out` has room for len(frame) + RECORD_OVERHEAD and does not overlap `frame`.

@@ -1,0 +1,107 @@
+"""The invitation: one line that carries a new agent's trust in its relay, and the way to it.
+
+    relay1_<base32, lower case, no padding>
+
+of `relay_key 32 ‖ token 16 ‖ count u8 ‖ count × (length u8 ‖ host UTF-8 ‖ port u16) ‖ checksum 4`,
+big-endian; the checksum begins the SHA-256 of "relay1_" and everything before it.
+
+Base32 and not base64, because a double click selects all of it, and it survives a terminal that
+wraps it, a mail program that changes its case, and being read out aloud.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from protocol.noise import KEY_SIZE
+
+TOKEN_SIZE: Final = 16  # 128 bits: cannot be guessed within the hour that it lives
+MAX_HOSTS: Final = 8  # an invitation should still fit a few terminal lines
+_MAX_HOST: Final = 255  # bytes: what its length can say, and longer than any domain name
+
+_PREFIX: Final = "relay1_"
+_ANY_VERSION: Final = re.compile(r"relay([1-9][0-9]*)_", re.ASCII)
+_CHECKSUM_SIZE: Final = 4
+
+
+class InvitationError(ValueError):
+    """One line for whoever pasted the invitation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """`hosts` are (name or address, port), in the order in which to dial them."""
+
+    hosts: tuple[tuple[str, int], ...]
+    relay_key: bytes
+    token: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.hosts) <= MAX_HOSTS:
+            raise InvitationError(f"expected 1 to {MAX_HOSTS} relay hosts, not {len(self.hosts)}")
+        for host, port in self.hosts:
+            if not (
+                host.isprintable() and " " not in host and 1 <= len(host.encode()) <= _MAX_HOST
+            ):
+                raise InvitationError(f"expected a host name or address, not {host!a:.80}")
+            if not 1 <= port <= 65535:
+                raise InvitationError(f"expected a port from 1 to 65535, not {port}")
+        if len(self.relay_key) != KEY_SIZE:
+            raise InvitationError(f"expected a relay key of {KEY_SIZE} bytes")
+        if len(self.token) != TOKEN_SIZE:
+            raise InvitationError(f"expected a token of {TOKEN_SIZE} bytes")
+
+    def encode(self) -> str:
+        body = self.relay_key + self.token + bytes([len(self.hosts)])
+        for host, port in self.hosts:
+            name = host.encode()
+            body += bytes([len(name)]) + name + port.to_bytes(2, "big")
+        return _PREFIX + _to_base32(body + _checksum(body))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """White space anywhere and upper case are forgiven."""
+        text = "".join(text.split()).lower()
+        prefix = _ANY_VERSION.match(text)
+        if prefix is None:
+            raise InvitationError("not an invitation: expected one line that starts with relay1_")
+        if prefix[0] != _PREFIX:
+            raise InvitationError(
+                f"this invitation is of a newer kind ({prefix[0]:.16}): update relay-agent"
+            )
+        try:
+            value = cls._from_body(_from_base32(text.removeprefix(_PREFIX)))
+        except (IndexError, ValueError):
+            value = None
+        # One invitation has exactly one text. Comparing it covers the checksum, and with it
+        # whatever the parsing above was too lenient about.
+        if value is None or value.encode() != text:
+            raise InvitationError("the invitation is cut short or mistyped: copy the whole line")
+        return value
+
+    @classmethod
+    def _from_body(cls, body: bytes) -> Self:
+        relay_key, token = body[:KEY_SIZE], body[KEY_SIZE : KEY_SIZE + TOKEN_SIZE]
+        count, rest = body[KEY_SIZE + TOKEN_SIZE], body[KEY_SIZE + TOKEN_SIZE + 1 :]
+        hosts = []
+        for _ in range(count):
+            size, rest = rest[0], rest[1:]
+            hosts.append((rest[:size].decode(), int.from_bytes(rest[size : size + 2], "big")))
+            rest = rest[size + 2 :]
+        return cls(hosts=tuple(hosts), relay_key=relay_key, token=token)
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.sha256(_PREFIX.encode() + body).digest()[:_CHECKSUM_SIZE]
+
+
+def _to_base32(data: bytes) -> str:
+    return base64.b32encode(data).decode().rstrip("=").lower()
+
+
+def _from_base32(text: str) -> bytes:
+    return base64.b32decode(text.upper() + "=" * (-len(text) % 8))
