@@ -1,0 +1,111 @@
+"""What every command line of ours does alike: common options, and how it ends.
+
+    0    done
+    1    it could not be done, for a reason outside (CommandFailed)
+    2    the user's options, configuration or state folder are at fault
+    130  interrupted from the keyboard
+
+A failure is one line on standard error. A traceback means a bug of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TextIO
+
+from protocol.process.config import ConfigError
+from protocol.process.logs import FORMATS, LEVELS
+from protocol.process.state import StateError
+
+_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+
+
+class CommandFailed(Exception):  # noqa: N818 - an outcome, not a defect
+    """What was asked for cannot be done now; the text is one line for the user."""
+
+
+def add_common_options(parser: argparse.ArgumentParser, version: str) -> None:
+    """Add what every command takes, for the top-level parser.
+
+    The attributes `log_level` and `log_format` are None when not given, so that a configuration
+    file can have its say.
+    """
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    _add_log_options(parser, default=None)
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Let a subcommand take the log options as well, without undoing those given before it."""
+    _add_log_options(parser, default=argparse.SUPPRESS)
+
+
+def _add_log_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    parser.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        default=default,
+        help="how much to log on standard error: %(choices)s (default: info)",
+        metavar="LEVEL",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=default,
+        help="text for people, json for machines (default: text)",
+    )
+
+
+def run_command(command: Callable[[], int | None], *, program: str | None = None) -> int:
+    """Run `command` and return the exit status; None from it counts as 0."""
+    program = program or _program_name(Path(sys.argv[0]))
+    try:
+        status = command() or 0
+        say("")  # what argparse or a library may have printed
+    except BaseExceptionGroup as group:  # trio wraps whatever leaves a nursery
+        expected, bugs = group.split(_EXPECTED)
+        if bugs is not None or expected is None:
+            raise
+        return _end(program, _first(expected))
+    except _EXPECTED as end:
+        return _end(program, end)
+    return status
+
+
+_EXPECTED: Final = (ConfigError, StateError, CommandFailed, KeyboardInterrupt)
+
+
+def _end(program: str, end: BaseException) -> int:
+    if isinstance(end, KeyboardInterrupt):
+        return _INTERRUPTED
+    # One line, whatever a path or a peer put into the text.
+    sys.stderr.write(f"{program}: {' '.join(str(end).split())}\n")
+    return 1 if isinstance(end, CommandFailed) else 2
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def say(text: str) -> None:
+    """Write `text` to standard output at once, so that a failure to do so is not missed."""
+    output: TextIO | None = sys.stdout  # None if the process was started without
+    if output is None:
+        return
+    try:
+        output.write(text)
+        output.flush()
+    except OSError as error:
+        # The interpreter would flush again at exit and complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        raise CommandFailed(f"cannot write the output: {error.strerror}") from None
+
+
+def _program_name(argv0: Path) -> str:
+    # `python -m relay_server` has the path of its __main__.py there.
+    name = argv0.parent.name if argv0.name == "__main__.py" else argv0.name
+    return name.replace("_", "-")
