@@ -1,0 +1,122 @@
+"""Two SSH servers for the whole run, and a relay with its agent for each file of tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import LOOPBACK, Agent, Dropbear, Login, OpenSsh, Relay, SshServer, Target, free_port
+
+
+@pytest.fixture(scope="session")
+def login(tmp_path_factory: pytest.TempPathFactory) -> Login:
+    return Login(tmp_path_factory.mktemp("login") / "user")
+
+
+@pytest.fixture(scope="session")
+def dropbear(tmp_path_factory: pytest.TempPathFactory, login: Login) -> Iterator[SshServer]:
+    server = Dropbear(tmp_path_factory.mktemp("dropbear") / "server", login)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def openssh(tmp_path_factory: pytest.TempPathFactory, login: Login) -> Iterator[SshServer]:
+    server = OpenSsh(tmp_path_factory.mktemp("openssh") / "server", login)
+    yield server
+    server.stop()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """A relay and an agent at work, and the public ports of the agent's three services."""
+
+    relay: Relay
+    agent: Agent
+    dropbear_port: int
+    openssh_port: int
+    raw_port: int
+    target: Target
+    invitation: str
+
+
+@pytest.fixture(scope="module")
+def house(
+    tmp_path_factory: pytest.TempPathFactory, dropbear: SshServer, openssh: SshServer
+) -> Iterator[House]:
+    """For tests that leave it as they found it."""
+    yield from _run_house(tmp_path_factory.mktemp("house"), dropbear, openssh)
+
+
+@pytest.fixture
+def own_house(tmp_path: Path, dropbear: SshServer, openssh: SshServer) -> Iterator[House]:
+    """For tests that kill, revoke or restart something."""
+    yield from _run_house(tmp_path, dropbear, openssh)
+
+
+def _run_house(folder: Path, dropbear: SshServer, openssh: SshServer) -> Iterator[House]:
+    relay, agent, target = Relay(folder / "relay"), Agent(folder / "agent"), Target()
+    ports = [free_port() for _ in range(3)]
+    try:
+        relay.start()
+        invitation = relay.invite("home", *ports)
+        agent.join(
+            invitation,
+            f"ssh={LOOPBACK}:{dropbear.port}@{ports[0]}",
+            f"openssh={LOOPBACK}:{openssh.port}@{ports[1]}",
+            f"raw={LOOPBACK}:{target.port}@{ports[2]}",
+        )
+        # Joining proves the way to the targets, so it may have come to this one.
+        target.forget_arrivals()
+        agent.start(*ports)
+        yield House(
+            relay=relay,
+            agent=agent,
+            dropbear_port=ports[0],
+            openssh_port=ports[1],
+            raw_port=ports[2],
+            target=target,
+            invitation=invitation,
+        )
+    finally:
+        agent.stop()
+        relay.stop()
+        target.close()
+
+
+@pytest.fixture
+def new_relay(tmp_path: Path) -> Iterator[Callable[..., Relay]]:
+    """Make relays, not yet started, that end with the test."""
+    relays: list[Relay] = []
+
+    def make(name: str = "relay", *, bind: str | None = LOOPBACK, config: str = "") -> Relay:
+        relays.append(Relay(tmp_path / name, bind=bind, config=config))
+        return relays[-1]
+
+    yield make
+    for relay in relays:
+        relay.stop()
+
+
+@pytest.fixture
+def new_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
+    """Make agents, not yet started, that end with the test."""
+    agents: list[Agent] = []
+
+    def make(name: str = "agent") -> Agent:
+        agents.append(Agent(tmp_path / name))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        agent.stop()
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    target = Target()
+    yield target
+    target.close()
