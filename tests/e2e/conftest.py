@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from .harness import LOOPBACK, Agent, Dropbear, Login, OpenSsh, Relay, SshServer, Target, free_port
+
+# The harness gives up in good time wherever it waits. This is for what a test reads from a pipe
+# itself, so that a byte that never comes fails one test and does not hang the run.
+TEST_LIMIT = 180.0
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs() -> Iterator[None]:
+    def give_up(*_: object) -> None:
+        raise AssertionError(f"the test did not end within {TEST_LIMIT:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, TEST_LIMIT)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +102,23 @@ def _run_house(folder: Path, dropbear: SshServer, openssh: SshServer) -> Iterato
         agent.stop()
         relay.stop()
         target.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """The public port through which one of the SSH servers is reached."""
+
+    port: int
+    server: SshServer
+
+
+@pytest.fixture(params=["dropbear", "openssh"])
+def door(
+    request: pytest.FixtureRequest, house: House, dropbear: SshServer, openssh: SshServer
+) -> Door:
+    if request.param == "dropbear":
+        return Door(port=house.dropbear_port, server=dropbear)
+    return Door(port=house.openssh_port, server=openssh)
 
 
 @pytest.fixture

@@ -347,16 +347,22 @@ class Login:
             limit=LONG_LIMIT,
         )
 
-    def popen(
+    @contextlib.contextmanager
+    def session(
         self, port: int, *command: str, options: Sequence[str] = ()
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """An ssh to talk to, that does not outlive the `with`."""
+        with subprocess.Popen(
             self.argv(port, *command, options=options),
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()  # nothing happens if it has ended
 
 
 def make_key(path: Path) -> None:
@@ -623,6 +629,23 @@ def receive(sock: socket.socket, size: int) -> bytes:
         assert piece, f"ended after {len(data)} of {size} bytes"
         data += piece
     return bytes(data)
+
+
+@contextlib.contextmanager
+def sending(sock: socket.socket, data: bytes) -> Iterator[None]:
+    """Send `data` and the end of that direction, while the body of the `with` goes on."""
+
+    def send() -> None:
+        # When the reader gives up, its own complaint is the one worth reading.
+        with contextlib.suppress(OSError):
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    yield
+    sender.join(LIMIT)
+    assert not sender.is_alive(), "still sending"
 
 
 def receive_to_end(sock: socket.socket) -> bytes:
