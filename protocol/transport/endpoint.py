@@ -70,6 +70,10 @@ class Endpoint:
         for splice in list(self.splices.values()):
             splice.on_reset(ResetCode.SESSION_LOST, finished=splice.inbound_finished)
 
+    async def shows_life(self, seconds: float) -> bool:
+        """Whether a byte comes over the current link within `seconds` of asking for one."""
+        return self.link is not None and await self.link.shows_life(seconds)
+
     def flush(self) -> None:
         """Send what can be sent now."""
         if self.link is not None:

@@ -51,8 +51,8 @@ _LENGTH: Final = struct.Struct(">H")
 _MESSAGE_1: Final = KEY_SIZE + TAG_SIZE
 # Message 2's payload is empty or a Denial, whose reason has at most 256 characters.
 _MESSAGE_2_LIMIT: Final = KEY_SIZE + TAG_SIZE + 2048
-# Message 3 is the agent's key and the hello, each with a tag.
-_MESSAGE_3_LIMIT: Final = KEY_SIZE + TAG_SIZE + MAX_HELLO + TAG_SIZE
+# Message 3 may use up what MAX_HELLO leaves for it.
+_MESSAGE_3_LIMIT: Final = MAX_HELLO - PREFACE_SIZE - _LENGTH.size - _MESSAGE_1 - _LENGTH.size
 
 
 async def initiate(

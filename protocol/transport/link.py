@@ -5,7 +5,9 @@ sends until the socket is full. Only then does the writer task take over, and un
 `flush` does nothing. So no cancelled task can tear a record, and order on the wire is the order in
 which the session numbered its frames.
 
-Three tasks: reader, writer (asleep but for a full socket), timer.
+Three tasks: reader, writer (asleep but for a full socket), timer. A task that was about to run when
+the link ended does run once more, so each looks at `_lost` after it has waited: the session may be
+carried by another link by then.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Link:
         self._pending: memoryview | None = None  # sealed, not yet taken by the socket
         self._buffer: bytearray | None = None  # what `_pending` points into
         self._full = trio.Event()
+        self._life = trio.Event()  # bytes came
         self._timer = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._lost: ProtocolError | None = None
@@ -99,6 +102,17 @@ class Link:
                 nursery.start_soon(self._watch, session)
                 self.flush()
         raise self._lost or LinkLost("replaced")
+
+    async def shows_life(self, seconds: float) -> bool:
+        """Ask for a sign of life; whether any byte came within `seconds`."""
+        if self._session is None or self._lost is not None:
+            return False
+        self._session.probe(trio.current_time())
+        self.flush()
+        with trio.move_on_after(seconds):
+            await self._life.wait()
+            return self._lost is None
+        return False
 
     def drop(self, reason: str) -> None:
         """End `run` with LinkLost; nothing more is received or sent from this moment on."""
@@ -166,6 +180,13 @@ class Link:
         if self._lost is None:
             self._lost = why
             self._scope.cancel()
+            self._show_life()
+
+    def _show_life(self) -> None:
+        """Wake whoever waits for bytes, or for the end."""
+        if self._life.statistics().tasks_waiting:
+            self._life.set()
+            self._life = trio.Event()
 
     def _rearm(self) -> None:
         """Wake the timer earlier if a deadline has come nearer; a later one it finds by itself."""
@@ -192,12 +213,17 @@ class Link:
                 wake()
                 if quota <= 0 or trio.current_time() >= turn_ends:
                     await trio.lowlevel.checkpoint()
+                    if self._lost is not None:
+                        return
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
                 while not (count := self._receive()):
                     await trio.lowlevel.wait_readable(self._sock)
+                    if self._lost is not None:
+                        return
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
                 quota -= count
                 session.heard(trio.current_time())
+                self._show_life()
         except (LinkLost, SessionLost) as exc:
             self._end(exc)
         except RemoteProtocolError as exc:
@@ -224,6 +250,8 @@ class Link:
             self._full = trio.Event()
             while self._pending is not None:
                 await trio.lowlevel.wait_writable(self._sock)
+                if self._lost is not None:
+                    return
                 sent = self._send(self._pending)
                 self._pending = self._pending[sent:]
                 if not self._pending:
@@ -236,7 +264,7 @@ class Link:
             self._timer = trio.CancelScope(deadline=session.next_deadline())
             with self._timer:
                 await trio.sleep_forever()
-            if not session.attached:
+            if self._lost is not None:
                 return
             verdict = session.handle_deadline(trio.current_time())
             if verdict is Verdict.DEAD:

@@ -48,12 +48,12 @@ class Splice:
         self.stream = stream
         self.sent = 0  # bytes from the socket to the stream
         self.delivered = 0  # bytes from the stream to the socket
+        self.deaf = False  # the socket takes no more; what comes for it is discarded
         self._sock: socket.socket | None = None
         self._backlog = bytearray()  # inbound bytes the socket has not taken yet
         self._fin = False  # the peer's direction ended
         self._eof = False  # the socket's direction ended
         self._reset: int | None = None  # the code of the peer's reset
-        self._deaf = False  # the socket takes no more; discard inbound
         self._ready = trio.Event()  # the session may take more
         self._writable = trio.Event()  # there is a backlog
         self._inbound_over = trio.Event()
@@ -75,7 +75,7 @@ class Splice:
                     if self._reset is not None:
                         finished = await self._discard(sock)
                     nursery.cancel_scope.cancel()
-            finished = finished and not self._deaf and not self._scope.cancelled_caught
+            finished = finished and not self.deaf and not self._scope.cancelled_caught
         finally:
             if not finished:
                 self._session.reset(self.stream, ResetCode.ABORTED)
@@ -93,13 +93,13 @@ class Splice:
     # Called by the endpoint; none waits
 
     def on_data(self, data: memoryview) -> None:
-        if self._deaf:
+        if self.deaf:
             self._session.consumed(self.stream, len(data), kept_up=False)
         elif self._backlog or self._sock is None:
             self._backlog += data
         else:
             sent = self._send(self._sock, data)
-            if sent < len(data) and not self._deaf:
+            if sent < len(data) and not self.deaf:
                 self._backlog += data[sent:]
                 self._writable.set()
 
@@ -151,7 +151,7 @@ class Splice:
             return 0
         # Linux reports EPIPE, not ECONNRESET, only where the other side's FIN came first: all it
         # wrote can still be read, and its end of file is a true one.
-        self._deaf = True
+        self.deaf = True
         self._session.consumed(self.stream, count, kept_up=False)
         if self._eof:
             self._reset_after_fin()
@@ -159,11 +159,11 @@ class Splice:
 
     def _deliver_fin(self, sock: socket.socket) -> None:
         try:
-            if not self._deaf:
+            if not self.deaf:
                 sock.shutdown(socket.SHUT_WR)
         except OSError:
             # Not connected any more: the reader meets the reset, if there is one.
-            self._deaf = True
+            self.deaf = True
         self._session.fin_delivered(self.stream)
         self._inbound_over.set()
 
@@ -226,7 +226,7 @@ class Splice:
     def _finish_outbound(self) -> None:
         self._eof = True
         self._session.finish(self.stream)
-        if self._deaf:
+        if self.deaf:
             self._reset_after_fin()
         self._endpoint.flush()
 

@@ -1,0 +1,200 @@
+"""The agent's life: attach, carry, and when the link is lost, attach again. Without end.
+
+Nothing that the network or the relay does ends this loop, and it needs no wall clock: routers boot
+in the wrong year. A session goes on over as many links as it takes; when the relay no longer has
+it, its sockets are reset and the next begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
+from protocol.frame import CloseCode
+from protocol.hello import ID_SIZE, Hello, Resume, Welcome
+from protocol.noise import StaticKey
+from protocol.process.logs import event
+from protocol.replay import ReplayCap
+from protocol.session import Session
+from protocol.transport.link import Link
+from relay_agent.attachment import SOFTWARE, Relay, attach
+from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
+from relay_agent.serving import Serving
+
+if TYPE_CHECKING:
+    from relay_agent.config import AgentConfig
+    from relay_agent.services import Service
+
+log = logging.getLogger(__name__)
+
+# What to do about each denial: how long to wait at least, in seconds. The rest is the backoff's.
+RETRY: Final[dict[int, float]] = {
+    # Only a person can change these; asking now and then heals by itself once they have.
+    DenialCode.VERSION: 60.0,
+    DenialCode.UNKNOWN_AGENT: 60.0,
+    DenialCode.TOKEN: 60.0,
+    DenialCode.REVOKED: 60.0,
+    # The other process may go away any time, yet trying more often would only fill both logs.
+    DenialCode.DUPLICATE: 30.0,
+}
+# After the goodbye was sent: it is on its way in a millisecond.
+DRAIN: Final = 0.2
+
+
+async def run(
+    config: AgentConfig, relay: Relay, services: Sequence[Service], key: StaticKey
+) -> None:
+    """Serve until SIGTERM or SIGINT. SIGUSR1: the network may have changed, dial now."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+        async with trio.open_nursery() as nursery:
+            agent = Agent(config, relay, services, key, nursery)
+            nursery.start_soon(agent.stay_attached)
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    agent.look_again()
+                    continue
+                event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
+                break
+            if agent.say_goodbye():
+                await trio.sleep(DRAIN)
+            nursery.cancel_scope.cancel()
+
+
+class Agent:
+    def __init__(
+        self,
+        config: AgentConfig,
+        relay: Relay,
+        services: Sequence[Service],
+        key: StaticKey,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._config = config
+        self._relay = relay
+        self._services = services
+        self._key = key
+        self._nursery = nursery
+        self._instance = secrets.token_bytes(ID_SIZE)
+        self._epoch = 0
+        self._session: bytes | None = None  # the id of the session that `_serving` holds
+        self._serving: Serving | None = None
+        self._detached = 0.0  # when the last link was lost, on trio's clock
+        self._pool = BufferPool()
+        self._cap = ReplayCap(config.replay)
+        self._backoff = Backoff(Random(secrets.randbits(64)))  # noqa: S311 - jitter, no secret
+        self._pause = trio.CancelScope()
+
+    async def stay_attached(self) -> None:
+        """Never returns."""
+        while True:
+            wait = 0.0
+            try:
+                link, welcome = await attach(self._relay, static=self._key, hello=self._hello)
+            except LinkDenied as exc:
+                wait = max(exc.retry_after, RETRY.get(exc.code, 0.0))
+                event(log, logging.ERROR, "link-denied", reason=str(exc), retry_in=wait)
+            except LinkLost as exc:
+                event(log, logging.WARNING, "dial-failed", reason=str(exc))
+            else:
+                await self._carry(link, welcome)
+                self._detached = trio.current_time()
+            self._expire_session()
+            await self._wait(wait)
+
+    def _hello(self) -> Hello:
+        """Made when the handshake commits to its link: from here on the old one is silent."""
+        resume = None
+        if self._serving is not None and self._session is not None:
+            endpoint = self._serving.endpoint
+            endpoint.drop_link("another link takes over")
+            resume = Resume(session=self._session, received=endpoint.session.received)
+        self._epoch += 1
+        return Hello(
+            instance=self._instance,
+            epoch=self._epoch,
+            software=SOFTWARE,
+            features=(),
+            limits=self._config.limits(),
+            resume=resume,
+        )
+
+    async def _carry(self, link: Link, welcome: Welcome) -> None:
+        """Carry the session over `link` until it is lost."""
+        try:
+            serving = self._serving_for(welcome)
+            host, port = link.peername
+            event(
+                log,
+                logging.INFO,
+                "link-up",
+                name=welcome.name,
+                relay=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                resumed=welcome.resumed,
+                software=welcome.software,
+            )
+            self._backoff.reset()
+            await serving.endpoint.carry(link, welcome.received)
+        except LinkLost as exc:
+            event(log, logging.WARNING, "link-down", reason=str(exc))
+        except SessionLost as exc:
+            event(log, logging.ERROR, "session-lost", reason=str(exc))
+            self._end_session()
+        finally:
+            link.close()
+
+    def _serving_for(self, welcome: Welcome) -> Serving:
+        if welcome.resumed:
+            if self._serving is None or welcome.session != self._session:
+                raise SessionLost("the relay resumed a session that is not ours")
+            return self._serving
+        self._end_session()
+        session = Session(
+            relay=False,
+            options=self._config.session_options(self._cap, self._pool),
+            peer=welcome.limits,
+        )
+        self._session = welcome.session
+        self._serving = Serving(session, self._services, pool=self._pool, nursery=self._nursery)
+        return self._serving
+
+    def _expire_session(self) -> None:
+        """As at the relay: who waits this long at a dead shell has left."""
+        if trio.current_time() - self._detached > self._config.detached_keep:
+            self._end_session()
+
+    def _end_session(self) -> None:
+        if self._serving is not None:
+            self._serving.endpoint.lose()
+        self._serving = self._session = None
+
+    async def _wait(self, least: float) -> None:
+        streams = self._serving.endpoint.session.open_streams if self._serving else 0
+        self._backoff.cap = CAP_WITH_STREAMS if streams else CAP_WITHOUT_STREAMS
+        delay = max(least, self._backoff.next_delay())
+        with trio.CancelScope() as self._pause:
+            await trio.sleep(delay)
+
+    def look_again(self) -> None:
+        """The network may have changed: dial now, or ask the link for a sign of life."""
+        self._pause.cancel()
+        serving = self._serving
+        if serving is not None and serving.endpoint.link is not None:
+            serving.endpoint.session.probe(trio.current_time())
+            serving.endpoint.flush()
+
+    def say_goodbye(self) -> bool:
+        """Tell the relay that this process ends; whether there was a link to say it over."""
+        serving = self._serving
+        if serving is None or serving.endpoint.link is None:
+            return False
+        serving.endpoint.session.close_link(CloseCode.GONE)
+        serving.endpoint.flush()
+        return True

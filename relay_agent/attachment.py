@@ -1,0 +1,73 @@
+"""One attempt to attach: dial, shake hands, hear the relay's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from protocol import __version__
+from protocol.errors import LinkLost
+from protocol.hello import Hello, Welcome
+from protocol.noise import StaticKey, Suite
+from protocol.process.address import HostPort
+from protocol.transport.handshake import initiate
+from protocol.transport.link import Link
+from protocol.transport.sockets import plain
+from relay_agent.dial import DialFailed, dial
+
+SOFTWARE: Final = f"ssh-relay {__version__}"
+# One deadline over name, TCP and handshake: what takes longer is no link to type over.
+ATTACH_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """Where the relay is and how it proves that it is the one."""
+
+    hosts: Sequence[HostPort]
+    key: bytes
+
+
+async def attach(
+    relay: Relay, *, static: StaticKey, hello: Callable[[], Hello]
+) -> tuple[Link, Welcome]:
+    """A link that the relay welcomed. `hello` is asked right before it commits to the link.
+
+    Raises LinkDenied with the relay's reason, LinkLost with one line for anything else.
+    """
+    deadline = trio.current_time() + ATTACH_TIMEOUT
+    try:
+        sock = plain(await dial(relay.hosts, deadline=deadline))
+    except DialFailed as exc:
+        raise LinkLost(str(exc)) from exc
+    try:
+        with trio.CancelScope(deadline=deadline):
+            return await initiate(
+                sock,
+                suite=preferred_suite(),
+                static=static,
+                relay_key=relay.key,
+                hello=hello,
+            )
+    except BaseException:
+        sock.close()
+        raise
+    sock.close()
+    raise LinkLost(f"no answer to the handshake within {ATTACH_TIMEOUT:g} s")
+
+
+def preferred_suite(cpuinfo: Path = Path("/proc/cpuinfo")) -> Suite:
+    """AES-GCM where the processor has instructions for it; elsewhere ChaCha20 is several times faster.
+
+    x86 lists its abilities as "flags", ARM as "Features"; both call it "aes".
+    """
+    try:
+        lines = cpuinfo.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return Suite.CHACHAPOLY
+    has_aes = any("aes" in line.split() for line in lines if line.startswith(("flags", "Features")))
+    return Suite.AESGCM if has_aes else Suite.CHACHAPOLY

@@ -1,0 +1,207 @@
+"""`relay-agent join`: enrol, publish, and prove the whole way before saying that it works.
+
+    1. find the local SSH server (or take the services given)
+    2. save this agent's key, then show the token: a lost answer burns nothing
+    3. publish at the relay, wait for its yes
+    4. visit each public port from outside and see the target answer through relay and agent
+    5. save
+
+Every step can be repeated: the token stays good for the key that showed it first.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
+from protocol.frame import CloseCode
+from protocol.hello import ID_SIZE, Hello, Welcome
+from protocol.invitation import Invitation
+from protocol.noise import StaticKey
+from protocol.process.address import HostPort
+from protocol.process.command import CommandFailed, say
+from protocol.replay import ReplayCap
+from protocol.session import Session
+from protocol.transport.link import Link
+from relay_agent.attachment import SOFTWARE, Relay, attach
+from relay_agent.enrolment import Enrolment, load_or_make_key, save_enrolment
+from relay_agent.services import NoBanner, NoSshServer, Service, find_ssh_server, read_banner
+from relay_agent.serving import Serving
+
+if TYPE_CHECKING:
+    from protocol.process.state import StateFolder
+    from relay_agent.config import AgentConfig
+
+# A flight to the relay and the opening of a port there.
+PUBLISH_TIMEOUT: Final = 10.0
+# TCP to the relay, OPEN to the agent, TCP to the target, and the banner back.
+VISIT_TIMEOUT: Final = 10.0
+
+
+async def join(
+    invitation: Invitation,
+    services: Sequence[Service],
+    *,
+    config: AgentConfig,
+    state: StateFolder,
+) -> None:
+    """Raises CommandFailed with one line that says what to do."""
+    services = list(services) or [await _ssh_service()]
+    key = load_or_make_key(state)
+    relay = Relay(
+        hosts=[HostPort(host, port) for host, port in invitation.hosts], key=invitation.relay_key
+    )
+    link, welcome = await _enrol(relay, key, invitation.token, config)
+    try:
+        services = _with_ports(services, welcome)
+        host, port = link.peername
+        say(f"enrolled as {welcome.name} at {HostPort(host, port)}\n")
+        unproved = await _prove(link, welcome, services, config)
+    finally:
+        link.close()
+    save_enrolment(state, Enrolment(name=welcome.name, relay=relay, services=tuple(services)))
+    if unproved:
+        raise CommandFailed(
+            f"saved, but not proved: {unproved}; open the port in the firewall of the relay's "
+            "machine, or ignore this if only the network here blocks it"
+        )
+    say("saved; now run: relay-agent run\n")
+
+
+async def _ssh_service() -> Service:
+    try:
+        target = await find_ssh_server()
+    except NoSshServer as exc:
+        raise CommandFailed(str(exc)) from exc
+    say(f"found the local SSH server at {target}\n")
+    return Service("ssh", target)
+
+
+async def _enrol(
+    relay: Relay, key: StaticKey, token: bytes, config: AgentConfig
+) -> tuple[Link, Welcome]:
+    hello = Hello(
+        instance=secrets.token_bytes(ID_SIZE),
+        epoch=1,
+        software=SOFTWARE,
+        features=(),
+        limits=config.limits(),
+        token=token,
+    )
+    try:
+        return await attach(relay, static=key, hello=lambda: hello)
+    except LinkDenied as exc:
+        hint = _HINTS.get(exc.code)
+        raise CommandFailed(f"the relay refuses: {exc}{f'; {hint}' if hint else ''}") from exc
+    except LinkLost as exc:
+        raise CommandFailed(f"cannot reach the relay: {exc}") from exc
+
+
+_HINTS: Final[dict[int, str]] = {
+    DenialCode.TOKEN: "make a new one there with: relay-server invite",
+    DenialCode.DUPLICATE: "stop the relay-agent that runs with this key first",
+    DenialCode.VERSION: "install the same version of ssh-relay on both sides",
+}
+
+
+def _with_ports(services: Sequence[Service], welcome: Welcome) -> list[Service]:
+    """Give services without a port the granted ones, in order."""
+    taken = {service.port for service in services}
+    free = iter([port for port in welcome.ports if port not in taken])
+    placed = []
+    for service in services:
+        port = service.port or next(free, None)
+        if port not in welcome.ports:
+            granted = ", ".join(map(str, welcome.ports)) or "none"
+            wanted = f"port {port}" if port else "a port"
+            raise CommandFailed(
+                f"service {service.name} wants {wanted}, but the invitation grants {granted}"
+            )
+        placed.append(Service(service.name, service.target, port))
+    return placed
+
+
+async def _prove(
+    link: Link, welcome: Welcome, services: Sequence[Service], config: AgentConfig
+) -> str:
+    """Publish and visit every service; what could not be visited from here, or nothing.
+
+    Raises CommandFailed for what would not work from anywhere else either.
+    """
+    pool = BufferPool()
+    session = Session(
+        relay=False,
+        options=config.session_options(ReplayCap(config.replay), pool),
+        peer=welcome.limits,
+    )
+    host, _ = link.peername
+    answers, inbox = trio.open_memory_channel[tuple[Service, str | None]](len(services) * 2)
+    unproved = []
+    async with trio.open_nursery() as nursery:
+        serving = Serving(
+            session,
+            services,
+            pool=pool,
+            nursery=nursery,
+            outcome=lambda service, refusal: answers.send_nowait((service, refusal)),
+        )
+        nursery.start_soon(_carry, serving, link, welcome)
+        await _await_ports(inbox, services)
+        for service in services:
+            unproved.append(await _visit(host, service))
+        session.close_link(CloseCode.GONE)
+        serving.endpoint.flush()
+        nursery.cancel_scope.cancel()
+    return "; ".join(filter(None, unproved))
+
+
+async def _carry(serving: Serving, link: Link, welcome: Welcome) -> None:
+    try:
+        await serving.endpoint.carry(link, welcome.received)
+    except (LinkLost, SessionLost) as exc:
+        raise CommandFailed(f"the link to the relay was lost: {exc}; run join again") from exc
+
+
+async def _await_ports(
+    inbox: trio.MemoryReceiveChannel[tuple[Service, str | None]], services: Sequence[Service]
+) -> None:
+    waiting = {service.name for service in services}
+    with trio.move_on_after(PUBLISH_TIMEOUT):
+        while waiting:
+            service, refusal = await inbox.receive()
+            if refusal is not None:
+                raise CommandFailed(f"the relay refuses to publish {service.name}: {refusal}")
+            waiting.discard(service.name)
+        return
+    raise CommandFailed("the relay did not open the ports in time; run join again")
+
+
+async def _visit(host: str, service: Service) -> str:
+    """Go in through the public port as a visitor would; "" if the target answered."""
+    port = service.port or 0
+    local = await _banner(service.target)
+    if local is None and service.name == "ssh":
+        raise CommandFailed(f"no SSH server answers at {service.target}")
+    deadline = trio.current_time() + VISIT_TIMEOUT
+    try:
+        banner = await read_banner(host, port, deadline)
+    except NoBanner as exc:
+        if local is None:
+            # Not an SSH server, so no banner is expected; that the port answers is what can be seen.
+            say(f"{service.name}: port {port} is open\n")
+            return ""
+        return f"{service.name} could not be visited from here ({exc})"
+    say(f"{service.name}: port {port} answers with {banner}\n")
+    return ""
+
+
+async def _banner(target: HostPort) -> str | None:
+    try:
+        return await read_banner(target.host, target.port, trio.current_time() + 2.0)
+    except NoBanner:
+        return None

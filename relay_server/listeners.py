@@ -1,0 +1,105 @@
+"""Public ports. A listener belongs to an agent's key and a port, not to a link or a session.
+
+So a reconnecting agent never meets a stale listener: it finds its own, still open, with perhaps a
+visitor or two waiting for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from protocol.errors import RefusalCode
+from protocol.process.logs import event
+from relay_server.accept import accept_forever, listen
+
+log = logging.getLogger(__name__)
+
+# A port that another program holds is asked for again this often: whoever frees it is waiting.
+RETRY: Final = 2.0
+
+OnVisitor = Callable[[socket.socket, tuple[str, int]], None]
+
+
+class PortUnavailable(Exception):  # noqa: N818 - an answer, not an error
+    """The port cannot be opened now; `code` says whether to try again."""
+
+    def __init__(self, code: RefusalCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Listener:
+    """One public port of one agent; `publication` is 0 while no session publishes it."""
+
+    port: int
+    service: str
+    publication: int = 0
+    sockets: list[socket.socket] = field(default_factory=list)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    @property
+    def open(self) -> bool:
+        return bool(self.sockets)
+
+    def close(self) -> None:
+        self.scope.cancel()
+        for sock in self.sockets:
+            trio.lowlevel.notify_closing(sock.fileno())
+            sock.close()
+        self.sockets.clear()
+
+    def try_open(self, bind: str | None) -> None:
+        """Open the port on `bind`, or on all addresses of both families. Raises PortUnavailable."""
+        hosts = ["0.0.0.0", "::"] if bind is None else [bind]  # noqa: S104 - public by purpose
+        opened: list[socket.socket] = []
+        try:
+            for host in hosts:
+                try:
+                    opened.append(listen(host, self.port, dual_stack=False))
+                except OSError as exc:
+                    if host == "::" and exc.errno in _NO_IPV6:
+                        continue
+                    raise
+        except OSError as exc:
+            for sock in opened:
+                sock.close()
+            raise _unavailable(self.port, exc) from exc
+        self.sockets = opened
+
+    async def serve(
+        self, bind: str | None, *, agent: str, on_visitor: OnVisitor, opened: Callable[[], None]
+    ) -> None:
+        """Open the port, trying until it is free, then accept until `close`."""
+        with self.scope:
+            while not self.sockets:
+                await trio.sleep(RETRY)
+                try:
+                    self.try_open(bind)
+                except PortUnavailable:
+                    continue
+                opened()
+            event(log, logging.INFO, "port-open", agent=agent, service=self.service, port=self.port)
+            async with trio.open_nursery() as nursery:
+                for sock in self.sockets:
+                    nursery.start_soon(accept_forever, sock, on_visitor)
+
+
+_NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+
+def _unavailable(port: int, exc: OSError) -> PortUnavailable:
+    if exc.errno == errno.EADDRINUSE:
+        return PortUnavailable(RefusalCode.PORT_BUSY, f"another program holds port {port}")
+    reason = exc.strerror or str(exc)
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        reason = "the relay may not open ports below 1024"
+    return PortUnavailable(RefusalCode.PORT_FAILED, f"port {port} cannot be opened: {reason}")

@@ -1,0 +1,132 @@
+"""PUBLISH and UNPUBLISH: which agent may open which public port, and when it closes."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.errors import RefusalCode
+from protocol.frame import Publish
+from protocol.process.logs import event
+from protocol.transport.endpoint import Endpoint
+from relay_server.listeners import Listener, PortUnavailable
+from relay_server.presence import Presence
+from relay_server.visitors import visit
+
+if TYPE_CHECKING:
+    import socket
+
+    from relay_server.config import ServerConfig
+    from relay_server.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+class Ports:
+    """Listeners and visitors run in `nursery`, which outlives every link."""
+
+    def __init__(self, config: ServerConfig, registry: Registry, nursery: trio.Nursery) -> None:
+        self._config = config
+        self._registry = registry
+        self._nursery = nursery
+
+    def publish(self, presence: Presence, publish: Publish) -> None:
+        """Answer a PUBLISH. Granted ports are asked of the registry each time."""
+        agent = self._registry.agent_by_key(presence.key)
+        listener = presence.listeners.get(publish.port)
+        if agent is None or publish.port not in agent.ports:
+            reason = f"port {publish.port} is not granted to {presence.name}"
+            self._refuse(presence, publish, RefusalCode.NOT_GRANTED, reason)
+            return
+        if listener is not None and listener.publication:
+            reason = f"port {publish.port} already serves {listener.service}"
+            self._refuse(presence, publish, RefusalCode.LIMIT, reason)
+            return
+        if listener is None:
+            listener = self._new_listener(presence, publish)
+            if listener is None:
+                return
+        elif not listener.open:
+            reason = f"another program holds port {publish.port}"
+            self._refuse(presence, publish, RefusalCode.PORT_BUSY, reason)
+        listener.service = publish.service
+        listener.publication = publish.publication
+        self._confirm(presence, listener)
+
+    def withdraw(self, presence: Presence, publication: int) -> None:
+        for listener in list(presence.listeners.values()):
+            if listener.publication == publication:
+                self.close(presence, listener, "withdrawn")
+
+    async def close_orphans(self, presence: Presence, endpoint: Endpoint) -> None:
+        """A new session publishes at once whatever it will; other ports are of the past."""
+        await trio.sleep(self._config.visitor_wait)
+        if presence.endpoint is endpoint:
+            for listener in list(presence.listeners.values()):
+                if not listener.publication:
+                    self.close(presence, listener, "no longer published")
+
+    def close(self, presence: Presence, listener: Listener, reason: str) -> None:
+        del presence.listeners[listener.port]
+        listener.close()
+        event(
+            log,
+            logging.INFO,
+            "port-closed",
+            agent=presence.name,
+            service=listener.service,
+            port=listener.port,
+            reason=reason,
+        )
+
+    def _new_listener(self, presence: Presence, publish: Publish) -> Listener | None:
+        """None if the port cannot be opened and trying again would not help."""
+        listener = Listener(publish.port, publish.service)
+        try:
+            listener.try_open(self._config.bind)
+        except PortUnavailable as exc:
+            self._refuse(presence, publish, exc.code, exc.reason)
+            if exc.code is not RefusalCode.PORT_BUSY:
+                return None
+        presence.listeners[publish.port] = listener
+        self._nursery.start_soon(self._serve, presence, listener)
+        return listener
+
+    async def _serve(self, presence: Presence, listener: Listener) -> None:
+        await listener.serve(
+            self._config.bind,
+            agent=presence.name,
+            opened=partial(self._confirm, presence, listener),
+            on_visitor=partial(self._on_visitor, presence, listener),
+        )
+
+    def _on_visitor(
+        self,
+        presence: Presence,
+        listener: Listener,
+        sock: socket.socket,
+        source: tuple[str, int],
+    ) -> None:
+        self._nursery.start_soon(visit, self._config, presence, listener, sock, source)
+
+    def _confirm(self, presence: Presence, listener: Listener) -> None:
+        if listener.open and listener.publication and presence.endpoint is not None:
+            presence.endpoint.session.published(listener.publication, listener.port)
+            presence.endpoint.flush()
+            presence.notify()
+
+    def _refuse(self, presence: Presence, publish: Publish, code: RefusalCode, reason: str) -> None:
+        event(
+            log,
+            logging.WARNING,
+            "publication-refused",
+            agent=presence.name,
+            service=publish.service,
+            port=publish.port,
+            reason=reason,
+        )
+        if presence.endpoint is not None:
+            presence.endpoint.session.refused(publish.publication, code, reason)

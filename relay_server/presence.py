@@ -1,0 +1,71 @@
+"""What the relay holds of one agent's key while this process runs.
+
+    arrive ──decided by takeover──▶ attached ──link lost──▶ detached ──in time──▶ attached …
+                                       │                       │
+                                    goodbye                 too long, revoked, taken over
+                                       └───────────────────────┴──▶ session over, sockets reset
+
+Listeners go on beyond the session: a listener belongs to the key and the port.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from protocol.frame import CloseCode
+from protocol.transport.endpoint import Endpoint
+from relay_server.listeners import Listener
+from relay_server.takeover import Tenure
+
+
+@dataclass(slots=True, eq=False)
+class Presence:
+    key: bytes
+    name: str
+    tenure: Tenure = field(default_factory=Tenure)
+    endpoint: Endpoint | None = None  # the session, attached or not
+    listeners: dict[int, Listener] = field(default_factory=dict)  # by port
+    attempt: trio.CancelScope | None = None  # carries the link, then waits for the next
+    newcomer: trio.CancelScope | None = None  # another process, waiting for its probe
+    address: str = ""  # where the agent is, or was last
+    since: float = 0.0  # when it attached or detached, on trio's clock
+    goodbye: CloseCode | None = None
+    held: set[trio.CancelScope] = field(default_factory=set)  # visitors waiting unread
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    def ready(self, listener: Listener) -> bool:
+        """Whether a visitor on `listener` can be passed on now."""
+        return self.tenure.attached and listener.publication != 0
+
+    async def wait_change(self) -> None:
+        """Until it may be worth asking `ready` again."""
+        await self._changed.wait()
+
+    def notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def attached_now(self) -> None:
+        self.tenure.attached = True
+        self.since = trio.current_time()
+        self.notify()
+
+    def detached_now(self) -> None:
+        self.tenure.attached = False
+        self.since = trio.current_time()
+
+    def end_session(self) -> None:
+        """The session is over and nobody's."""
+        self.reset_streams()
+        self.tenure.end()
+
+    def reset_streams(self) -> None:
+        """Every socket of the session is reset; the listeners stay, serving nobody."""
+        self.tenure.attached = False
+        if self.endpoint is not None:
+            endpoint, self.endpoint = self.endpoint, None
+            endpoint.lose()
+        for listener in self.listeners.values():
+            listener.publication = 0

@@ -1,0 +1,100 @@
+"""The relay's process: what runs, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from protocol.noise import StaticKey
+from protocol.process.command import CommandFailed
+from protocol.process.logs import event
+from protocol.process.state import StateFolder
+from relay_server import admin
+from relay_server.accept import accept_forever, listen
+from relay_server.acceptor import Acceptor
+from relay_server.agents import Agents
+
+if TYPE_CHECKING:
+    from protocol.process.address import HostPort
+    from relay_server.config import ServerConfig
+    from relay_server.registry import Registry
+
+log = logging.getLogger(__name__)
+
+# The command tells of a change through the admin socket; where it may not, this is how late the
+# change is seen. The look costs a few microseconds.
+REGISTRY_POLL: Final = 1.0
+# From the signal to the end: goodbyes are on their way in a millisecond, and nobody is left to wait
+# for. Well inside the 2 s that a service manager is promised.
+DRAIN: Final = 0.2
+
+
+async def serve(
+    config: ServerConfig, state: StateFolder, registry: Registry, key: StaticKey
+) -> None:
+    """Run until SIGTERM or SIGINT. Raises CommandFailed if a port cannot be had."""
+    sockets = [_listen(address) for address in config.listen]
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            agents = Agents(config, registry, nursery)
+            acceptor = Acceptor(config, registry, key, agents, nursery)
+            for sock in sockets:
+                nursery.start_soon(accept_forever, sock, acceptor.on_caller)
+            nursery.start_soon(_watch_registry, registry, agents)
+            nursery.start_soon(admin.serve, state.path / admin.SOCKET, _commands(agents))
+            for sock in sockets:
+                host, port = sock.getsockname()[:2]
+                event(log, logging.INFO, "listening", host=host, port=port)
+            async for number in signals:
+                event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
+                break
+            for sock in sockets:
+                trio.lowlevel.notify_closing(sock.fileno())
+            agents.say_goodbye()
+            await trio.sleep(DRAIN)
+            nursery.cancel_scope.cancel()
+    for sock in sockets:
+        sock.close()
+
+
+def _listen(address: HostPort) -> socket.socket:
+    try:
+        return listen(address.host, address.port, dual_stack=True)
+    except OSError as exc:
+        if address.host == "::" and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            return _listen_v4(address)
+        raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
+
+
+def _listen_v4(address: HostPort) -> socket.socket:
+    """For a kernel without IPv6, where the dual-stack default cannot be had."""
+    try:
+        return listen("0.0.0.0", address.port, dual_stack=False)  # noqa: S104 - as [::] is
+    except OSError as exc:
+        raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
+
+
+def _commands(agents: Agents) -> dict[str, admin.Command]:
+    def show(_: admin.Request) -> admin.Request:
+        return {"agents": agents.overview()}
+
+    def refresh(_: admin.Request) -> admin.Request:
+        agents.refresh()
+        return {}
+
+    return {"agents": show, "refresh": refresh}
+
+
+async def _watch_registry(registry: Registry, agents: Agents) -> None:
+    seen = registry.change_stamp()
+    while True:
+        await trio.sleep(REGISTRY_POLL)
+        stamp = registry.change_stamp()
+        if stamp != seen:
+            seen = stamp
+            agents.refresh()

@@ -1,0 +1,171 @@
+"""Two endpoints joined by a real TCP connection, for tests of the transport."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import LinkLost, SessionLost
+from protocol.events import Event, PublishRequested, StreamOpened
+from protocol.hello import Hello, Limits, Resume, Welcome
+from protocol.noise import StaticKey, Suite
+from protocol.replay import ReplayCap
+from protocol.session import Session, SessionOptions
+from protocol.transport.endpoint import Endpoint
+from protocol.transport.handshake import initiate, respond
+from protocol.transport.link import Link
+from protocol.transport.sockets import prepare_spliced
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Turn after turn until `condition` holds; the test's own deadline bounds it."""
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected, non-blocking TCP sockets on loopback: the caller's and the accepted."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        caller = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    caller.setblocking(False)
+    accepted.setblocking(False)
+    return caller, accepted
+
+
+def new_session(*, relay: bool, replay: int = 1024 * 1024) -> Session:
+    options = SessionOptions(
+        limits=LIMITS, window_limit=256 * 1024, replay_limit=replay, replay_cap=ReplayCap(2**30)
+    )
+    return Session(relay=relay, options=options, peer=LIMITS)
+
+
+@dataclass
+class Ends:
+    """A relay's and an agent's endpoint, one publication between them; `cut` and `heal` at will."""
+
+    nursery: trio.Nursery
+    relay: Endpoint = field(init=False)
+    agent: Endpoint = field(init=False)
+    opened: list[StreamOpened] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    _wake: trio.Event = field(default_factory=trio.Event)
+    _links: list[Link] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.relay = Endpoint(new_session(relay=True), pool=BufferPool(), on_event=self._at_relay)
+        self.agent = Endpoint(new_session(relay=False), pool=BufferPool(), on_event=self._at_agent)
+        self.agent.session.publish("ssh", 11111)
+
+    def _at_relay(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, PublishRequested):
+            self.relay.session.published(event.publish.publication, event.publish.port)
+
+    def _at_agent(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, StreamOpened):
+            self.opened.append(event)
+        self._wake.set()
+        self._wake = trio.Event()
+
+    async def wait_agent(self, count: int) -> None:
+        """Until the agent's owner has been told `count` events."""
+        while sum(not isinstance(event, PublishRequested) for event in self.events) < count:
+            await self._wake.wait()
+
+    async def heal(self) -> None:
+        """A new link, fully shaken, carrying the session on."""
+        relay_key, agent_key = StaticKey.generate(), StaticKey.generate()
+        at_agent, at_relay = tcp_pair()
+
+        def hello() -> Hello:
+            resume = Resume(session=bytes(16), received=self.agent.session.received)
+            return Hello(
+                instance=bytes(16),
+                epoch=1,
+                software="test",
+                features=(),
+                limits=LIMITS,
+                resume=resume,
+            )
+
+        async def answer() -> None:
+            arrival = await respond(at_relay, static=relay_key, verified=lambda: None)
+            await arrival.welcome(
+                Welcome(
+                    session=bytes(16),
+                    resumed=True,
+                    received=self.relay.session.received,
+                    limits=LIMITS,
+                    name="home",
+                    ports=(11111,),
+                    features=(),
+                    software="test",
+                )
+            )
+            assert arrival.hello.resume is not None
+            self._links.append(arrival.link)
+            self.nursery.start_soon(
+                self._carry, self.relay, arrival.link, arrival.hello.resume.received
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            link, welcome = await initiate(
+                at_agent,
+                suite=Suite.CHACHAPOLY,
+                static=agent_key,
+                relay_key=relay_key.public,
+                hello=hello,
+            )
+        self._links.append(link)
+        self.nursery.start_soon(self._carry, self.agent, link, welcome.received)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def _carry(self, endpoint: Endpoint, link: Link, received: int) -> None:
+        try:
+            await endpoint.carry(link, received)
+        except (LinkLost, SessionLost) as exc:
+            self.lost.append(str(exc))
+        finally:
+            link.close()
+
+    def cut(self) -> None:
+        self.relay.drop_link("cut")
+        self.agent.drop_link("cut")
+
+    async def visit(self) -> tuple[socket.socket, socket.socket]:
+        """A stream, spliced at both ends: the visitor's far end and the target's far end."""
+        visitor, at_relay = tcp_pair()
+        at_agent, target = tcp_pair()
+        prepare_spliced(at_relay)
+        prepare_spliced(at_agent)
+        stream = self.relay.session.open(1, ("203.0.113.9", 4711))
+        assert stream is not None
+        before = len(self.opened)
+        self.nursery.start_soon(self.relay.join(stream).run, at_relay)
+        self.relay.flush()
+        while len(self.opened) == before:
+            await self._wake.wait()
+        self.nursery.start_soon(self.agent.join(stream).run, at_agent)
+        return visitor, target
+
+
+@asynccontextmanager
+async def two_ends() -> AsyncIterator[Ends]:
+    async with trio.open_nursery() as nursery:
+        ends = Ends(nursery)
+        await ends.heal()
+        with suppress(trio.Cancelled):
+            yield ends
+        nursery.cancel_scope.cancel()
