@@ -29,8 +29,16 @@ from protocol.replay import ReplayCap
 from protocol.session import Session
 from protocol.transport.link import Link
 from relay_agent.attachment import SOFTWARE, Relay, attach
+from relay_agent.dial import DialFailed, dial
 from relay_agent.enrolment import Enrolment, load_or_make_key, save_enrolment
-from relay_agent.services import NoBanner, NoSshServer, Service, find_ssh_server, read_banner
+from relay_agent.services import (
+    BANNER_TIMEOUT,
+    NoBanner,
+    NoSshServer,
+    Service,
+    find_ssh_server,
+    read_banner,
+)
 from relay_agent.serving import Serving
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ async def join(
 ) -> None:
     """Raises CommandFailed with one line that says what to do."""
     services = list(services) or [await _ssh_service()]
-    key = load_or_make_key(state)
+    key = load_or_make_key(state, invitation.token)
     relay = Relay(
         hosts=[HostPort(host, port) for host, port in invitation.hosts], key=invitation.relay_key
     )
@@ -141,7 +149,6 @@ async def _prove(
     )
     host, _ = link.peername
     answers, inbox = trio.open_memory_channel[tuple[Service, str | None]](len(services) * 2)
-    unproved = []
     async with trio.open_nursery() as nursery:
         serving = Serving(
             session,
@@ -152,8 +159,7 @@ async def _prove(
         )
         nursery.start_soon(_carry, serving, link, welcome)
         await _await_ports(inbox, services)
-        for service in services:
-            unproved.append(await _visit(host, service))
+        unproved = [await _visit(host, service) for service in services]
         session.close_link(CloseCode.GONE)
         serving.endpoint.flush()
         nursery.cancel_scope.cancel()
@@ -184,24 +190,33 @@ async def _await_ports(
 async def _visit(host: str, service: Service) -> str:
     """Go in through the public port as a visitor would; "" if the target answered."""
     port = service.port or 0
-    local = await _banner(service.target)
-    if local is None and service.name == "ssh":
-        raise CommandFailed(f"no SSH server answers at {service.target}")
-    deadline = trio.current_time() + VISIT_TIMEOUT
     try:
-        banner = await read_banner(host, port, deadline)
+        await read_banner(service.target.host, service.target.port, _in(BANNER_TIMEOUT))
     except NoBanner as exc:
-        if local is None:
-            # Not an SSH server, so no banner is expected; that the port answers is what can be seen.
-            say(f"{service.name}: port {port} is open\n")
-            return ""
+        if service.name == "ssh":
+            raise CommandFailed(f"no SSH server answers at the target of ssh: {exc}") from exc
+        return await _visit_silent(host, service, port)
+    try:
+        banner = await read_banner(host, port, _in(VISIT_TIMEOUT))
+    except NoBanner as exc:
         return f"{service.name} could not be visited from here ({exc})"
     say(f"{service.name}: port {port} answers with {banner}\n")
     return ""
 
 
-async def _banner(target: HostPort) -> str | None:
+async def _visit_silent(host: str, service: Service, port: int) -> str:
+    """For a target that does not speak first: that both ends answer is what can be seen."""
     try:
-        return await read_banner(target.host, target.port, trio.current_time() + 2.0)
-    except NoBanner:
-        return None
+        (await dial([service.target], deadline=_in(BANNER_TIMEOUT))).close()
+    except DialFailed as exc:
+        raise CommandFailed(f"nothing answers at the target of {service.name}: {exc}") from exc
+    try:
+        (await dial([HostPort(host, port)], deadline=_in(VISIT_TIMEOUT))).close()
+    except DialFailed as exc:
+        return f"{service.name} could not be visited from here ({exc})"
+    say(f"{service.name}: port {port} is open\n")
+    return ""
+
+
+def _in(seconds: float) -> float:
+    return trio.current_time() + seconds

@@ -57,7 +57,7 @@ async def accept_forever(
         try:
             caller, address = sock.accept()
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock)
+            await trio.lowlevel.wait_readable(sock.fileno())
             burst = _BURST
             continue
         except OSError as exc:

@@ -69,7 +69,7 @@ class Link:
             if frame is not None:
                 return bytes(frame)
             if not self._receive():
-                await trio.lowlevel.wait_readable(self._sock)
+                await trio.lowlevel.wait_readable(self._sock.fileno())
 
     async def send_frame(self, frame: bytes) -> None:
         """Send one frame, during the handshake. Raises LinkLost."""
@@ -80,7 +80,7 @@ class Link:
             try:
                 view = view[self._sock.send(view) :]
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sock)
+                await trio.lowlevel.wait_writable(self._sock.fileno())
             except OSError as exc:
                 raise LinkLost(f"sending failed: {exc.strerror or exc}") from exc
 
@@ -217,7 +217,7 @@ class Link:
                         return
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
                 while not (count := self._receive()):
-                    await trio.lowlevel.wait_readable(self._sock)
+                    await trio.lowlevel.wait_readable(self._sock.fileno())
                     if self._lost is not None:
                         return
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
@@ -249,7 +249,7 @@ class Link:
             await self._full.wait()
             self._full = trio.Event()
             while self._pending is not None:
-                await trio.lowlevel.wait_writable(self._sock)
+                await trio.lowlevel.wait_writable(self._sock.fileno())
                 if self._lost is not None:
                     return
                 sent = self._send(self._pending)

@@ -74,7 +74,7 @@ async def receive_exactly(sock: socket.socket, count: int) -> bytes:
         try:
             received = sock.recv_into(view[have:])
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock)
+            await trio.lowlevel.wait_readable(sock.fileno())
             continue
         if received == 0:
             raise EOFError
@@ -89,4 +89,4 @@ async def send_all(sock: socket.socket, data: bytes) -> None:
         try:
             view = view[sock.send(view) :]
         except BlockingIOError:
-            await trio.lowlevel.wait_writable(sock)
+            await trio.lowlevel.wait_writable(sock.fileno())

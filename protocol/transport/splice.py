@@ -173,7 +173,7 @@ class Splice:
             await self._writable.wait()
             self._writable = trio.Event()
             while self._backlog and self._sock is not None:
-                await trio.lowlevel.wait_writable(self._sock)
+                await trio.lowlevel.wait_writable(self._sock.fileno())
                 self._pump()
 
     # Outbound
@@ -210,7 +210,7 @@ class Splice:
                 if not kept:
                     pool.give(buffer)
             if count < 0:
-                await trio.lowlevel.wait_readable(sock)
+                await trio.lowlevel.wait_readable(sock.fileno())
                 quota = TURN_BYTES
                 continue
             if count == 0:
@@ -245,7 +245,7 @@ class Splice:
                         if sock.recv_into(buffer) == 0:
                             return True
                     except BlockingIOError:
-                        await trio.lowlevel.wait_readable(sock)
+                        await trio.lowlevel.wait_readable(sock.fileno())
                     await trio.lowlevel.checkpoint()
         except OSError:
             return False
