@@ -90,14 +90,19 @@ class StateFolder:
                 )
             return self._read(fd, name)
 
-    def write_secret(self, name: str, text: str) -> None:
-        self.write(name, text, 0o600)
+    def write_secret(self, name: str, text: str, *, replace: bool = True) -> None:
+        self.write(name, text, 0o600, replace=replace)
 
-    def write(self, name: str, text: str, mode: int = 0o600) -> None:
-        """Replace the file `name` in one step; on any failure the old one stays as it was."""
+    def write(self, name: str, text: str, mode: int = 0o600, *, replace: bool = True) -> None:
+        """Replace the file `name` in one step; on any failure the old one stays as it was.
+
+        Without `replace` one that exists is left alone, so the first of two writers wins.
+        """
         file, temporary = self.path / name, f".{name}.new"
         try:
             with self._locked_folder() as folder:
+                if not replace and _exists(name, folder):
+                    return
                 # Whoever left one behind is dead, since we hold the lock.
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=folder)
@@ -132,6 +137,8 @@ class StateFolder:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                     if not stat.S_ISREG(status.st_mode):
                         raise StateError(f"{file}: expected an ordinary file") from None
+                    if not os.access(name, os.R_OK | os.W_OK, dir_fd=folder):
+                        raise PermissionError(errno.EACCES, "") from None
         except OSError as error:
             self._fail(file, error)
         return file
@@ -157,6 +164,18 @@ class StateFolder:
             yield
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Keep other writers out of the whole folder, for work of a few milliseconds.
+
+        They wait meanwhile. Do not call `write` or `claim` inside: they would wait too.
+        """
+        try:
+            with self._locked_folder():
+                yield
+        except OSError as error:
+            self._fail(self.path, error)
 
     def give_to_owner(self, file: Path) -> None:
         """Hand a file that we made to the folder's owner, if that is somebody else."""
@@ -240,6 +259,14 @@ class StateFolder:
             with contextlib.suppress(OSError):
                 return f"; it belongs to {_user(path.lstat().st_uid)}"
         return ""
+
+
+def _exists(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _user(uid: int) -> str:

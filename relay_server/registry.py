@@ -1,0 +1,532 @@
+"""The registry: which keys are whose, which ports they may publish, who is invited.
+
+SQLite in the state folder, so that the CLI and the server can use it at once. Reading and writing
+are apart: one long-lived connection reads, in the thread that opened the registry, and never waits
+for a writer (WAL); each change is one transaction over a connection of its own, so it may run in a
+worker thread while it waits for the disk. A change is there entirely or not at all.
+
+An invitation's life, where `pending` is the only state that can still enrol somebody:
+
+    ==========  ==========================================  ==========================
+    state       comes from                                  a token of it is answered
+    ==========  ==========================================  ==========================
+    pending     invite                                      enrolled; expired if late
+    redeemed    the first key that shows the token          enrolled, for that key only
+    cancelled   cancel, revoke                              refused
+    replaced    another invite for the same name            refused
+    expired     its ports went to somebody else             refused
+    ==========  ==========================================  ==========================
+
+An agent without a key is a name that holds ports for its pending invitation. Once that expired, the
+name keeps them only until somebody else needs them.
+
+Time is the relay's clock, in seconds since the epoch, and an argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from protocol.process.address import HostPort
+from protocol.process.state import StateError, StateFolder
+
+FILE: Final = "registry.db"
+SCHEMA_VERSION: Final = 1
+_APPLICATION_ID: Final = 0x53524C59  # "SRLY": tells our database from somebody else's
+
+# Names go into logs and tables of 80 columns.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+# What WELCOME can tell an agent about.
+MAX_PORTS: Final = 256
+# Another process's change takes milliseconds; more means that it hangs, and waiting does not help.
+BUSY_TIMEOUT: Final = 5.0
+# How long a token that enrolled nobody still gets the true reason for its refusal.
+_REMEMBER_UNUSED: Final = 30 * 86400.0
+
+_EXPIRED: Final = "this invitation has expired; ask for a new one"
+
+_SCHEMA: Final = """
+CREATE TABLE agents (
+    name TEXT PRIMARY KEY NOT NULL,
+    public_key BLOB UNIQUE,  -- NULL until enrolled
+    created REAL NOT NULL,
+    enrolled REAL
+);
+CREATE TABLE ports (
+    port INTEGER PRIMARY KEY NOT NULL,
+    agent TEXT NOT NULL REFERENCES agents (name) ON DELETE CASCADE,
+    position INTEGER NOT NULL  -- the one at 0 is the agent's ssh port
+);
+CREATE TABLE invitations (
+    token_hash BLOB PRIMARY KEY NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    created REAL NOT NULL,
+    expires REAL NOT NULL,
+    public_key BLOB  -- the key that redeemed it
+);
+CREATE UNIQUE INDEX one_pending_each ON invitations (name) WHERE state = 'pending';
+CREATE TABLE revoked (
+    public_key BLOB PRIMARY KEY NOT NULL,
+    name TEXT NOT NULL,
+    revoked REAL NOT NULL
+);
+CREATE TABLE settings (
+    key TEXT PRIMARY KEY NOT NULL,
+    value TEXT NOT NULL  -- JSON
+);
+"""
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a defect
+    """What was asked for contradicts what is registered; the text is one line for the user."""
+
+
+class TokenRefused(Exception):  # noqa: N818 - an answer, not a defect
+    """The token enrols nobody (any more); the text is one line for whoever showed it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A name and what belongs to it. `public_key` and `enrolled` are None until it enrols."""
+
+    name: str
+    public_key: bytes | None
+    ports: tuple[int, ...]  # the first is its ssh port
+    created: float
+    enrolled: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invited:
+    """A pending invitation. Its token is not here: the registry knows only the hash."""
+
+    name: str
+    ports: tuple[int, ...]
+    created: float
+    expires: float
+
+
+def parse_name(text: str) -> str:
+    """Check an agent's name. Raises ValueError with what is expected."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"expected a name of 1 to 32 letters, digits, '.', '_' or '-', not {text!r}"
+        )
+    return text
+
+
+class Registry:
+    def __init__(self, state: StateFolder, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
+        """Open the registry in `state`, making it if it is missing. Raises StateError."""
+        self._path = state.claim(FILE)
+        self._busy_timeout = busy_timeout
+        # One process at a time: switching to WAL does not wait for others as all else does.
+        with state.exclusively(), self._errors():
+            self._reader = self._connect()
+            try:
+                self._prepare()
+            except BaseException:
+                self._reader.close()
+                raise
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Reading
+
+    def agents(self) -> list[Agent]:
+        """The enrolled agents, by name."""
+        with self._errors():
+            return _agents(self._reader, "public_key IS NOT NULL", ())
+
+    def agent(self, name: str) -> Agent | None:
+        """The agent of that name, also one that is only invited."""
+        with self._errors():
+            return _agent(self._reader, name)
+
+    def agent_by_key(self, public_key: bytes) -> Agent | None:
+        with self._errors():
+            found = _agents(self._reader, "public_key = ?", (public_key,))
+            return found[0] if found else None
+
+    def is_revoked(self, public_key: bytes) -> bool:
+        with self._errors():
+            return _is_revoked(self._reader, public_key)
+
+    def invitations(self) -> list[Invited]:
+        """The pending invitations by name, expired ones too: those still hold their ports."""
+        with self._errors():
+            rows = self._reader.execute(
+                "SELECT name, created, expires FROM invitations WHERE state = 'pending'"
+                " ORDER BY name"
+            ).fetchall()
+            return [
+                Invited(
+                    name=name,
+                    ports=_ports(self._reader, name),
+                    created=created,
+                    expires=expires,
+                )
+                for name, created, expires in rows
+            ]
+
+    def change_stamp(self) -> int:
+        """A number that differs after each change, by whichever process or thread."""
+        with self._errors():
+            return int(_value(self._reader, "PRAGMA data_version"))
+
+    # Changing
+
+    def invite(
+        self,
+        name: str,
+        token: bytes,
+        *,
+        now: float,
+        lifetime: float,
+        port_range: range,
+        ports: Sequence[int] = (),
+        usable: Callable[[int], bool] = lambda port: True,
+    ) -> Invited:
+        """Let whoever shows `token` within `lifetime` seconds enrol as `name`.
+
+        Without `ports` an existing name keeps those it has, and a new one is granted the lowest
+        free port of `port_range` that is `usable`. A pending invitation of that name is replaced.
+        """
+        if len(ports) > MAX_PORTS:
+            raise Refused(f"expected at most {MAX_PORTS} ports, not {len(ports)}")
+        ports = tuple(dict.fromkeys(ports))
+        with self._change() as db:
+            db.execute(
+                "DELETE FROM invitations WHERE state IN ('cancelled', 'replaced', 'expired')"
+                " AND expires < ?",
+                (now - _REMEMBER_UNUSED,),
+            )
+            db.execute(
+                "INSERT INTO agents (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (name, now),
+            )
+            kept = _ports(db, name)
+            if not ports and not kept:
+                ports = (_free_port(db, port_range, usable, now),)
+            if ports:
+                _grant(db, name, ports, now)
+            db.execute(
+                "UPDATE invitations SET state = 'replaced' WHERE name = ? AND state = 'pending'",
+                (name,),
+            )
+            db.execute(
+                "INSERT INTO invitations (token_hash, name, state, created, expires)"
+                " VALUES (?, ?, 'pending', ?, ?)",
+                (_hash(token), name, now, now + lifetime),
+            )
+        return Invited(name=name, ports=ports or kept, created=now, expires=now + lifetime)
+
+    def cancel(self, name: str) -> None:
+        """Make the pending invitation of `name` worthless; Refused if there is none."""
+        with self._change() as db:
+            if not _cancel(db, name):
+                raise Refused(f"there is no pending invitation for {name}")
+            db.execute("DELETE FROM agents WHERE name = ? AND public_key IS NULL", (name,))
+
+    def redeem(self, token: bytes, public_key: bytes, now: float) -> Agent:
+        """Enrol the holder of `public_key` by `token`; its name's former key is revoked.
+
+        The token binds to the first key that shows it. That key may show it for ever, so that an
+        answer that got lost does no harm. Raises TokenRefused.
+        """
+        with self._change() as db:
+            row = db.execute(
+                "SELECT name, state, expires, public_key FROM invitations WHERE token_hash = ?",
+                (_hash(token),),
+            ).fetchone()
+            if row is None:
+                raise TokenRefused("this invitation is unknown here; ask for a new one")
+            name, state, expires, bound_key = row
+            if _is_revoked(db, public_key):
+                raise TokenRefused("this agent's key was revoked; a new invitation needs a new key")
+            match state:
+                case "redeemed" if bound_key != public_key:
+                    raise TokenRefused("this invitation was used by another agent already")
+                case "cancelled" | "replaced":
+                    raise TokenRefused(f"this invitation was {state}; ask for a new one")
+                case "expired":
+                    raise TokenRefused(_EXPIRED)
+                case "pending" if now >= expires:
+                    raise TokenRefused(_EXPIRED)
+                case "pending":
+                    _enrol(db, name, public_key, now)
+                    db.execute(
+                        "UPDATE invitations SET state = 'redeemed', public_key = ?"
+                        " WHERE token_hash = ?",
+                        (public_key, _hash(token)),
+                    )
+            agent = _agent(db, name)
+        if agent is None or agent.public_key != public_key:
+            # Whatever takes a key from an agent revokes it.
+            raise StateError(f"{self._path}: damaged: a token without its agent")
+        return agent
+
+    def revoke(self, name: str, now: float) -> None:
+        """Forget the agent `name` with its ports and invitation, and refuse its key for ever."""
+        with self._change() as db:
+            agent = _agent(db, name)
+            if agent is None:
+                raise Refused(f"there is no agent {name}")
+            if agent.public_key is not None:
+                _revoke_key(db, agent.public_key, name, now)
+            _cancel(db, name)
+            db.execute("DELETE FROM agents WHERE name = ?", (name,))
+
+    # What `run` was told and `invite` needs to know
+
+    def hosts(self) -> tuple[HostPort, ...]:
+        """Where agents dial in, in that order."""
+        return tuple(HostPort(host, port) for host, port in self._recall("hosts", []))
+
+    def remember_hosts(self, hosts: Sequence[HostPort]) -> None:
+        self._remember("hosts", [[one.host, one.port] for one in hosts])
+
+    def link_ports(self) -> tuple[int, ...]:
+        """The ports on which the server itself listens for agents."""
+        return tuple(self._recall("link_ports", []))
+
+    def remember_link_ports(self, ports: Sequence[int]) -> None:
+        self._remember("link_ports", list(ports))
+
+    def port_range(self) -> range | None:
+        """Where ports are taken from for agents that are invited without one."""
+        bounds = self._recall("port_range", None)
+        return None if bounds is None else range(*bounds)
+
+    def remember_port_range(self, ports: range) -> None:
+        self._remember("port_range", [ports.start, ports.stop])
+
+    def _recall(self, key: str, default: Any) -> Any:
+        with self._errors():
+            text = _value(self._reader, "SELECT value FROM settings WHERE key = ?", (key,))
+        return default if text is None else json.loads(text)
+
+    def _remember(self, key: str, value: object) -> None:
+        if self._recall(key, None) == value:  # nothing to wear the disk or wake the server for
+            return
+        with self._change() as db:
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, json.dumps(value)))
+
+    # SQLite
+
+    def _connect(self) -> sqlite3.Connection:
+        # Transactions are begun and ended by our own hand.
+        db = sqlite3.connect(self._path, timeout=self._busy_timeout, isolation_level=None)
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = FULL")  # an agent that was told it is enrolled stays so
+        return db
+
+    def _prepare(self) -> None:
+        db = self._reader
+        version = _value(db, "PRAGMA user_version")
+        if _value(db, "SELECT count(*) FROM sqlite_master") == 0 and version == 0:
+            db.execute("PRAGMA journal_mode = WAL")
+            with self._change() as change:
+                for statement in _SCHEMA.split(";"):
+                    change.execute(statement)
+                change.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif _value(db, "PRAGMA application_id") != _APPLICATION_ID:
+            raise StateError(f"{self._path}: this is another program's database")
+        elif version != SCHEMA_VERSION:
+            raise StateError(
+                f"{self._path}: written by a newer relay-server (schema {version}, this one knows"
+                f" {SCHEMA_VERSION}); update this one"
+            )
+        # A page that rotted on the disk is better found now than by an agent that dials in. It is
+        # small: a few milliseconds for thousands of agents.
+        if _value(db, "PRAGMA quick_check(1)") != "ok":
+            raise StateError(_damaged(self._path))
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self._errors(), contextlib.closing(self._connect()) as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+            # Closing undoes whatever did not come as far as this.
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What SQLite says about the disk and the file becomes one line; bugs stay bugs."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            # The subclasses but one tell of wrong SQL and broken constraints.
+            if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
+                raise
+            reason = _explain(self._path, error)
+            if reason is None:
+                raise
+            raise StateError(reason) from None
+
+
+def _explain(path: Path, error: sqlite3.DatabaseError) -> str | None:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
+    match code:
+        case sqlite3.SQLITE_FULL:
+            return f"{path}: no space left on the disk"
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            return _damaged(path)
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return f"{path}: another process keeps it locked"
+        case sqlite3.SQLITE_IOERR if _is_full(path):
+            # A full disk is noticed in many places besides the one that says so.
+            return f"{path}: no space left on the disk"
+        case sqlite3.SQLITE_IOERR:
+            return f"{path}: the disk fails: {error}"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            if _is_full(path):
+                return f"{path}: no space left on the disk"
+            return (
+                f"{path}: cannot be used by this user: {error};"
+                f" its folder's owner must own {path.name} and {path.name}-*"
+            )
+    return None
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path}: damaged, or not a database; put back a copy, or move it away and invite"
+        " every agent again"
+    )
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        space = os.statvfs(path)
+    except OSError:
+        return False
+    return space.f_bavail == 0
+
+
+def _value(db: sqlite3.Connection, query: str, arguments: Sequence[object] = ()) -> Any:
+    row = db.execute(query, arguments).fetchone()
+    return None if row is None else row[0]
+
+
+def _hash(token: bytes) -> bytes:
+    # A token is random, so a plain hash cannot be searched.
+    return hashlib.sha256(token).digest()
+
+
+def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> list[Agent]:
+    rows = db.execute(
+        f"SELECT name, public_key, created, enrolled FROM agents WHERE {where} ORDER BY name",  # noqa: S608 - `where` is ours
+        arguments,
+    ).fetchall()
+    return [
+        Agent(
+            name=name,
+            public_key=public_key,
+            ports=_ports(db, name),
+            created=created,
+            enrolled=enrolled,
+        )
+        for name, public_key, created, enrolled in rows
+    ]
+
+
+def _agent(db: sqlite3.Connection, name: str) -> Agent | None:
+    found = _agents(db, "name = ?", (name,))
+    return found[0] if found else None
+
+
+def _ports(db: sqlite3.Connection, name: str) -> tuple[int, ...]:
+    rows = db.execute("SELECT port FROM ports WHERE agent = ? ORDER BY position", (name,))
+    return tuple(port for (port,) in rows)
+
+
+def _is_revoked(db: sqlite3.Connection, public_key: bytes) -> bool:
+    query = "SELECT 1 FROM revoked WHERE public_key = ?"
+    return _value(db, query, (public_key,)) is not None
+
+
+def _revoke_key(db: sqlite3.Connection, public_key: bytes, name: str, now: float) -> None:
+    db.execute("INSERT INTO revoked VALUES (?, ?, ?)", (public_key, name, now))
+
+
+def _cancel(db: sqlite3.Connection, name: str) -> bool:
+    cursor = db.execute(
+        "UPDATE invitations SET state = 'cancelled' WHERE name = ? AND state = 'pending'", (name,)
+    )
+    return cursor.rowcount > 0
+
+
+def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> None:
+    holder = _value(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
+    if holder not in (None, name):
+        raise TokenRefused(f"this agent is enrolled as {holder} already")
+    former = _value(db, "SELECT public_key FROM agents WHERE name = ?", (name,))
+    if former not in (None, public_key):
+        _revoke_key(db, former, name, now)
+    db.execute(
+        "UPDATE agents SET public_key = ?, enrolled = ? WHERE name = ?", (public_key, now, name)
+    )
+
+
+def _grant(db: sqlite3.Connection, name: str, ports: Sequence[int], now: float) -> None:
+    db.execute("DELETE FROM ports WHERE agent = ?", (name,))
+    for position, port in enumerate(ports):
+        holder = _value(db, "SELECT agent FROM ports WHERE port = ?", (port,))
+        if holder is not None and holder not in _release_lapsed(db, now, (holder,)):
+            raise Refused(f"port {port} is granted to {holder}")
+        db.execute("INSERT INTO ports VALUES (?, ?, ?)", (port, name, position))
+
+
+def _free_port(
+    db: sqlite3.Connection, port_range: range, usable: Callable[[int], bool], now: float
+) -> int:
+    for _ in range(2):
+        taken = {port for (port,) in db.execute("SELECT port FROM ports")}
+        for port in port_range:
+            if port not in taken and usable(port):
+                return port
+        # Names whose invitation was never taken up keep their ports until now.
+        names = [name for (name,) in db.execute("SELECT name FROM agents WHERE public_key IS NULL")]
+        if not _release_lapsed(db, now, names):
+            break
+    first, last = port_range[0], port_range[-1]
+    raise Refused(f"no port from {first} to {last} is free; give one with --port")
+
+
+def _release_lapsed(db: sqlite3.Connection, now: float, names: Sequence[str]) -> set[str]:
+    """Forget those of `names` that never enrolled and whose invitation expired."""
+    released = set()
+    for name in names:
+        expires = _value(
+            db,
+            "SELECT invitations.expires FROM invitations JOIN agents USING (name)"
+            " WHERE name = ? AND state = 'pending' AND agents.public_key IS NULL",
+            (name,),
+        )
+        if expires is not None and expires <= now:
+            db.execute(
+                "UPDATE invitations SET state = 'expired' WHERE name = ? AND state = 'pending'",
+                (name,),
+            )
+            db.execute("DELETE FROM agents WHERE name = ?", (name,))
+            released.add(name)
+    return released
