@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from .harness import LOOPBACK, Agent, Dropbear, Login, OpenSsh, Relay, SshServer, Target, free_port
+from .harness import (
+    LOOPBACK,
+    Agent,
+    Dropbear,
+    Login,
+    OpenSsh,
+    Relay,
+    SshServer,
+    Target,
+    free_port,
+    services,
+)
 
 # The harness gives up in good time wherever it waits. This is for what a test reads from a pipe
 # itself, so that a byte that never comes fails one test and does not hang the run.
@@ -80,14 +91,16 @@ def _run_house(folder: Path, dropbear: SshServer, openssh: SshServer) -> Iterato
     try:
         relay.start()
         invitation = relay.invite("home", *ports)
-        agent.join(
-            invitation,
-            f"ssh={LOOPBACK}:{dropbear.port}@{ports[0]}",
-            f"openssh={LOOPBACK}:{openssh.port}@{ports[1]}",
-            f"raw={LOOPBACK}:{target.port}@{ports[2]}",
+        agent.join(invitation, f"ssh={LOOPBACK}:{dropbear.port}@{ports[0]}")
+        # Joining visits each service and waits for what it says; the raw one has nothing to say,
+        # so it is left out there.
+        agent.configure(
+            services(
+                ("ssh", dropbear.port, ports[0]),
+                ("openssh", openssh.port, ports[1]),
+                ("raw", target.port, ports[2]),
+            )
         )
-        # Joining proves the way to the targets, so it may have come to this one.
-        target.forget_arrivals()
         agent.start(*ports)
         yield House(
             relay=relay,

@@ -13,6 +13,7 @@ and no setting of the server is needed that a router's server would not have.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import random
@@ -27,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -295,6 +296,18 @@ def only_line(text: str) -> str:
     return text[:-1]
 
 
+def assert_fails(
+    done: subprocess.CompletedProcess[str], *words: str, status: int | None = None
+) -> None:
+    """A command that could not do it says why in one last line that holds all of `words`."""
+    assert done.returncode in ((1, 2) if status is None else (status,)), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    *_, line = done.stderr.splitlines() or [""]
+    assert line.startswith(("relay-server", "relay-agent")), done.stderr
+    for word in words:
+        assert word in line, f"{word!r} is not in: {line}"
+
+
 # --- SSH -----------------------------------------------------------------------------------------
 
 
@@ -521,6 +534,12 @@ class Relay:
         assert done.returncode == 0, done.stderr
         return only_line(done.stdout)
 
+    def agents(self) -> dict[str, dict[str, Any]]:
+        """What `agents --json` says, by name."""
+        done = self.cli("agents", "--json")
+        assert done.returncode == 0, done.stderr
+        return {agent["name"]: agent for agent in json.loads(done.stdout)["agents"]}
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.stop()
@@ -573,6 +592,14 @@ class Agent:
             self._process.stop()
 
 
+def services(*entries: tuple[str, int, int]) -> str:
+    """What agent.toml says for services of a name, a local port and a public one."""
+    return "".join(
+        f'[services.{name}]\ntarget = "{LOOPBACK}:{local}"\nport = {public}\n'
+        for name, local, public in entries
+    )
+
+
 # --- Sockets of the test's own -------------------------------------------------------------------
 
 # Enough to fill every buffer on the way, and for the receiver to notice one byte amiss.
@@ -591,14 +618,6 @@ class Target:
         accepted, _ = self._listener.accept()
         accepted.settimeout(LIMIT)
         return accepted
-
-    def forget_arrivals(self) -> None:
-        """Reset whoever came so far and was not accepted."""
-        self._listener.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                reset(self._listener.accept()[0])
-        self._listener.settimeout(LIMIT)
 
     def close(self) -> None:
         self._listener.close()

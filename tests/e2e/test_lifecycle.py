@@ -1,0 +1,244 @@
+"""Deaths and returns: of the agent, of the relay, of the agent's right to be there."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import House
+from .harness import (
+    LOOPBACK,
+    Agent,
+    Login,
+    Relay,
+    SshServer,
+    Target,
+    eventually,
+    free_port,
+    listens,
+    pair,
+    read_banner,
+    receive,
+    services,
+    visit,
+    wait_until_closed,
+    was_reset,
+)
+
+# What the product promises, in seconds.
+TAKE_BACK = 2.0
+HEAL = 5.0
+LEAVE = 2.0
+
+
+def banner_within(port: int, limit: float) -> None:
+    """Fail unless the SSH server behind `port` answers in time."""
+    eventually(
+        lambda: read_banner(port).startswith(b"SSH-2.0-"),
+        what=f"an SSH banner through port {port}",
+        limit=limit,
+    )
+
+
+def test_killing_the_agent_is_a_reset_and_never_an_end(own_house: House) -> None:
+    with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
+        own_house.agent.process.kill()
+        assert was_reset(accepted)
+        # The relay waits for the session to be resumed; a new process cannot.
+        own_house.agent.start()
+        assert was_reset(visitor)
+    with pair(own_house.raw_port, own_house.target):
+        pass
+
+
+def test_killing_the_relay_is_a_reset_and_never_an_end(own_house: House) -> None:
+    with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
+        own_house.relay.process.kill()
+        assert was_reset(visitor)
+        own_house.relay.start()
+        assert was_reset(accepted)
+    with pair(own_house.raw_port, own_house.target):
+        pass
+
+
+def test_a_killed_agent_takes_its_port_back(own_house: House) -> None:
+    with pair(own_house.raw_port, own_house.target):
+        own_house.agent.process.kill()
+        assert listens(own_house.dropbear_port), "the listener is the agent's and not its link's"
+        process = own_house.agent.start()
+        banner_within(own_house.dropbear_port, TAKE_BACK)
+        assert time.monotonic() - process.started_at < TAKE_BACK
+
+
+def test_an_agent_that_left_takes_its_port_back(own_house: House) -> None:
+    assert own_house.agent.process.terminate() == 0
+    process = own_house.agent.start()
+    banner_within(own_house.dropbear_port, TAKE_BACK)
+    assert time.monotonic() - process.started_at < TAKE_BACK
+
+
+def test_a_visitor_who_comes_meanwhile_is_let_in_when_the_agent_is_back(own_house: House) -> None:
+    own_house.agent.process.kill()
+    with visit(own_house.raw_port) as visitor:
+        visitor.sendall(b"early")
+        own_house.agent.start()
+        with own_house.target.accept() as accepted:
+            assert receive(accepted, 5) == b"early"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_relay_restart_is_healed(own_house: House, ending: signal.Signals) -> None:
+    own_house.relay.process.terminate(ending)
+    relay = own_house.relay.start()
+    banner_within(own_house.dropbear_port, HEAL)
+    assert time.monotonic() - relay.started_at < HEAL
+    assert own_house.agent.process.running
+
+
+def test_a_relay_that_is_away_for_a_while_is_healed(own_house: House) -> None:
+    """The agent has failed to dial several times, and goes on at the pace it slowed down to."""
+    agent = own_house.agent.process
+    own_house.relay.process.terminate()
+    for _ in range(4):
+        agent.wait_for_line("dial-failed", after=len(agent.log))
+    own_house.relay.start()
+    banner_within(own_house.dropbear_port, 10.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("who", ["relay", "agent"])
+def test_leaving_on_a_signal(own_house: House, number: signal.Signals, who: str) -> None:
+    process = (own_house.relay if who == "relay" else own_house.agent).process
+    with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
+        began = time.monotonic()
+        assert process.terminate(number) == 0, process.describe()
+        assert time.monotonic() - began < LEAVE
+        # The side that left has said so to its own; its peer keeps or resets the other.
+        assert was_reset(visitor if who == "relay" else accepted)
+    assert "Traceback" not in process.describe()
+    assert process.stdout == ""
+
+
+def test_a_relay_that_leaves_closes_its_ports(own_house: House) -> None:
+    own_house.relay.process.terminate()
+    assert not listens(own_house.dropbear_port)
+    assert not listens(own_house.relay.port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_agent_without_a_relay_leaves_on_a_signal(
+    own_house: House, number: signal.Signals
+) -> None:
+    agent = own_house.agent.process
+    own_house.relay.process.kill()
+    agent.wait_for_line("dial-failed")
+    began = time.monotonic()
+    assert agent.terminate(number) == 0
+    assert time.monotonic() - began < LEAVE
+
+
+def test_revoke_cuts_the_link_and_closes_the_ports(own_house: House) -> None:
+    relay = own_house.relay
+    with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
+        done = relay.cli("revoke", "home")
+        assert done.returncode == 0, done.stderr
+        assert was_reset(visitor)
+        assert was_reset(accepted)
+    for port in (own_house.dropbear_port, own_house.openssh_port, own_house.raw_port):
+        wait_until_closed(port)
+    own_house.agent.process.wait_for_line("link-denied.*revoked")
+    assert own_house.agent.process.running
+    assert "home" not in relay.agents()
+    # Its ports may be given away, and its return changes nothing.
+    own_house.agent.process.kill()
+    own_house.agent.start().wait_for_line("link-denied.*revoked")
+    assert not listens(own_house.dropbear_port)
+    relay.invite("other", own_house.dropbear_port)
+
+
+def test_revoke_while_the_relay_is_down(own_house: House) -> None:
+    own_house.relay.process.terminate()
+    assert own_house.relay.cli("revoke", "home").returncode == 0
+    own_house.relay.start()
+    own_house.agent.process.wait_for_line("link-denied.*revoked")
+    assert not listens(own_house.dropbear_port)
+
+
+def test_two_agents_side_by_side(
+    new_relay: Callable[..., Relay],
+    new_agent: Callable[..., Agent],
+    dropbear: SshServer,
+    openssh: SshServer,
+    login: Login,
+) -> None:
+    relay, home, cabin = new_relay(), new_agent("home"), new_agent("cabin")
+    relay.start()
+    home_port, cabin_port = free_port(), free_port()
+    home.join(relay.invite("home", home_port), f"ssh={LOOPBACK}:{dropbear.port}")
+    cabin.join(relay.invite("cabin", cabin_port), f"ssh={LOOPBACK}:{openssh.port}")
+    home.start(home_port)
+    cabin.start(cabin_port)
+    assert login.ssh(home_port, "pwd").stdout == f"{dropbear.home}\n"
+    assert login.ssh(cabin_port, "pwd").stdout == f"{openssh.home}\n"
+    assert set(relay.agents()) == {"home", "cabin"}
+    # What befalls one is nothing to the other.
+    with login.session(cabin_port, "echo up; exec cat") as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"up\n"
+        home.process.kill()
+        assert relay.cli("revoke", "home").returncode == 0
+        wait_until_closed(home_port)
+        assert session.communicate(b"still here\n", timeout=10)[0] == b"still here\n"
+
+
+def test_a_copy_of_an_agent_is_refused_while_the_first_is_alive(
+    own_house: House, new_agent: Callable[..., Agent]
+) -> None:
+    copy = new_agent("copy")
+    copy.state.symlink_to(own_house.agent.state)
+    with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
+        # The same state folder: this machine's lock tells.
+        status = copy.start().wait()
+        assert status in (1, 2)
+        assert len(copy.process.log) == 1, copy.process.describe()
+        # A true copy, as on another machine: the relay tells.
+        copy.state.unlink()
+        copy_folder(own_house.agent.state, copy.state)
+        copy.start().wait_for_line("link-denied.*(duplicate|another process)")
+        own_house.relay.process.wait_for_line("agent-duplicate.*home")
+        visitor.sendall(b"undisturbed")
+        assert receive(accepted, 11) == b"undisturbed"
+
+
+def copy_folder(source: Path, destination: Path) -> None:
+    destination.mkdir(mode=0o700)
+    for file in source.iterdir():
+        if file.is_file():
+            copied = destination / file.name
+            copied.touch(mode=file.stat().st_mode & 0o777)
+            copied.write_bytes(file.read_bytes())
+
+
+def test_visitors_over_ipv6(
+    new_relay: Callable[..., Relay],
+    new_agent: Callable[..., Agent],
+    dropbear: SshServer,
+    target: Target,
+    login: Login,
+) -> None:
+    """Public ports open on every address by default: IPv4 and, where the machine has it, IPv6."""
+    relay, agent, ssh_port, raw_port = new_relay(bind=None), new_agent(), free_port(), free_port()
+    relay.start()
+    agent.join(relay.invite("home", ssh_port, raw_port), f"ssh={LOOPBACK}:{dropbear.port}")
+    agent.configure(services(("ssh", dropbear.port, ssh_port), ("raw", target.port, raw_port)))
+    agent.start(ssh_port, raw_port)
+    assert login.ssh(ssh_port, "exit 4").returncode == 4
+    if Path("/proc/net/if_inet6").exists():
+        assert login.ssh(ssh_port, "exit 6", host="::1").returncode == 6
+        with visit(raw_port, "::1") as visitor, target.accept() as accepted:
+            visitor.sendall(b"six")
+            assert receive(accepted, 3) == b"six"
