@@ -35,6 +35,8 @@ class Acks:
     def check(self, now: float) -> None:
         if now >= self.deadline:
             self.due = True
+            # The link may be full for long: a deadline left behind would come due again at once.
+            self.deadline = float("inf")
 
     def settle(self) -> None:
         """The peer is being told `received`, by whatever frame."""
