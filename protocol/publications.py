@@ -6,7 +6,9 @@ withdrawal on the way is told apart from one that names what never was.
 
 from __future__ import annotations
 
-from protocol.errors import RemoteProtocolError
+from typing import Final
+
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.events import (
     Event,
     PublicationConfirmed,
@@ -15,6 +17,10 @@ from protocol.events import (
     PublishRequested,
 )
 from protocol.frame import Publish, Published, Refused, Unpublish
+
+# Live at once: far above the 256 ports that a welcome can grant, and a bound on what a peer makes
+# the relay remember.
+MAX_LIVE: Final = 1024
 
 
 class Publications:
@@ -27,11 +33,15 @@ class Publications:
     # At the agent
 
     def add(self, service: str, port: int) -> Publish:
+        if len(self._live) >= MAX_LIVE:
+            raise LocalProtocolError(f"more than {MAX_LIVE} publications")
         self._last += 1
         self._live.add(self._last)
         return Publish(publication=self._last, service=service, port=port)
 
     def withdraw(self, publication: int) -> Unpublish:
+        if publication not in self._live:
+            raise LocalProtocolError(f"publication {publication} is not live")
         self._live.remove(publication)
         return Unpublish(publication=publication)
 
@@ -55,6 +65,8 @@ class Publications:
         publish = Publish.decode(body)
         if publish.publication <= self._last:
             raise RemoteProtocolError(f"publication {publish.publication} is not fresh")
+        if len(self._live) >= MAX_LIVE:
+            raise RemoteProtocolError(f"more than {MAX_LIVE} publications")
         self._last = publish.publication
         self._live.add(publish.publication)
         return PublishRequested(publish)
