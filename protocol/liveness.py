@@ -45,20 +45,18 @@ class Verdict(enum.Enum):
 class Liveness:
     """Judges one link; made anew for each."""
 
-    __slots__ = ("_heard", "_pinged", "_progress", "_suspected", "min_rtt", "rtt")
+    __slots__ = ("_heard", "_pinged", "_progress", "min_rtt", "rtt")
 
     def __init__(self, now: float) -> None:
         self._heard = now
         self._pinged: float | None = None  # when the unanswered PING was sent
         self._progress = now  # when the kernel last saw an ack advance
-        self._suspected = False
         self.rtt = 0.0  # smoothed, seconds (RFC 6298's 1/8); 0 until measured
         self.min_rtt = 0.0
 
     def heard(self, now: float) -> None:
         self._heard = now
         self._pinged = None
-        self._suspected = False
 
     def progress(self, now: float) -> None:
         """The kernel's TCP saw the peer ack something new."""
@@ -105,7 +103,6 @@ class Liveness:
             and now >= self._suspicion(unacked_since)
             and now - due <= LATE
         ):
-            self._suspected = True
             return Verdict.SUSPECT
         return Verdict.PING
 
