@@ -6,7 +6,7 @@ A frame passes through here once: queued, numbered when it goes out, kept until 
     queue_control ─────────────┴──▶ replay ──acked──▶ released (memory, pooled buffer)
 
 Data is admitted by `room` before it is read from its socket, so nothing is ever dropped for lack of
-memory. Control frames are small and few by construction; they are counted apart.
+memory. All other frames are small and few by construction; they are counted apart.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from protocol.stream import Stream
 
 # Payloads up to this are copied out, so that a keystroke does not hold a 64 KiB buffer until acked.
 COPY_BELOW: Final = 16 * 1024
-# OPEN, RESET, WINDOW and the like have room outside the replay budget. 8 MiB are 30,000 of them: more
-# than 4,096 streams can need, and 200 visitors a second over a link stalled for a minute.
+# All but DATA has room outside the replay budget. 8 MiB are 30,000 frames: more than 4,096 streams
+# can need, and 200 visitors a second over a link stalled for a minute.
 CONTROL_HEADROOM: Final = 8 * 1024 * 1024
 
 
@@ -37,6 +37,20 @@ class Outbox:
         self._control: deque[Sent] = deque()
         self._scheduler = Scheduler(MAX_PAYLOAD)
 
+    @property
+    def overfull(self) -> bool:
+        """More waits and lies unacked beside the data than an honest peer lets pile up."""
+        return self.control_held > CONTROL_HEADROOM
+
+    @property
+    def waiting_for_acks(self) -> bool:
+        """Whether anything is queued or unacked: what is, an ack will come for."""
+        return bool(self.budget.held or self.control_held)
+
+    def set_quantum(self, quantum: int) -> None:
+        """Bytes that a stream may send before it is the next one's turn."""
+        self._scheduler.quantum = quantum
+
     def room(self, state: Stream, streams: int) -> int:
         """Payload bytes that `state` may queue now, by memory alone."""
         room = self.budget.room(state.held, streams) - FRAME_OVERHEAD - HEADER_SIZE
@@ -48,23 +62,26 @@ class Outbox:
         wire.HEADER.pack_into(buffer, 0, FrameType.DATA, state.id)
         view = memoryview(buffer)[: HEADER_SIZE + count]
         if count > COPY_BELOW:
-            self._queue(state, Sent(view, FRAME_OVERHEAD + len(buffer), state, buffer))
-            return True
-        self._queue(state, Sent(bytes(view), FRAME_OVERHEAD + len(view), state, None))
-        return False
+            sent = Sent(view, FRAME_OVERHEAD + len(buffer), state, buffer)
+        else:
+            sent = Sent(bytes(view), FRAME_OVERHEAD + len(view), state, None)
+        self.budget.take(sent.cost)
+        state.held += sent.cost
+        self._enqueue(state, sent)
+        return sent.buffer is not None
 
     def queue_end(self, state: Stream, frame: bytes) -> None:
         """Queue a FIN, or a RESET that must not overtake it, behind the stream's data."""
-        self._queue(state, Sent(frame, FRAME_OVERHEAD + len(frame), state, None))
+        self._enqueue(state, self.control(frame, state))
 
     def queue_control(self, frame: bytes) -> None:
         self._control.append(self.control(frame))
 
-    def control(self, frame: bytes) -> Sent:
-        """A control frame made the moment it goes out."""
+    def control(self, frame: bytes, state: Stream | None = None) -> Sent:
+        """A frame that counts apart from the budget, to be queued or sent at once."""
         cost = FRAME_OVERHEAD + len(frame)
         self.control_held += cost
-        return Sent(frame, cost, None, None)
+        return Sent(frame, cost, state, None)
 
     def next_control(self) -> Sent | None:
         return self._control.popleft() if self._control else None
@@ -96,9 +113,7 @@ class Outbox:
         while self._control:
             self._release(self._control.popleft())
 
-    def _queue(self, state: Stream, sent: Sent) -> None:
-        self.budget.take(sent.cost)
-        state.held += sent.cost
+    def _enqueue(self, state: Stream, sent: Sent) -> None:
         state.queue.append(sent)
         self._scheduler.wake(state)
 
@@ -111,7 +126,7 @@ class Outbox:
         return ended
 
     def _release(self, sent: Sent) -> None:
-        if sent.stream is None:
+        if sent.stream is None or sent.frame[0] != FrameType.DATA:
             self.control_held -= sent.cost
             return
         sent.stream.held -= sent.cost

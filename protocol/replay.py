@@ -9,8 +9,8 @@ Frames are numbered from 0, one count per direction. `base` is the number of the
 A resume sets `base` to the peer's received count and `cursor` to 0; every frame is then sealed
 afresh under the new link's keys, so no key and nonce ever meet twice.
 
-Budgets count memory held, not payload. The budget holds queued *and* unacked frames, since both are
-memory; a stream's share is counted in `Stream.held`.
+Budgets count memory held, not payload. The budget holds queued *and* unacked DATA, since both are
+memory; a stream's share is counted in `Stream.held`. All other frames are counted apart (outbox).
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from protocol.errors import RemoteProtocolError, SessionLost
 if TYPE_CHECKING:
     from protocol.stream import Stream
 
-# What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded up.
+# What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded
+# up.
 FRAME_OVERHEAD: Final = 256
 
 # A stream may hold this much whatever bulk does, so that a keystroke never waits for replay room.
 STREAM_RESERVE: Final = 16 * 1024
+# The part of a budget that bulk never takes: 2 MiB of a relay's 16, the reserve of 128 streams. Set
+# aside before they open, since bulk may hold all the rest by then.
+SET_ASIDE: Final = 8
 
 
 class Sent(NamedTuple):
     frame: bytes | memoryview
     cost: int  # memory held, in bytes
-    stream: Stream | None  # whose `held` the cost counts in; None for control frames
+    stream: Stream | None  # whose DATA, FIN or late RESET it is; None for control frames
     buffer: bytearray | None  # goes back to the pool on ack
 
 
@@ -64,19 +68,22 @@ class Budget:
         self.held -= cost
         self.cap.held -= cost
 
-    def reserve(self, streams: int) -> int:
-        """Bytes each of `streams` open streams may hold whatever the others do.
-
-        At most half the budget is set aside, however many streams there are, so that bulk never
-        starves and the sum never passes `limit`.
-        """
-        return min(STREAM_RESERVE, self.limit // (2 * max(streams, 1)))
+    @property
+    def left(self) -> int:
+        """Bytes that may be added without passing the limit or the cap."""
+        return min(self.limit - self.held, self.cap.limit - self.cap.held)
 
     def room(self, held_by_stream: int, streams: int) -> int:
-        """Bytes that a stream holding `held_by_stream` may add now."""
-        reserve = self.reserve(streams)
-        shared = min(self.limit - self.held - reserve * streams, self.cap.limit - self.cap.held)
-        return max(shared, reserve - held_by_stream, 0)
+        """Bytes that a stream holding `held_by_stream` may add now.
+
+        Bulk leaves an eighth alone; of that each of `streams` open streams may take its share.
+        """
+        shared = min(
+            self.limit - self.limit // SET_ASIDE - self.held,
+            self.cap.limit - self.cap.limit // SET_ASIDE - self.cap.held,
+        )
+        reserve = min(STREAM_RESERVE, self.limit // (SET_ASIDE * max(streams, 1)))
+        return min(self.left, max(shared, reserve - held_by_stream, 0))
 
 
 class Replay:

@@ -1,7 +1,7 @@
 """One side of a session: streams, numbering, credit, replay. Outlives its links.
 
-Theory of operation. The owner (protocol.transport.endpoint) calls down and gets events back; nothing
-here waits, logs or reads a clock.
+Theory of operation. The owner (protocol.transport.endpoint) calls down and gets events back;
+nothing here waits, logs or reads a clock.
 
     local socket readable   allowance() → read that much → send()
     local socket written    consumed();  FIN written → fin_delivered()
@@ -12,7 +12,8 @@ here waits, logs or reads a clock.
     afterwards              take_ready(): streams whose reader may try again
 
 A frame is cut when its socket is read, never again: `allowance` is at most one record. It is
-numbered when it goes out (`next_frame`), so what waits in a queue may still be overtaken or dropped.
+numbered when it goes out (`next_frame`), so what waits in a queue may still be overtaken or
+dropped.
 Order of sending: link-local frames, what a new link has not seen, control frames, window updates,
 then the streams by `Scheduler`.
 
@@ -22,9 +23,9 @@ The relay opens streams (odd ids, rising, never reused), the agent publishes ser
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from protocol import frame as wire
@@ -51,9 +52,6 @@ from protocol.window import ReceiveWindow, SendWindow
 # While attached a socket is read only if fewer frames than this of its stream wait: enough to keep
 # the link busy, little enough that the scheduler decides what goes next and not a queue.
 UNSENT_FRAMES: Final = 2
-# Answers to PINGs that may wait. One PING is under way at a time in each direction; more than a few
-# come only from a peer that wants us to hold memory for it.
-PENDING_LINK_FRAMES: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +94,14 @@ class Session:
         self._promised = 0  # sum of the open streams' windows, bytes
         self._acks = Acks()
         self._unacked_since: float | None = None
-        self._link_local: deque[bytes] = deque()
-        self._starved: deque[Stream] = deque()  # readers that wait for what all streams share
+        # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
+        # whose PINGs come faster than their answers go out makes us hold nothing.
+        self._link_local: dict[FrameType, int] = {}
+        self._starved: dict[int, None] = {}  # readers that wait for what all share, in order
         self._ready: list[int] = []
         self._ignored = 0
         self._liveness: Liveness | None = None
-        self.record_size = MAX_PAYLOAD  # payload of a full frame; smaller on slow links
+        self._record_size = MAX_PAYLOAD
         self._receivers = self._relay_receivers() if relay else self._agent_receivers()
 
     def _relay_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
@@ -148,20 +148,20 @@ class Session:
         Raises SessionLost if that cannot be.
         """
         self._fins_acked(self._outbox.resume(peer_received))
+        self._link_local.clear()
         self._acks.settle()  # the handshake told the peer
         self._unacked_since = None
         self._liveness = Liveness(now)
 
     def detach(self) -> None:
-        """The link is gone, and what was link-local with it; readers may fill the budget now."""
+        """The link is gone; readers may fill the budget now."""
         self._liveness = None
-        self._link_local.clear()
         for state in self._streams.values():
             self._unblock(state)
 
     def close_link(self, code: wire.CloseCode) -> None:
         """Queue a goodbye."""
-        self._link_local.append(wire.close(code))
+        self._link_local[FrameType.CLOSE] = code
 
     def discard(self) -> None:
         """Give back all memory: the session is over, its streams are lost."""
@@ -169,6 +169,7 @@ class Session:
         for state in self._streams.values():
             self._outbox.drop_queue(state)
         self._streams.clear()
+        self._starved.clear()
         self._outbox.discard()
 
     # Publications
@@ -196,6 +197,17 @@ class Session:
     # Streams
 
     @property
+    def record_size(self) -> int:
+        """Payload of a full frame, in bytes; smaller on slow links."""
+        return self._record_size
+
+    @record_size.setter
+    def record_size(self, size: int) -> None:
+        self._record_size = size
+        # Else a stream would send many records before the next one's turn.
+        self._outbox.set_quantum(size)
+
+    @property
     def open_streams(self) -> int:
         return len(self._streams)
 
@@ -213,7 +225,7 @@ class Session:
             raise SessionLost("stream ids are used up")
         request = wire.Open(publication=publication, source=source)
         self._outbox.queue_control(request.encode(number))
-        self._add_stream(number, publication)
+        self._add_stream(number)
         return number
 
     def allowance(self, stream: int) -> int:
@@ -229,11 +241,9 @@ class Session:
             return 0
         shared = min(self._outbox.room(state, len(self._streams)), self._credit.credit)
         if shared <= 0:
-            if not state.starved:
-                state.starved = True
-                self._starved.append(state)
+            self._starved[stream] = None
             return 0
-        return min(shared, state.credit.credit, self.record_size)
+        return min(shared, state.credit.credit, self._record_size)
 
     def send(self, stream: int, buffer: bytearray, count: int) -> bool:
         """Queue `count` bytes, read into `buffer` from offset HEADER_SIZE on.
@@ -297,21 +307,30 @@ class Session:
     def take_ready(self) -> list[int]:
         """Streams whose `allowance` was 0 and may not be any more."""
         if self._starved and self._credit.credit:
-            # As many as the room may serve; those that lose the race queue again.
-            room = self._outbox.budget.limit - self._outbox.budget.held
-            for _ in range(min(len(self._starved), room // self.record_size + 1)):
-                state = self._starved.popleft()
-                state.starved = False
-                self._ready.append(state.id)
+            self._ready += self._take_starved()
         ready, self._ready = self._ready, []
         return ready
+
+    def _take_starved(self) -> list[int]:
+        """As many as the room may serve; those that lose the race queue again.
+
+        What was acked last may serve fewer than wait, and those have nothing to read. So when no
+        further ack is to come that would wake the rest, all are woken.
+        """
+        count = len(self._starved)
+        if self._outbox.waiting_for_acks:
+            count = min(count, self._outbox.budget.left // self._record_size + 1)
+        woken = list(islice(self._starved, count))
+        for stream in woken:
+            del self._starved[stream]
+        return woken
 
     # Sending
 
     def next_frame(self, now: float) -> bytes | memoryview | None:
         """The next plaintext to seal; None if nothing is to be sent. Only while attached."""
         if self._link_local:
-            return self._link_local.popleft()
+            return self._next_link_local()
         if self._acks.due:
             self._acks.settle()
             return wire.ack(self._acks.received)
@@ -325,6 +344,15 @@ class Session:
         if self._unacked_since is None:
             self._unacked_since = now
         return frame
+
+    def _next_link_local(self) -> bytes:
+        """Made when it goes out, so that acks never run backwards."""
+        kind, value = self._link_local.popitem()
+        if kind is FrameType.CLOSE:
+            return wire.close(wire.CloseCode(value))
+        self._acks.settle()
+        encode = wire.ping if kind is FrameType.PING else wire.pong
+        return encode(self._acks.received, value)
 
     def _next_new(self, now: float) -> Sent | None:
         control = self._outbox.next_control() or self._next_window(now)
@@ -377,6 +405,8 @@ class Session:
             raise RemoteProtocolError(f"frame of type {kind:#04x} is unknown or not for this end")
         event = receiver(stream, frame)
         self._acks.count(len(frame), now)
+        if self._outbox.overfull:
+            raise RemoteProtocolError("the peer lets control frames pile up unacked")
         return event
 
     def _receive_link_local(
@@ -389,10 +419,7 @@ class Session:
         elif kind == FrameType.PING:
             received, stamp = wire.decode_u64_u64(frame)
             self._on_ack(received, now)
-            if len(self._link_local) >= PENDING_LINK_FRAMES:
-                raise RemoteProtocolError("PINGs come faster than their answers are read")
-            self._acks.settle()
-            self._link_local.append(wire.pong(self._acks.received, stamp))
+            self._link_local[FrameType.PONG] = stamp
         elif kind == FrameType.PONG:
             received, stamp = wire.decode_u64_u64(frame)
             self._on_ack(received, now)
@@ -408,8 +435,6 @@ class Session:
         self._fins_acked(self._outbox.ack(received))
         if self._outbox.replay.base != before:
             self._unacked_since = now if self._outbox.replay.unacked else None
-        if self._outbox.control_held > CONTROL_HEADROOM:
-            raise RemoteProtocolError("the peer lets control frames pile up unacked")
 
     def _on_data(self, stream: int, frame: memoryview) -> Event | None:
         count = len(frame) - HEADER_SIZE
@@ -417,6 +442,8 @@ class Session:
             raise RemoteProtocolError("empty DATA")
         state = self._known(stream)
         self._window.accept(count)
+        if self._window.pinched:
+            self._window_due = True
         if state is None or state.receiving is End.DONE:
             self._ignored += 1
             self._return_session_credit(count)
@@ -471,7 +498,7 @@ class Session:
             code = ResetCode.REFUSED if live else ResetCode.SERVICE_GONE
             self._outbox.queue_control(wire.reset(stream, code))
             return None
-        self._add_stream(stream, opened.publication)
+        self._add_stream(stream)
         return StreamOpened(stream, opened)
 
     def _known(self, stream: int) -> Stream | None:
@@ -509,8 +536,7 @@ class Session:
             self._queue_ping(now)
 
     def _queue_ping(self, now: float) -> None:
-        self._acks.settle()
-        self._link_local.append(wire.ping(self._acks.received, self.liveness.stamp(now)))
+        self._link_local[FrameType.PING] = self.liveness.stamp(now)
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(
@@ -525,16 +551,17 @@ class Session:
 
     # Bookkeeping
 
-    def _add_stream(self, number: int, publication: int) -> None:
+    def _add_stream(self, number: int) -> None:
         self._last_stream = number
         window = ReceiveWindow(self._options.limits.stream_window, limit=self._options.window_limit)
         self._promised += window.size
         credit = SendWindow(self._peer.stream_window)
-        self._streams[number] = Stream(number, publication, credit, window)
+        self._streams[number] = Stream(number, credit, window)
 
     def _forget_if_free(self, state: Stream) -> None:
         if state.free and self._streams.pop(state.id, None) is not None:
             self._promised -= state.window.size
+            self._starved.pop(state.id, None)
 
     def _fins_acked(self, streams: list[Stream]) -> None:
         for state in streams:
@@ -542,9 +569,7 @@ class Session:
             self._forget_if_free(state)
 
     def _abandon_sending(self, state: Stream) -> None:
-        never_sent = self._outbox.drop_queue(state)
-        if never_sent:
-            self._credit.grant(never_sent)
+        self._credit.refund(self._outbox.drop_queue(state))
         state.sending = End.DONE
 
     def _abandon_receiving(self, state: Stream) -> None:
@@ -553,7 +578,7 @@ class Session:
             self._return_session_credit(state.settle_all())
 
     def _return_session_credit(self, count: int) -> None:
-        if count and self._window.consume(count):
+        if count and (self._window.consume(count) or self._window.pinched):
             self._window_due = True
 
     def _has_turn(self, state: Stream) -> bool:

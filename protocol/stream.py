@@ -50,18 +50,15 @@ class Stream:
         "deficit",
         "held",
         "id",
-        "publication",
         "queue",
         "receiving",
         "scheduled",
         "sending",
-        "starved",
         "window",
     )
 
-    def __init__(self, stream: int, publication: int, credit: SendWindow, window: ReceiveWindow):
+    def __init__(self, stream: int, credit: SendWindow, window: ReceiveWindow) -> None:
         self.id = stream
-        self.publication = publication
         self.credit = credit
         self.window = window
         self.sending = End.OPEN
@@ -70,8 +67,7 @@ class Stream:
         self.held = 0  # bytes of the replay budget: queued and unacked
         self.scheduled = False  # the scheduler holds it
         self.deficit = 0
-        self.blocked = False  # its reader waits for this stream's own credit or queue
-        self.starved = False  # its reader waits for what all streams share
+        self.blocked = False  # its reader waits for this stream's credit, or for its queue to drain
         self._received = 0  # payload bytes accepted
         self._settled = 0  # of those, returned as session credit
 

@@ -4,6 +4,7 @@ Credit means *written to the local socket*, never merely received: a window is a
 
 ReceiveWindow:  accept(n)  on arrival    → error of the peer beyond what was granted
                 consume(n) when written  → True when an update is due (half the window)
+                pinched                  → True when one is due sooner (the session's window)
                 take_update()            → the increment for a WINDOW frame
 """
 
@@ -37,6 +38,13 @@ class SendWindow:
             raise RemoteProtocolError(f"window increment {increment} out of range")
         self.credit += increment
 
+    def refund(self, count: int) -> None:
+        """Take back what `use` took for bytes that will not be sent.
+
+        Not a `grant`: the peer may have granted up to the limit meanwhile, which is no error.
+        """
+        self.credit += count
+
 
 class ReceiveWindow:
     """What we granted and the peer has not used, and what we consumed and did not tell yet."""
@@ -61,8 +69,13 @@ class ReceiveWindow:
         return self._consumed * 2 >= self.size
 
     @property
-    def may_grow(self) -> bool:
-        return self.size < self.limit
+    def pinched(self) -> bool:
+        """Whether the peer has less left than what we could give back to it.
+
+        Half the window may never be consumed where several streams share it: what lies unread in
+        some would then keep the rest from all others.
+        """
+        return 0 < self._consumed >= self._available
 
     def take_update(self, now: float, min_rtt: float, *, grow: bool) -> int:
         """The increment to grant now.
@@ -72,7 +85,7 @@ class ReceiveWindow:
         """
         increment = self._consumed
         fast = now - self._updated < 2 * max(min_rtt, MIN_RTT_FLOOR)
-        if grow and fast and self.may_grow:
+        if grow and fast and self.size < self.limit:
             larger = min(self.size * 2, self.limit)
             increment += larger - self.size
             self.size = larger

@@ -1,0 +1,186 @@
+"""The outbox and the pool its buffers come from."""
+
+from __future__ import annotations
+
+from protocol.buffers import SPARE_FRAMES, BufferPool
+from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
+from protocol.outbox import CONTROL_HEADROOM, COPY_BELOW, Outbox
+from protocol.replay import FRAME_OVERHEAD, STREAM_RESERVE, Budget, ReplayCap
+from protocol.stream import Stream
+from protocol.window import ReceiveWindow, SendWindow
+
+MIB = 1024 * 1024
+FIN = bytes.fromhex("08 00000001")
+RESET = bytes.fromhex("09 00000001 01")
+
+
+class Bench:
+    def __init__(self, limit: int = 4 * MIB) -> None:
+        self.pool = BufferPool()
+        self.budget = Budget(limit, ReplayCap(512 * MIB))
+        self.outbox = Outbox(budget=self.budget, pool=self.pool)
+
+    def data(self, state: Stream, count: int) -> bool:
+        buffer = self.pool.take()
+        buffer[HEADER_SIZE : HEADER_SIZE + count] = b"x" * count
+        kept = self.outbox.queue_data(state, buffer, count)
+        if not kept:
+            self.pool.give(buffer)
+        return kept
+
+    def send_all(self) -> list[bytes]:
+        sent = []
+        while (frame := self.outbox.next_control() or self.outbox.next_stream_frame()) is not None:
+            self.outbox.replay.add(frame)
+            sent.append(bytes(frame.frame))
+        return sent
+
+
+def stream(number: int = 1) -> Stream:
+    return Stream(number, SendWindow(10**6), ReceiveWindow(10**6))
+
+
+def test_small_payloads_are_copied_and_count_what_the_copy_holds() -> None:
+    bench, state = Bench(), stream()
+    assert not bench.data(state, COPY_BELOW)
+    assert state.held == bench.budget.held == FRAME_OVERHEAD + HEADER_SIZE + COPY_BELOW
+
+
+def test_larger_payloads_keep_the_buffer_and_count_all_of_it() -> None:
+    bench, state = Bench(), stream()
+    assert bench.data(state, COPY_BELOW + 1)
+    assert state.held == bench.budget.held == FRAME_OVERHEAD + HEADER_SIZE + MAX_PAYLOAD
+
+
+def test_data_goes_out_with_its_header() -> None:
+    bench, state = Bench(), stream(7)
+    bench.data(state, 3)
+    assert bench.send_all() == [bytes.fromhex("06 00000007") + b"xxx"]
+
+
+def test_room_is_for_a_pooled_buffer_or_for_a_copy() -> None:
+    bench, state = Bench(limit=8 * 1024 * 1024), stream()
+    whole = FRAME_OVERHEAD + HEADER_SIZE + MAX_PAYLOAD
+    bulk = 7 * 1024 * 1024
+    bench.budget.held = bulk - whole
+    state.held = STREAM_RESERVE
+    assert bench.outbox.room(state, 1) == MAX_PAYLOAD
+    bench.budget.held += 1
+    assert bench.outbox.room(state, 1) == COPY_BELOW
+    bench.budget.held = bulk - FRAME_OVERHEAD - HEADER_SIZE - 1
+    assert bench.outbox.room(state, 1) == 1
+    bench.budget.held += 1
+    assert bench.outbox.room(state, 1) <= 0
+
+
+def test_a_keystroke_has_room_beside_bulk() -> None:
+    bench, state = Bench(), stream()
+    bench.budget.held = 4 * MIB * 7 // 8
+    assert bench.outbox.room(state, 2) == STREAM_RESERVE - FRAME_OVERHEAD - HEADER_SIZE
+
+
+def test_an_ack_gives_memory_and_buffer_back() -> None:
+    bench, state = Bench(), stream()
+    bench.data(state, MAX_PAYLOAD)
+    bench.data(state, 5)
+    bench.send_all()
+    before = len(bench.pool._free)
+    assert bench.outbox.ack(1) == []
+    assert len(bench.pool._free) == before + 1
+    assert state.held == bench.budget.held == FRAME_OVERHEAD + HEADER_SIZE + 5
+    bench.outbox.ack(2)
+    assert state.held == bench.budget.held == 0
+
+
+def test_all_but_data_counts_apart_from_the_budget() -> None:
+    bench, state = Bench(), stream()
+    bench.outbox.queue_control(bytes(20))
+    bench.outbox.queue_end(state, FIN)
+    bench.outbox.queue_end(state, RESET)
+    assert bench.budget.held == state.held == 0
+    assert bench.outbox.control_held == 3 * FRAME_OVERHEAD + 20 + len(FIN) + len(RESET)
+    assert bench.send_all() == [bytes(20), FIN, RESET]
+    assert bench.outbox.ack(1) == []
+    assert bench.outbox.ack(2) == [state], "the peer has its FIN"
+    assert bench.outbox.ack(3) == []
+    assert bench.outbox.control_held == 0
+
+
+def test_control_frames_go_in_their_order() -> None:
+    bench = Bench()
+    assert bench.outbox.next_control() is None
+    bench.outbox.queue_control(b"\x01....")
+    bench.outbox.queue_control(b"\x02....")
+    assert bench.send_all() == [b"\x01....", b"\x02...."]
+
+
+def test_dropping_a_queue_tells_the_payload_that_was_never_sent() -> None:
+    bench, state = Bench(), stream()
+    bench.data(state, 100)
+    bench.send_all()
+    bench.data(state, 200)
+    bench.data(state, MAX_PAYLOAD)
+    bench.outbox.queue_end(state, FIN)
+    assert bench.outbox.drop_queue(state) == 200 + MAX_PAYLOAD
+    assert bench.send_all() == []
+    assert bench.outbox.drop_queue(state) == 0
+    bench.outbox.ack(1)
+    assert state.held == bench.budget.held == bench.outbox.control_held == 0
+
+
+def test_a_resume_releases_and_tells_fins_like_an_ack() -> None:
+    bench, state = Bench(), stream()
+    bench.data(state, 100)
+    bench.outbox.queue_end(state, FIN)
+    bench.send_all()
+    assert bench.outbox.resume(2) == [state]
+    assert not bench.outbox.waiting_for_acks
+
+
+def test_discarding_gives_all_back() -> None:
+    bench, state = Bench(), stream()
+    bench.data(state, MAX_PAYLOAD)
+    bench.outbox.queue_control(bytes(9))
+    bench.send_all()
+    bench.outbox.queue_control(bytes(9))
+    assert bench.outbox.waiting_for_acks
+    bench.outbox.discard()
+    assert bench.budget.held == bench.outbox.control_held == bench.budget.cap.held == 0
+    assert not bench.outbox.waiting_for_acks
+
+
+def test_frames_beside_the_data_have_a_bound_of_their_own() -> None:
+    bench = Bench()
+    count = CONTROL_HEADROOM // (FRAME_OVERHEAD + 5)
+    for _ in range(count):
+        bench.outbox.control(FIN)
+    assert not bench.outbox.overfull
+    bench.outbox.control(FIN)
+    assert bench.outbox.overfull
+
+
+def test_the_quantum_is_the_schedulers() -> None:
+    bench = Bench()
+    bench.outbox.set_quantum(4096)
+    assert bench.outbox._scheduler.quantum == 4096
+
+
+def test_a_pool_makes_buffers_and_takes_them_again() -> None:
+    pool = BufferPool(10)
+    first = pool.take()
+    assert len(first) == 10
+    pool.give(first)
+    assert pool.take() is first
+    assert pool.take() is not first
+
+
+def test_a_pool_keeps_no_more_spares_than_it_should() -> None:
+    pool = BufferPool(10, spare=2)
+    for _ in range(3):
+        pool.give(bytearray(10))
+    assert len(pool._free) == 2
+    assert SPARE_FRAMES * (HEADER_SIZE + MAX_PAYLOAD) <= 4 * MIB
+
+
+def test_a_pools_buffer_holds_a_whole_frame() -> None:
+    assert len(BufferPool().take()) == HEADER_SIZE + MAX_PAYLOAD
