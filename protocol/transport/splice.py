@@ -189,6 +189,9 @@ class Splice:
         pool = self._endpoint.pool
         quota = TURN_BYTES
         while True:
+            # A task woken in the turn in which it is cancelled runs once more, and an error that
+            # the other direction has met reads as an end of file from then on.
+            await trio.lowlevel.checkpoint_if_cancelled()
             allowance = session.allowance(stream)
             if not allowance:
                 self._ready = trio.Event()

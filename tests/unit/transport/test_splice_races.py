@@ -1,0 +1,29 @@
+"""Two sockets ready in one turn: what the one direction meets must not be misread by the other."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from protocol.frame import HEADER_SIZE
+from protocol.transport.sockets import send_all
+from tests.unit.transport.ends import two_ends, until
+from tests.unit.transport.test_splice import LIMIT, is_reset, reset
+
+
+@pytest.mark.parametrize("attempt", range(12))
+async def test_a_write_that_meets_the_reset_first_does_not_make_it_an_end(attempt: int) -> None:
+    """The order of the two in one turn is trio's to draw, so a dozen draws."""
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            await send_all(visitor, b"x")
+            await trio.lowlevel.wait_readable(target)
+            # Both reach the agent's process before its next turn.
+            stream = next(iter(ends.relay.splices))
+            ends.relay.session.send(stream, bytearray(HEADER_SIZE + 1000), 1000)
+            ends.relay.flush()
+            reset(target)
+            assert await is_reset(visitor)
+            visitor.close()
+            await until(lambda: not ends.agent.splices)
