@@ -30,9 +30,9 @@ _Number = TypeVar("_Number", int, float)
 # Long enough for every setting; sums with the time of day stay far from any overflow.
 MAX_DURATION: Final = 3650 * 86400.0
 
-_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(ms|s|m|h|d)")
-_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"(\d{1,15})\s*(B|KiB|MiB|GiB)?")
+_DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d)?")
+_SECONDS: Final = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE: Final = re.compile(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB)?")
 _BYTES: Final = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 _TYPE_NAMES: Final[dict[object, str]] = {
@@ -167,8 +167,6 @@ def parse_duration(value: object) -> float:
     if isinstance(value, str):
         if match := _DURATION.fullmatch(value.strip()):
             seconds = float(match[1]) * _SECONDS[match[2]]
-        elif re.fullmatch(r"\d{1,12}(\.\d{1,6})?", value.strip()):
-            seconds = float(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value) if abs(value) <= MAX_DURATION else math.inf
     if not 0 <= seconds <= MAX_DURATION:  # true of NaN as well
