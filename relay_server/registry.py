@@ -334,8 +334,13 @@ class Registry:
     def _connect(self) -> sqlite3.Connection:
         # Transactions are begun and ended by our own hand.
         db = sqlite3.connect(self._path, timeout=self._busy_timeout, isolation_level=None)
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA synchronous = FULL")  # an agent that was told it is enrolled stays so
+        try:
+            db.execute("PRAGMA foreign_keys = ON")
+            # An agent that was told it is enrolled stays so, also if the power fails.
+            db.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            db.close()
+            raise
         return db
 
     def _prepare(self) -> None:
@@ -499,17 +504,23 @@ def _grant(db: sqlite3.Connection, name: str, ports: Sequence[int], now: float) 
 def _free_port(
     db: sqlite3.Connection, port_range: range, usable: Callable[[int], bool], now: float
 ) -> int:
-    for _ in range(2):
-        taken = {port for (port,) in db.execute("SELECT port FROM ports")}
-        for port in port_range:
-            if port not in taken and usable(port):
-                return port
+    port = _lowest_port(db, port_range, usable)
+    if port is None:
         # Names whose invitation was never taken up keep their ports until now.
-        names = [name for (name,) in db.execute("SELECT name FROM agents WHERE public_key IS NULL")]
-        if not _release_lapsed(db, now, names):
-            break
+        names = db.execute("SELECT name FROM agents WHERE public_key IS NULL").fetchall()
+        _release_lapsed(db, now, [name for (name,) in names])
+        port = _lowest_port(db, port_range, usable)
+    if port is not None:
+        return port
     first, last = port_range[0], port_range[-1]
     raise Refused(f"no port from {first} to {last} is free; give one with --port")
+
+
+def _lowest_port(
+    db: sqlite3.Connection, port_range: range, usable: Callable[[int], bool]
+) -> int | None:
+    taken = {port for (port,) in db.execute("SELECT port FROM ports")}
+    return next((port for port in port_range if port not in taken and usable(port)), None)
 
 
 def _release_lapsed(db: sqlite3.Connection, now: float, names: Sequence[str]) -> set[str]:

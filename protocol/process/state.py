@@ -137,8 +137,10 @@ class StateFolder:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                     if not stat.S_ISREG(status.st_mode):
                         raise StateError(f"{file}: expected an ordinary file") from None
+                    # Asked and not opened: closing it would undo SQLite's locks in this process.
                     if not os.access(name, os.R_OK | os.W_OK, dir_fd=folder):
-                        raise PermissionError(errno.EACCES, "") from None
+                        read_only = os.fstatvfs(folder).f_flag & os.ST_RDONLY
+                        raise OSError(errno.EROFS if read_only else errno.EACCES, "") from None
         except OSError as error:
             self._fail(file, error)
         return file

@@ -406,7 +406,7 @@ if ROOT and subprocess.run(["unshare", "--mount", "true"], capture_output=True).
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", str(disk)]
         subprocess.run(mount, check=True)
         yield StateFolder(disk)
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
     def test_a_full_disk(small_disk: StateFolder) -> None:
         small_disk.ensure()

@@ -1,0 +1,761 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from protocol.process.address import HostPort
+from protocol.process.state import StateError, StateFolder
+from relay_server.registry import (
+    FILE,
+    MAX_PORTS,
+    Agent,
+    Invited,
+    Refused,
+    Registry,
+    TokenRefused,
+    parse_name,
+)
+
+PORTS = range(11111, 11114)
+HOUR = 3600.0
+NOBODY = 65534
+ROOT = os.geteuid() == 0
+
+
+def token(number: int) -> bytes:
+    return bytes([number]) * 16
+
+
+def key(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    state = StateFolder(tmp_path / "state")
+    state.ensure()
+    return state
+
+
+@pytest.fixture
+def registry(state: StateFolder) -> Iterator[Registry]:
+    with Registry(state) as registry:
+        yield registry
+
+
+def invite(
+    registry: Registry, name: str, number: int, *ports: int, now: float = 0.0, until: float = HOUR
+) -> Invited:
+    return registry.invite(
+        name, token(number), now=now, lifetime=until - now, port_range=PORTS, ports=ports
+    )
+
+
+def enrol(registry: Registry, name: str, number: int, *ports: int, now: float = 0.0) -> Agent:
+    invite(registry, name, number, *ports, now=now, until=now + HOUR)
+    return registry.redeem(token(number), key(number), now)
+
+
+def invite_many(registry: Registry) -> None:
+    for number in range(2, 250):
+        invite(registry, f"name-{number}", number, 10_000 + number)
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["a", "home", "Router-2_x.y", "a" * 32])
+def test_names(name: str) -> None:
+    assert parse_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".", "a b", "a/b", "é", "a\n", "a" * 33])
+def test_no_names(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected a name of 1 to 32 letters, digits"):
+        parse_name(name)
+
+
+# Inviting
+
+
+def test_a_new_name_gets_the_lowest_free_port(registry: Registry) -> None:
+    assert invite(registry, "home", 1, now=5.0) == Invited(
+        name="home", ports=(11111,), created=5.0, expires=HOUR
+    )
+    assert invite(registry, "office", 2).ports == (11112,)
+    assert registry.agents() == []
+    assert registry.agent("home") == Agent(
+        name="home", public_key=None, ports=(11111,), created=5.0, enrolled=None
+    )
+    assert registry.agent("nobody") is None
+
+
+def test_a_port_that_is_in_use_otherwise_is_passed_over(registry: Registry) -> None:
+    invited = registry.invite(
+        "home", token(1), now=0, lifetime=1, port_range=PORTS, usable=lambda port: port != 11111
+    )
+    assert invited.ports == (11112,)
+
+
+def test_given_ports_keep_their_order(registry: Registry) -> None:
+    assert invite(registry, "home", 1, 9000, 80, 9000).ports == (9000, 80)
+    agent = registry.agent("home")
+    assert agent is not None
+    assert agent.ports == (9000, 80)
+
+
+def test_a_granted_port_is_refused_by_its_holders_name(registry: Registry) -> None:
+    invite(registry, "home", 1, 9000)
+    with pytest.raises(Refused, match=r"^port 9000 is granted to home$"):
+        invite(registry, "office", 2, 80, 9000)
+    assert registry.agent("office") is None  # nothing of it stays
+    assert invite(registry, "office", 3, 80).ports == (80,)
+
+
+def test_the_number_of_ports_has_a_bound(registry: Registry) -> None:
+    assert len(invite(registry, "home", 1, *range(1, MAX_PORTS + 1)).ports) == MAX_PORTS
+    with pytest.raises(Refused, match=r"at most 256 ports, not 257"):
+        invite(registry, "office", 2, *range(1001, 1002 + MAX_PORTS))
+
+
+def test_an_existing_name_keeps_its_ports(registry: Registry) -> None:
+    enrol(registry, "home", 1, 9000, 80)
+    assert invite(registry, "home", 2).ports == (9000, 80)
+    assert invite(registry, "home", 3, 80, 81).ports == (80, 81)
+    assert invite(registry, "office", 4, 9000).ports == (9000,)
+
+
+def test_an_expired_invitation_keeps_its_ports_until_they_are_needed(registry: Registry) -> None:
+    invite(registry, "home", 1, 9000, until=10.0)
+    with pytest.raises(Refused, match=r"granted to home"):
+        invite(registry, "office", 2, 9000, now=9.0)
+    assert invite(registry, "home", 3, now=20.0, until=30.0).ports == (9000,)
+    assert invite(registry, "office", 4, 9000, now=30.0).ports == (9000,)
+    assert registry.agent("home") is None
+    with pytest.raises(TokenRefused, match=r"has expired"):
+        registry.redeem(token(3), key(1), 29.0)
+
+
+def test_a_full_range_is_cleared_of_expired_invitations_first(registry: Registry) -> None:
+    invite(registry, "a", 1, until=10.0)
+    enrol(registry, "b", 2)
+    invite(registry, "c", 3, until=20.0)
+    assert invite(registry, "d", 4, now=10.0).ports == (11111,)
+    with pytest.raises(Refused, match=r"^no port from 11111 to 11113 is free; give one"):
+        invite(registry, "e", 5, now=19.0)
+    assert [one.name for one in registry.invitations()] == ["c", "d"]
+
+
+def test_only_the_newest_invitation_of_a_name_counts(registry: Registry) -> None:
+    invite(registry, "home", 1)
+    invite(registry, "home", 2)
+    assert [one.name for one in registry.invitations()] == ["home"]
+    with pytest.raises(TokenRefused, match=r"was replaced"):
+        registry.redeem(token(1), key(1), 0.0)
+    assert registry.redeem(token(2), key(1), 0.0).name == "home"
+
+
+def test_unused_tokens_are_forgotten_in_the_end(registry: Registry) -> None:
+    invite(registry, "home", 1, until=10.0)
+    invite(registry, "home", 2, until=10.0)
+    month = 30 * 86400.0
+    invite(registry, "home", 3, now=10.0 + month, until=20.0 + month)
+    with pytest.raises(TokenRefused, match=r"was replaced"):
+        registry.redeem(token(1), key(1), 0.0)
+    invite(registry, "home", 4, now=11.0 + month, until=20.0 + month)
+    for number in (1, 2):
+        with pytest.raises(TokenRefused, match=r"is unknown here"):
+            registry.redeem(token(number), key(1), 0.0)
+    with pytest.raises(TokenRefused, match=r"was replaced"):
+        registry.redeem(token(3), key(1), 0.0)
+
+
+# Redeeming
+
+
+def test_a_token_enrols_until_it_expires(registry: Registry) -> None:
+    invite(registry, "home", 1, until=10.0)
+    invite(registry, "office", 2, until=10.0)
+    with pytest.raises(TokenRefused, match=r"has expired"):
+        registry.redeem(token(1), key(1), 10.0)
+    agent = registry.redeem(token(2), key(2), 9.999)
+    assert agent == Agent(
+        name="office", public_key=key(2), ports=(11112,), created=0.0, enrolled=9.999
+    )
+    assert registry.agents() == [agent]
+    assert registry.agent_by_key(key(2)) == agent
+    assert registry.agent_by_key(key(1)) is None
+    assert [one.name for one in registry.invitations()] == ["home"]
+
+
+def test_a_token_binds_to_the_first_key_that_shows_it(registry: Registry) -> None:
+    agent = enrol(registry, "home", 1)
+    with pytest.raises(TokenRefused, match=r"used by another agent"):
+        registry.redeem(token(1), key(9), 1.0)
+    assert registry.redeem(token(1), key(1), 1e9) == agent  # and long after it expired
+    assert registry.agents() == [agent]
+
+
+def test_an_unknown_token_is_refused(registry: Registry) -> None:
+    with pytest.raises(TokenRefused, match=r"is unknown here"):
+        registry.redeem(token(1), key(1), 0.0)
+
+
+def test_the_token_itself_is_nowhere_in_the_folder(registry: Registry, state: StateFolder) -> None:
+    invite(registry, "home", 1)
+    for file in state.path.iterdir():
+        assert token(1) not in file.read_bytes()
+
+
+def test_enrolling_a_name_again_revokes_its_former_key(registry: Registry) -> None:
+    enrol(registry, "home", 1, 9000)
+    invite(registry, "home", 2)
+    assert registry.agent_by_key(key(1)) is not None  # until the new one is there
+    agent = registry.redeem(token(2), key(2), 5.0)
+    assert agent.ports == (9000,)
+    assert registry.agent_by_key(key(1)) is None
+    assert registry.is_revoked(key(1))
+    assert not registry.is_revoked(key(2))
+    with pytest.raises(TokenRefused, match=r"key was revoked"):
+        registry.redeem(token(1), key(1), 5.0)
+
+
+def test_the_same_key_may_enrol_its_name_again(registry: Registry) -> None:
+    enrol(registry, "home", 1)
+    invite(registry, "home", 2)
+    assert registry.redeem(token(2), key(1), 5.0).enrolled == 5.0
+    assert not registry.is_revoked(key(1))
+    for number in (1, 2):
+        assert registry.redeem(token(number), key(1), 6.0).name == "home"
+
+
+def test_one_key_is_one_agent(registry: Registry) -> None:
+    enrol(registry, "home", 1)
+    invite(registry, "office", 2)
+    with pytest.raises(TokenRefused, match=r"^this agent is enrolled as home already$"):
+        registry.redeem(token(2), key(1), 0.0)
+    assert registry.redeem(token(2), key(2), 0.0).name == "office"  # the token was not burnt
+
+
+def test_a_cancelled_invitation_is_worthless(registry: Registry) -> None:
+    invite(registry, "home", 1, 9000)
+    registry.cancel("home")
+    with pytest.raises(TokenRefused, match=r"was cancelled"):
+        registry.redeem(token(1), key(1), 0.0)
+    assert registry.agent("home") is None
+    assert invite(registry, "office", 2, 9000).ports == (9000,)
+    for name in ("home", "nobody"):
+        with pytest.raises(Refused, match=rf"^there is no pending invitation for {name}$"):
+            registry.cancel(name)
+
+
+def test_cancelling_leaves_an_enrolled_agent_alone(registry: Registry) -> None:
+    agent = enrol(registry, "home", 1)
+    with pytest.raises(Refused):
+        registry.cancel("home")
+    invite(registry, "home", 2)
+    registry.cancel("home")
+    assert registry.agents() == [agent]
+
+
+# Revoking
+
+
+def test_a_revoked_agent_is_gone_with_all_it_had(registry: Registry) -> None:
+    enrol(registry, "home", 1, 9000)
+    invite(registry, "home", 2)
+    registry.revoke("home", 5.0)
+    assert registry.agent("home") is None
+    assert registry.is_revoked(key(1))
+    assert registry.invitations() == []
+    with pytest.raises(TokenRefused, match=r"was cancelled"):
+        registry.redeem(token(2), key(2), 5.0)
+    with pytest.raises(TokenRefused, match=r"key was revoked"):
+        registry.redeem(token(1), key(1), 5.0)
+    assert invite(registry, "office", 3, 9000).ports == (9000,)
+    with pytest.raises(Refused, match=r"^there is no agent home$"):
+        registry.revoke("home", 6.0)
+
+
+def test_a_revoked_key_stays_so_under_a_new_invitation(registry: Registry) -> None:
+    enrol(registry, "home", 1)
+    registry.revoke("home", 5.0)
+    invite(registry, "home", 2)
+    with pytest.raises(TokenRefused, match=r"a new invitation needs a new key"):
+        registry.redeem(token(2), key(1), 5.0)
+    assert registry.redeem(token(2), key(2), 5.0).name == "home"
+
+
+def test_revoking_a_name_that_never_enrolled_cancels_its_invitation(registry: Registry) -> None:
+    invite(registry, "home", 1)
+    registry.revoke("home", 5.0)
+    with pytest.raises(TokenRefused, match=r"was cancelled"):
+        registry.redeem(token(1), key(1), 0.0)
+
+
+# Settings and changes
+
+
+def test_settings_are_remembered(registry: Registry, state: StateFolder) -> None:
+    assert registry.hosts() == ()
+    assert registry.link_ports() == ()
+    assert registry.port_range() is None
+    hosts = (HostPort("vps.example.net", 7022), HostPort("::1", 443))
+    registry.remember_hosts(hosts)
+    registry.remember_link_ports((7022, 443))
+    registry.remember_port_range(range(5, 9))
+    with Registry(state) as again:
+        assert again.hosts() == hosts
+        assert again.link_ports() == (7022, 443)
+        assert again.port_range() == range(5, 9)
+
+
+def test_what_is_known_is_not_written_again(registry: Registry) -> None:
+    registry.remember_hosts((HostPort("a", 1),))
+    stamp = registry.change_stamp()
+    registry.remember_hosts((HostPort("a", 1),))
+    assert registry.change_stamp() == stamp
+
+
+def test_each_change_changes_the_stamp(registry: Registry, state: StateFolder) -> None:
+    stamps = [registry.change_stamp()]
+    assert registry.change_stamp() == stamps[0]
+    with Registry(state) as cli:
+        invite(cli, "home", 1)
+        stamps.append(registry.change_stamp())
+    enrol(registry, "office", 2)
+    stamps.append(registry.change_stamp())
+    registry.revoke("office", 1.0)
+    stamps.append(registry.change_stamp())
+    assert len(set(stamps)) == 4
+
+
+def test_changes_may_be_made_in_another_thread(registry: Registry) -> None:
+    invite(registry, "home", 1)
+    thread = threading.Thread(target=registry.redeem, args=(token(1), key(1), 0.0))
+    thread.start()
+    thread.join()
+    assert registry.agent_by_key(key(1)) is not None
+
+
+# Two processes at once
+
+WRITE = """
+import sys
+from pathlib import Path
+from protocol.process.state import StateFolder
+from relay_server.registry import Registry
+folder, first = Path(sys.argv[1]), int(sys.argv[2])
+state = StateFolder(folder)
+sys.stdin.readline()
+for number in range(first, first + 20):
+    with Registry(state) as registry:
+        token = bytes([number]) * 16
+        registry.invite(f"a{number}", token, now=0, lifetime=1, port_range=range(1, 99))
+"""
+
+
+def test_many_processes_open_and_write_at_once(state: StateFolder) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITE, state.path, str(first)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for first in (0, 20, 40)
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write(b"go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, errors = writer.communicate(timeout=60)
+        assert writer.returncode == 0, errors
+    with Registry(state) as registry:
+        invited = registry.invitations()
+    assert len(invited) == 60
+    assert sorted(one.ports[0] for one in invited) == list(range(1, 61))
+
+
+def test_a_writer_that_hangs_is_not_waited_for_without_end(state: StateFolder) -> None:
+    with Registry(state, busy_timeout=0.01) as registry:
+        agent = enrol(registry, "home", 1)
+        other = sqlite3.connect(state.path / FILE, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert registry.agent_by_key(key(1)) == agent  # readers do not wait at all
+        with pytest.raises(StateError, match=r"another process keeps it locked$"):
+            registry.revoke("home", 0.0)
+        other.close()
+        registry.revoke("home", 0.0)
+
+
+# Any sequence of commands
+
+
+class Model(RuleBasedStateMachine):
+    """A registry beside the plainest account of who should hold what."""
+
+    numbers = st.integers(1, 6)
+    names = st.sampled_from(["home", "office", "cabin"])
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        state = StateFolder(Path(self.folder.name))
+        self.registry = Registry(state)
+        self.keys: dict[str, bytes] = {}  # by name
+        self.pending: dict[str, bytes] = {}  # token by name
+        self.bound: dict[bytes, bytes] = {}  # key by token
+        self.revoked: set[bytes] = set()
+        self.tokens = 0
+
+    def teardown(self) -> None:
+        self.registry.close()
+        self.folder.cleanup()
+
+    @rule(name=names)
+    def invite(self, name: str) -> None:
+        self.tokens += 1
+        made = self.tokens.to_bytes(16, "big")
+        self.registry.invite(name, made, now=0, lifetime=1, port_range=PORTS)
+        self.pending[name] = made
+
+    @rule(name=names)
+    def cancel(self, name: str) -> None:
+        if name in self.pending:
+            self.registry.cancel(name)
+            del self.pending[name]
+        else:
+            with pytest.raises(Refused):
+                self.registry.cancel(name)
+
+    @rule(name=names)
+    def revoke(self, name: str) -> None:
+        if name in self.keys or name in self.pending:
+            self.registry.revoke(name, 0)
+            self.pending.pop(name, None)
+            if name in self.keys:
+                self.revoked.add(self.keys.pop(name))
+        else:
+            with pytest.raises(Refused):
+                self.registry.revoke(name, 0)
+
+    @precondition(lambda self: self.tokens)
+    @rule(number=numbers, data=st.data())
+    def redeem(self, number: int, data: st.DataObject) -> None:
+        shown = data.draw(st.integers(1, self.tokens)).to_bytes(16, "big")
+        mine = key(number)
+        name = next((name for name, made in self.pending.items() if made == shown), None)
+        holder = next((name for name, held in self.keys.items() if held == mine), None)
+        if mine not in self.revoked and self.bound.get(shown) == mine:
+            assert self.registry.redeem(shown, mine, 0).name == holder
+        elif name is None or mine in self.revoked or holder not in (None, name):
+            with pytest.raises(TokenRefused):
+                self.registry.redeem(shown, mine, 0)
+        else:
+            assert self.registry.redeem(shown, mine, 0).name == name
+            if self.keys.get(name, mine) != mine:
+                self.revoked.add(self.keys[name])
+            self.keys[name] = mine
+            self.bound[shown] = mine
+            del self.pending[name]
+
+    @invariant()
+    def agrees(self) -> None:
+        agents = self.registry.agents()
+        assert {agent.name: agent.public_key for agent in agents} == self.keys
+        assert {one.name for one in self.registry.invitations()} == self.pending.keys()
+        for number in range(1, 7):
+            assert self.registry.is_revoked(key(number)) == (key(number) in self.revoked)
+        ports = [port for agent in agents for port in agent.ports]
+        assert len(ports) == len(set(ports)) == len(agents)
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+
+
+# What may be wrong with the file
+
+
+def damaged(state: StateFolder) -> str:
+    with pytest.raises(StateError) as caught:
+        Registry(state)
+    line = str(caught.value)
+    assert line.startswith(f"{state.path / FILE}: ")
+    assert "\n" not in line
+    return line
+
+
+def test_what_is_no_database_is_refused_and_left_alone(state: StateFolder) -> None:
+    (state.path / FILE).write_bytes(b"no database, whatever its name says" * 99)
+    before = (state.path / FILE).read_bytes()
+    assert "damaged, or not a database; put back a copy" in damaged(state)
+    assert (state.path / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 4])
+def test_a_damaged_page_is_noticed_at_the_start(state: StateFolder, page: int) -> None:
+    with Registry(state) as registry:
+        enrol(registry, "home", 1)
+    with (state.path / FILE).open("r+b") as file:
+        file.seek(page * 4096)
+        file.write(b"\xa5" * 4096)
+    assert "damaged" in damaged(state)
+
+
+def test_a_file_cut_short_is_noticed_at_the_start(state: StateFolder) -> None:
+    with Registry(state) as registry:
+        enrol(registry, "home", 1)
+    os.truncate(state.path / FILE, 4096 * 2)
+    assert "damaged" in damaged(state)
+
+
+def test_another_programs_database_is_refused(state: StateFolder) -> None:
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    assert "this is another program's database" in damaged(state)
+
+
+def test_a_newer_schema_is_refused(state: StateFolder) -> None:
+    Registry(state).close()
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    assert "newer relay-server (schema 2, this one knows 1); update this one" in damaged(state)
+
+
+def test_a_token_without_its_agent_is_damage(registry: Registry, state: StateFolder) -> None:
+    enrol(registry, "home", 1)
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("UPDATE agents SET public_key = NULL")
+    db.close()
+    with pytest.raises(StateError, match=r"damaged: a token without its agent$"):
+        registry.redeem(token(1), key(1), 0.0)
+
+
+def test_our_own_wrong_sql_is_no_fault_of_the_file(registry: Registry, state: StateFolder) -> None:
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("ALTER TABLE agents RENAME TO gone")
+    db.close()
+    with pytest.raises(sqlite3.OperationalError):
+        registry.agents()
+    with pytest.raises(sqlite3.IntegrityError), registry._change() as change:
+        change.execute("INSERT INTO ports VALUES (1, 'nobody', 0)")
+    registry.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        registry.agents()
+
+
+def test_a_file_in_the_place_of_a_database_must_be_ordinary(state: StateFolder) -> None:
+    (state.path / FILE).symlink_to("/etc/passwd")
+    assert "expected an ordinary file" in damaged(state)
+
+
+@pytest.mark.parametrize(
+    ("code", "full", "said"),
+    [
+        (sqlite3.SQLITE_FULL, False, "no space left on the disk"),
+        (sqlite3.SQLITE_IOERR_WRITE, True, "no space left on the disk"),
+        (sqlite3.SQLITE_IOERR_WRITE, False, "the disk fails: odd"),
+        (sqlite3.SQLITE_CANTOPEN, True, "no space left on the disk"),
+        (sqlite3.SQLITE_CANTOPEN, False, "cannot be used by this user: odd; its folder's owner"),
+        (sqlite3.SQLITE_READONLY, False, "cannot be used by this user"),
+    ],
+)
+def test_errors_of_the_disk(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, code: int, full: bool, said: str
+) -> None:
+    error = sqlite3.OperationalError("odd")
+    error.sqlite_errorcode = code
+    monkeypatch.setattr("relay_server.registry._is_full", lambda _: full)
+    with pytest.raises(StateError, match=said), registry._errors():
+        raise error
+
+
+def test_a_failed_change_leaves_nothing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = registry._connect
+
+    def small() -> sqlite3.Connection:
+        db = connect()
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages}")
+        return db
+
+    monkeypatch.setattr(registry, "_connect", small)
+    with pytest.raises(StateError, match=r"no space left on the disk$"):
+        invite_many(registry)
+    names = [one.name for one in registry.invitations()]
+    assert names
+    for name in names:
+        agent = registry.agent(name)
+        assert agent is not None
+        assert len(agent.ports) == 1
+    assert registry.agent(f"name-{len(names) + 2}") is None
+    monkeypatch.setattr(registry, "_connect", connect)
+    enrol(registry, "home", 251, 1)
+
+
+def test_a_folder_that_went_away(registry: Registry, state: StateFolder) -> None:
+    shutil.rmtree(state.path)
+    with pytest.raises(StateError, match=r"cannot be used by this user"):
+        invite(registry, "home", 1)
+
+
+def test_all_files_are_for_the_owner_alone(registry: Registry, state: StateFolder) -> None:
+    invite(registry, "home", 1)
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state.path.iterdir()}
+    assert files == {FILE: 0o600, f"{FILE}-wal": 0o600, f"{FILE}-shm": 0o600}
+
+
+# As root, beside a server under its own user.
+
+if ROOT:
+    SERVE = """
+import os, sys
+from pathlib import Path
+from protocol.process.state import StateFolder
+from relay_server.registry import Registry
+os.setgid(65534)
+os.setuid(65534)
+state = StateFolder(Path(sys.argv[1]))
+state.ensure()
+with Registry(state) as registry:
+    print("open", flush=True)
+    sys.stdin.readline()
+    registry.redeem(b"\\1" * 16, b"\\1" * 32, 0.0)
+    print(*(agent.name for agent in registry.agents()), flush=True)
+    sys.stdin.readline()
+"""
+
+    @pytest.fixture
+    def foreign(state: StateFolder) -> StateFolder:
+        os.chown(state.path, NOBODY, NOBODY)
+        above = state.path.parent
+        while above.stat().st_uid == 0 and above != Path("/tmp"):
+            above.chmod(above.stat().st_mode | 0o011)
+            above = above.parent
+        return state
+
+    def owners(state: StateFolder) -> set[tuple[int, int]]:
+        return {(file.stat().st_uid, file.stat().st_gid) for file in state.path.iterdir()}
+
+    def test_root_and_a_server_under_its_own_user(foreign: StateFolder) -> None:
+        with Registry(foreign) as registry:  # root comes first and makes everything
+            invite(registry, "home", 1)
+            assert len(list(foreign.path.iterdir())) == 3
+            assert owners(foreign) == {(NOBODY, NOBODY)}
+        with subprocess.Popen(
+            [sys.executable, "-c", SERVE, foreign.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as server:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"open\n"
+            with Registry(foreign) as registry:  # both at once
+                invite(registry, "office", 2)
+                server.stdin.write(b"\n")
+                server.stdin.flush()
+                assert server.stdout.readline() == b"home\n"
+                assert registry.agent_by_key(b"\1" * 32) is not None
+                assert owners(foreign) == {(NOBODY, NOBODY)}
+            server.stdin.close()
+        assert server.returncode == 0
+        with Registry(foreign) as registry:  # root opens what the server left
+            registry.revoke("home", 0.0)
+            assert owners(foreign) == {(NOBODY, NOBODY)}
+
+    def test_a_database_of_roots_in_a_foreign_folder_is_named(foreign: StateFolder) -> None:
+        (foreign.path / FILE).touch(mode=0o600)
+        with subprocess.Popen(
+            [sys.executable, "-c", SERVE, foreign.path], stderr=subprocess.PIPE
+        ) as server:
+            assert server.stderr is not None
+            last = server.stderr.read().decode().splitlines()[-1]
+        assert last.endswith("has no access; it belongs to root")
+
+
+# On a disk of its own, where one may be mounted; the same errors are made up above.
+
+if ROOT and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0:
+
+    @pytest.fixture
+    def disk(tmp_path: Path) -> Iterator[StateFolder]:
+        path = tmp_path / "disk"
+        path.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", str(path)]
+        subprocess.run(mount, check=True)
+        yield StateFolder(path)
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+    def fill(state: StateFolder) -> Path:
+        filler = state.path / "filler"
+        with filler.open("wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(b"x" * 4096)
+                except OSError:
+                    return filler
+
+    def test_a_disk_that_fills_up_while_we_write(disk: StateFolder) -> None:
+        with Registry(disk) as registry:
+            agent = enrol(registry, "home", 1)
+            filler = fill(disk)
+            with pytest.raises(StateError, match=r"no space left on the disk$"):
+                invite_many(registry)
+            assert registry.agent_by_key(key(1)) == agent
+            filler.unlink()
+            invite(registry, "office", 250)
+        with Registry(disk) as registry:
+            assert registry.agent_by_key(key(1)) == agent
+
+    def test_a_disk_that_is_full_at_the_start(disk: StateFolder) -> None:
+        filler = fill(disk)
+        with pytest.raises(StateError, match=r"no space left on the disk$"):
+            Registry(disk)
+        filler.unlink()
+        with Registry(disk) as registry:
+            enrol(registry, "home", 1)
+        filler = fill(disk)
+        with pytest.raises(StateError, match=r"no space left on the disk$"):
+            Registry(disk)
+        filler.unlink()
+        with Registry(disk) as registry:
+            assert len(registry.agents()) == 1
+
+    def test_a_read_only_disk(disk: StateFolder) -> None:
+        with Registry(disk) as registry:
+            enrol(registry, "home", 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk.path)], check=True)
+        with pytest.raises(StateError, match=r"on a read-only file system$"):
+            Registry(disk)
+
+
+def test_space_is_not_asked_for_in_vain(tmp_path: Path) -> None:
+    from relay_server.registry import _is_full
+
+    assert not _is_full(tmp_path)
+    assert not _is_full(tmp_path / "none")
