@@ -1,0 +1,216 @@
+"""The command line of `relay-agent`.
+
+What a command needs is imported when it runs: `--help` and a mistyped option answer at once, also
+on a router where importing everything takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from protocol import __version__
+from protocol.process.command import add_common_options, add_log_options, run_command
+from protocol.process.config import ConfigError
+from protocol.process.state import StateFolder, default_state_dir
+
+if TYPE_CHECKING:
+    from protocol.invitation import Invitation
+    from relay_agent.config import AgentConfig
+    from relay_agent.services import Service
+
+PROGRAM: Final = "relay-agent"
+# Two agents with one key would take turns at the relay, so one state folder has one user.
+LOCK_FILE: Final = "agent.lock"
+# The longest invitation has less than 4 KiB; the rest is room for a mail around it, to no avail.
+MAX_PASTED: Final = 16 * 1024
+
+_DESCRIPTION: Final = """\
+Make this machine's SSH server reachable through a relay, from behind NAT.
+
+  1. on the relay:   relay-server invite home
+  2. on this machine: relay-agent join, and paste the line that was printed
+  3. on this machine: relay-agent run, and leave it running
+"""
+_JOIN: Final = """\
+Enrol at the relay that the invitation comes from, try the whole way from the
+public port to the SSH server of this machine, and save what `run` needs.
+After a failure, run it again with the same invitation.
+"""
+_JOIN_EXAMPLES: Final = """\
+examples:
+  relay-agent join
+  relay-agent join relay1_...
+  relay-agent join --service ssh=192.168.1.1:22
+  relay-agent join --service ssh=127.0.0.1:22@11111 --service web=[::1]:80@11112
+"""
+_RUN: Final = """\
+Stay attached to the relay and publish this machine's services, until SIGTERM
+or Ctrl-C. SIGUSR1 says that the network may have changed.
+"""
+_RUN_EXAMPLES: Final = """\
+examples:
+  relay-agent run
+  relay-agent run --log-level debug --log-format json
+
+Options of your own go into agent.toml in the state folder.
+"""
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """Run the command that `arguments` name and return its exit status."""
+    options = _parser().parse_args(arguments)
+    command = {"join": _join, "run": _run}[options.command]
+    return run_command(partial(command, options), program=PROGRAM)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # else a new option would change what old scripts mean
+    )
+    add_common_options(parser, __version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    join = _add_command(commands, "join", "enrol with an invitation", _JOIN, _JOIN_EXAMPLES)
+    join.add_argument(
+        "invitation",
+        nargs="?",
+        metavar="INVITATION",
+        help="the line that relay-server invite printed; asked for, or read from standard"
+        " input, if left out",
+    )
+    join.add_argument(
+        "--service",
+        action="append",
+        default=[],
+        metavar="NAME=HOST:PORT[@PUBLIC_PORT]",
+        help="what to publish, and on which port of the relay; repeatable (default: ssh, the SSH"
+        " server found on this machine, on the first port of the invitation)",
+    )
+    run = _add_command(commands, "run", "stay attached and serve", _RUN, _RUN_EXAMPLES)
+    run.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
+    )
+    for command in (join, run):
+        command.add_argument(
+            "--state-dir",
+            type=Path,
+            metavar="DIR",
+            help="where the key and the enrolment are (default: /etc/relay-agent as root, else"
+            " relay-agent in the XDG state folder)",
+        )
+        add_log_options(command)
+    return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    description: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _state(options: argparse.Namespace) -> StateFolder:
+    return StateFolder(options.state_dir or default_state_dir("relay-agent"))
+
+
+def _configure_logs(options: argparse.Namespace, config: AgentConfig) -> None:
+    from protocol.process import logs
+
+    logs.configure(options.log_level or config.log_level, options.log_format or config.log_format)
+
+
+# --- join
+
+
+def _join(options: argparse.Namespace) -> None:
+    import trio
+
+    from relay_agent.config import load_config
+    from relay_agent.join import join
+
+    services = _services(options.service)
+    state = _state(options)
+    config = load_config(state)
+    _configure_logs(options, config)
+    # Last, so that nobody pastes an invitation only to hear of a mistake elsewhere.
+    state.ensure()
+    with state.lock(LOCK_FILE):
+        invitation = _invitation(options.invitation)
+        trio.run(partial(join, invitation, services, config=config, state=state))
+
+
+def _services(texts: Sequence[str]) -> list[Service]:
+    from relay_agent.config import check_distinct
+    from relay_agent.services import parse_service
+
+    try:
+        services = [parse_service(text) for text in texts]
+    except ValueError as error:
+        raise ConfigError(f"--service: {error}") from None
+    check_distinct(services)
+    return services
+
+
+def _invitation(argument: str | None) -> Invitation:
+    from protocol.invitation import Invitation, InvitationError
+
+    text = _pasted() if argument is None else argument
+    if not text.strip():
+        raise ConfigError("expected an invitation: the line that relay-server invite printed")
+    try:
+        return Invitation.decode(text)
+    except InvitationError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _pasted() -> str:
+    if sys.stdin is None:  # started without
+        return ""
+    raw = sys.stdin.buffer
+    if sys.stdin.isatty():
+        sys.stderr.write("Paste the invitation that relay-server invite printed: ")
+        sys.stderr.flush()
+        data = raw.readline(MAX_PASTED)
+    else:  # all of it: it may have been wrapped on its way
+        data = raw.read(MAX_PASTED)
+    return data.decode("utf-8", "replace")
+
+
+# --- run
+
+
+def _run(options: argparse.Namespace) -> None:
+    import trio
+
+    from relay_agent.agent import run
+    from relay_agent.config import load_config
+    from relay_agent.enrolment import load_enrolment, load_key
+
+    state = _state(options)
+    config = load_config(state, options.config)
+    _configure_logs(options, config)
+    enrolment = load_enrolment(state)
+    key = load_key(state)
+    services = config.services_for(enrolment)
+    with state.lock(LOCK_FILE):
+        trio.run(run, config, enrolment.relay, services, key)
