@@ -211,6 +211,6 @@ def _run(options: argparse.Namespace) -> None:
     _configure_logs(options, config)
     enrolment = load_enrolment(state)
     key = load_key(state)
-    services = config.services_for(enrolment)
+    services = config.services_over(enrolment.services)
     with state.lock(LOCK_FILE):
         trio.run(run, config, enrolment.relay, services, key)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from protocol.buffers import BufferPool
     from protocol.process.state import StateFolder
     from protocol.replay import ReplayCap
-    from relay_agent.enrolment import Enrolment
 
 CONFIG_FILE: Final = "agent.toml"
 
@@ -111,11 +110,11 @@ class AgentConfig:
             pool=pool,
         )
 
-    def services_for(self, enrolment: Enrolment) -> tuple[Service, ...]:
-        """What to publish, each with its public port. Raises ConfigError."""
+    def services_over(self, joined: tuple[Service, ...]) -> tuple[Service, ...]:
+        """What to publish instead of what `join` settled. Raises ConfigError."""
         if not self.services:
-            return enrolment.services
-        settled = {service.name: service.port for service in enrolment.services}
+            return joined
+        settled = {service.name: service.port for service in joined}
         services = []
         for name, table in self.services.items():
             port = table.port or settled.get(name)

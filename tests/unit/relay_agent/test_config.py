@@ -10,15 +10,10 @@ from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.replay import ReplayCap
-from relay_agent.attachment import Relay
 from relay_agent.config import CONFIG_FILE, AgentConfig, ServiceTable, check_distinct, load_config
-from relay_agent.enrolment import Enrolment
 from relay_agent.services import Service
 
 SSH = Service("ssh", HostPort("127.0.0.1", 22), 11111)
-ENROLMENT = Enrolment(
-    name="home", relay=Relay(hosts=(HostPort("relay.test", 7022),), key=bytes(32)), services=(SSH,)
-)
 
 
 @pytest.fixture
@@ -150,7 +145,7 @@ def test_what_the_protocol_is_told() -> None:
 
 
 def test_the_services_of_the_enrolment_serve_unless_the_user_names_some() -> None:
-    assert AgentConfig().services_for(ENROLMENT) == (SSH,)
+    assert AgentConfig().services_over((SSH,)) == (SSH,)
 
 
 def test_the_users_services_replace_them_and_inherit_the_port_by_name() -> None:
@@ -160,7 +155,7 @@ def test_the_users_services_replace_them_and_inherit_the_port_by_name() -> None:
             "web": ServiceTable(target=HostPort("::1", 80), port=11112),
         }
     )
-    assert config.services_for(ENROLMENT) == (
+    assert config.services_over((SSH,)) == (
         Service("ssh", HostPort("192.168.1.1", 22), 11111),
         Service("web", HostPort("::1", 80), 11112),
     )
@@ -169,13 +164,13 @@ def test_the_users_services_replace_them_and_inherit_the_port_by_name() -> None:
 def test_a_service_without_any_port_is_refused() -> None:
     config = AgentConfig(services={"web": ServiceTable(target=HostPort("::1", 80))})
     with pytest.raises(ConfigError, match=r"services\.web\.port: missing; expected"):
-        config.services_for(ENROLMENT)
+        config.services_over((SSH,))
 
 
 def test_two_services_on_one_port_are_refused() -> None:
     table = ServiceTable(target=HostPort("::1", 80), port=11111)
     with pytest.raises(ConfigError, match="ssh and web both ask for port 11111"):
-        AgentConfig(services={"ssh": table, "web": table}).services_for(ENROLMENT)
+        AgentConfig(services={"ssh": table, "web": table}).services_over((SSH,))
 
 
 def test_distinct_names_and_ports() -> None:
