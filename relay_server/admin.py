@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from protocol.process.command import CommandFailed
-from protocol.process.logs import event
+from protocol.process.logs import failure
 from protocol.process.state import StateError, StateFolder
 
 log = logging.getLogger(__name__)
@@ -127,8 +127,7 @@ def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
     except StateError as error:
         return {"error": str(error)}
     except Exception:  # a bug in one command must not take the links of all agents with it
-        log.exception("admin-command-failed")
-        event(log, logging.ERROR, "admin-command-failed", command=name)
+        failure(log, "admin-command-failed", command=name)
         return {"error": f"the server failed at {name}; its log has more"}
 
 

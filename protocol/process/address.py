@@ -44,8 +44,10 @@ def parse_host_port(text: str, *, default_port: int | None = None) -> HostPort:
         raise wrong
     if not colon and default_port is not None:
         return HostPort(host, default_port)
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise wrong if not colon else ValueError(f"expected a port from 1 to 65535 in {text!r}")
+    if not (port.isascii() and port.isdigit()):
+        raise wrong
+    if len(port) > 5 or not 1 <= int(port) <= 65535:
+        raise ValueError(f"expected a port from 1 to 65535 in {text!r}")
     return HostPort(host, int(port))
 
 

@@ -34,6 +34,11 @@ def event(logger: logging.Logger, level: int, name: str, /, **fields: object) ->
         logger.log(level, name, extra={"event_fields": fields})
 
 
+def failure(logger: logging.Logger, name: str, /, **fields: object) -> None:
+    """An error event with the traceback of the exception being handled: a bug of ours."""
+    logger.error(name, exc_info=True, extra={"event_fields": fields})
+
+
 class _Line(logging.Formatter):
     """Tells an event's fields from the plain text that a library logs."""
 

@@ -47,6 +47,12 @@ def test_the_port_may_be_left_out_where_there_is_a_default(text: str, host: str,
         "",
         ":22",
         "vps",
+        "vps:",
+        "vps:-1",
+        "vps:22x",
+        "vps:٢٢",
+        "vps: 22",
+        "http://vps",
         "::1",
         "[::1]",
         "[::1]22",
@@ -78,7 +84,7 @@ def test_a_default_does_not_excuse_everything(text: str) -> None:
         parse_host_port(text, default_port=7022)
 
 
-@pytest.mark.parametrize("port", ["", "0", "65536", "-1", "22x", "٢٢", "022222", " 22"])
+@pytest.mark.parametrize("port", ["0", "65536", "022222", "99999999999"])
 def test_a_port_out_of_range(port: str) -> None:
     with pytest.raises(ValueError, match=r"^expected a port from 1 to 65535 in "):
         parse_host_port(f"vps:{port}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocol.process.logs import configure, event
+from protocol.process.logs import configure, event, failure
 
 log = logging.getLogger("test")
 
@@ -99,6 +99,17 @@ def test_plain_logging_of_libraries_is_one_line_too(capsys: pytest.CaptureFixtur
     assert first.endswith(r'WARNING log logger=test text="two\nlines of text"')
     assert "ERROR log logger=test text=failed traceback=" in second
     assert "ValueError: invalid literal" in second
+
+
+def test_a_failure_has_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "json")
+    try:
+        int("x")
+    except ValueError:
+        failure(log, "name", a=1)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["event"], line["a"]) == ("error", "name", 1)
+    assert "ValueError: invalid literal" in line["traceback"]
 
 
 def test_a_full_disk_behind_standard_error_is_no_second_error(

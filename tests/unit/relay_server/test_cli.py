@@ -1,0 +1,620 @@
+from __future__ import annotations
+
+import errno
+import json
+import runpy
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from protocol.invitation import Invitation
+from protocol.noise import StaticKey
+from protocol.process.address import HostPort
+from protocol.process.state import StateFolder
+from relay_server import admin, cli
+from relay_server.__main__ import main as entry_point
+from relay_server.registry import Registry
+
+NOW = 1_000_000.0
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path / "state")
+
+
+@pytest.fixture(autouse=True)
+def world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed time, every port free, and logging left as pytest has it."""
+    monkeypatch.setattr("time.time", lambda: NOW)
+    monkeypatch.setattr(cli, "_is_free", lambda port: True)
+    monkeypatch.setattr("protocol.process.logs.configure", lambda level, log_format: None)
+
+
+@pytest.fixture
+def run(state: StateFolder, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = cli.main([*arguments, "--state-dir", str(state.path)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def usage(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def usage(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return usage
+
+
+def enrol(state: StateFolder, name: str, number: int, *ports: int) -> None:
+    with Registry(state) as registry:
+        token = bytes([number]) * 16
+        registry.invite(
+            name, token, now=NOW, lifetime=1, port_range=range(11111, 11120), ports=ports
+        )
+        registry.redeem(token, bytes([number]) * 32, NOW)
+
+
+@contextmanager
+def server(state: StateFolder, answer: dict[str, Any]) -> Iterator[list[str]]:
+    """Stands for the running server: answers once, and tells what it was asked."""
+    asked: list[str] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(state.path / admin.SOCKET))
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as accepted:
+                asked.append(json.loads(accepted.recv(1000))["command"])
+                accepted.sendall(json.dumps(answer).encode() + b"\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield asked
+        thread.join(10)
+
+
+# invite
+
+
+def test_standard_output_is_the_invitation_alone(run: Run, state: StateFolder) -> None:
+    status, out, err = run("invite", "home", "--port", "9000", "--host", "vps.example.net")
+    assert status == 0
+    assert out.count("\n") == 1
+    invitation = Invitation.decode(out)
+    assert out == invitation.encode() + "\n"
+    assert invitation.hosts == (("vps.example.net", 7022),)
+    key = StaticKey.from_private(bytes.fromhex(state.read_secret("relay.key") or ""))
+    assert invitation.relay_key == key.public
+    assert "home may publish port 9000." in err
+    assert "Within 1h" in err
+    assert "relay-agent join" in err
+    assert "ssh -p 9000 root@vps.example.net" in err
+    assert out.strip() not in err
+    with Registry(state) as registry:
+        agent = registry.redeem(invitation.token, b"k" * 32, NOW + 3599)
+        assert agent.ports == (9000,)
+        assert registry.hosts() == (HostPort("vps.example.net", 7022),)
+
+
+def test_a_free_port_is_chosen_and_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_is_free", lambda port: port != 11111)
+    _, _, err = run("invite", "home", "--host", "vps")
+    assert "home may publish port 11112.\n" in err
+
+
+def test_several_ports_are_named(run: Run) -> None:
+    _, _, err = run("invite", "home", "--host", "vps", "--port", "90", "--port", "80")
+    assert "home may publish ports 90, 80.\n" in err
+
+
+def test_hosts_keep_their_order_and_are_remembered_if_none_were(run: Run) -> None:
+    _, out, _ = run("invite", "home", "--host", "a:443", "--host", "[::1]")
+    assert Invitation.decode(out).hosts == (("a", 443), ("::1", 7022))
+    _, out, _ = run("invite", "home", "--host", "b")
+    assert Invitation.decode(out).hosts == (("b", 7022),)
+    _, out, _ = run("invite", "home")
+    assert Invitation.decode(out).hosts == (("a", 443), ("::1", 7022))
+
+
+def test_without_any_host_nothing_can_be_said(run: Run, state: StateFolder) -> None:
+    status, out, err = run("invite", "home")
+    assert (status, out) == (2, "")
+    assert err.startswith("relay-server: which name of this VPS do agents dial? ")
+    assert err.count("\n") == 1
+
+
+def test_the_file_in_the_state_folder_counts_before_the_first_run(
+    run: Run, state: StateFolder
+) -> None:
+    state.ensure()
+    (state.path / "server.toml").write_text(
+        'hosts = ["vps"]\nlisten = ["[::]:443"]\nports = "500-501"\n'
+    )
+    _, out, err = run("invite", "home")
+    assert Invitation.decode(out).hosts == (("vps", 443),)
+    assert "port 500." in err
+
+
+def test_what_run_was_told_counts(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    with Registry(state) as registry:
+        registry.remember_hosts((HostPort("vps", 443),))
+        registry.remember_link_ports((443, 500))
+        registry.remember_port_range(range(500, 502))
+    _, out, err = run("invite", "home")
+    assert Invitation.decode(out).hosts == (("vps", 443),)
+    assert "port 501." in err  # 500 is where agents dial in
+    status, _, err = run("invite", "office", "--port", "443")
+    assert (status, err) == (
+        1,
+        "relay-server: port 443 is where agents dial in; choose another\n",
+    )
+
+
+def test_a_port_of_another_agent_is_refused_by_name(run: Run) -> None:
+    run("invite", "home", "--port", "9000", "--host", "vps")
+    status, out, err = run("invite", "office", "--port", "9000")
+    assert (status, out) == (1, "")
+    assert err == "relay-server: port 9000 is granted to home\n"
+
+
+def test_the_life_of_an_invitation_can_be_chosen(run: Run, state: StateFolder) -> None:
+    _, _, err = run("invite", "home", "--host", "vps", "--expires", "90m")
+    assert "Within 1h30m" in err
+    with Registry(state) as registry:
+        assert registry.invitations()[0].expires == NOW + 5400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("invite",), "the following arguments are required: NAME"),
+        (("invite", "a b"), "argument NAME: expected a name of 1 to 32 letters"),
+        (("invite", "a", "--port", "0"), "argument --port: expected a port from 1 to 65535, not"),
+        (("invite", "a", "--port", "x"), "argument --port: expected a port from 1 to 65535, not"),
+        (("invite", "a", "--expires", "1y"), "argument --expires: expected a duration such as"),
+        (("invite", "a", "--expires", "31d"), "argument --expires: expected 1s to 30d, not"),
+        (("invite", "a", "--host", "http://x"), "argument --host: expected HOST or HOST:PORT"),
+        (("run", "--listen", "x:1"), "argument --listen: expected an address of this machine"),
+        (("run", "--bind", "x"), "argument --bind: expected an address of this machine, not 'x'"),
+        (("run", "--lis", "[::]:1"), "unrecognized arguments: --lis [::]:1"),
+        (("invitations", "--json", "--cancel", "a"), "not allowed with argument --json"),
+        (("fly",), "invalid choice: 'fly'"),
+    ],
+)
+def test_wrong_options_end_with_what_is_expected(
+    usage: Callable[..., str], arguments: tuple[str, ...], said: str
+) -> None:
+    assert said in usage(*arguments)
+
+
+def test_the_number_of_hosts_has_a_bound(run: Run) -> None:
+    hosts = [word for number in range(9) for word in ("--host", f"h{number}")]
+    assert run("invite", "home", *hosts[:16])[0] == 0
+    for command in (("invite", "home"), ("run",)):
+        status, _, err = run(*command, *hosts)
+        assert (status, err) == (2, "relay-server: --host: expected at most 8 hosts, not 9\n")
+
+
+# The relay's key
+
+
+def test_the_key_is_made_once(run: Run, state: StateFolder) -> None:
+    keys = {
+        Invitation.decode(run("invite", name, "--host", "vps")[1]).relay_key for name in ("a", "b")
+    }
+    assert len(keys) == 1
+
+
+def test_a_missing_key_stops_a_relay_that_agents_know(run: Run, state: StateFolder) -> None:
+    run("invite", "home", "--host", "vps")
+    (state.path / "relay.key").unlink()
+    status, out, err = run("invite", "home")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"relay-server: {state.path / 'relay.key'}: missing; ")
+    run("invitations", "--cancel", "home")
+    enrol(state, "home", 1)
+    assert run("invite", "home")[0] == 2
+    run("revoke", "home")
+    assert run("invite", "home")[0] == 0
+
+
+@pytest.mark.parametrize("text", ["", "zz" * 32, "00" * 31, "00" * 33])
+def test_a_broken_key_is_not_shown(run: Run, state: StateFolder, text: str) -> None:
+    state.ensure()
+    state.write_secret("relay.key", text)
+    status, _, err = run("invite", "home", "--host", "vps")
+    assert status == 2
+    assert err.endswith("relay.key: expected a private key of 64 hexadecimal digits\n")
+    assert not text or text not in err
+
+
+def test_a_key_that_others_may_read_is_refused(run: Run, state: StateFolder) -> None:
+    run("invite", "home", "--host", "vps")
+    (state.path / "relay.key").chmod(0o644)
+    status, _, err = run("invite", "home")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"run: chmod 600 {state.path / 'relay.key'}" in err
+
+
+def test_of_two_first_commands_one_makes_the_key(
+    run: Run, state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = StaticKey.generate()
+    read = StateFolder.read_secret
+
+    def missed(self: StateFolder, name: str) -> str | None:
+        monkeypatch.setattr(StateFolder, "read_secret", read)
+        self.write_secret(name, other.private.hex())  # the other one, a moment later
+        return None
+
+    monkeypatch.setattr(StateFolder, "read_secret", missed)
+    _, out, _ = run("invite", "home", "--host", "vps")
+    assert Invitation.decode(out).relay_key == other.public
+
+
+# invitations
+
+
+def test_pending_invitations_are_listed(run: Run) -> None:
+    run("invite", "home", "--host", "vps", "--expires", "2d")
+    run("invite", "office", "--port", "9000", "--port", "80")
+    status, out, err = run("invitations")
+    assert (status, err) == (0, "")
+    assert out == "NAME    PORTS    EXPIRES\nhome    11111    in 2d\noffice  9000 +1  in 1h\n"
+    status, out, _ = run("invitations", "--json")
+    assert json.loads(out)[1] == {
+        "name": "office",
+        "ports": [9000, 80],
+        "created": int(NOW),
+        "expires": int(NOW) + 3600,
+        "expired": False,
+    }
+
+
+def test_an_expired_invitation_is_marked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("invite", "home", "--host", "vps")
+    monkeypatch.setattr("time.time", lambda: NOW + 3600)
+    assert run("invitations")[1].endswith("home  11111  expired\n")
+    assert json.loads(run("invitations", "--json")[1])[0]["expired"] is True
+
+
+def test_an_invitation_can_be_cancelled(run: Run) -> None:
+    run("invite", "home", "--host", "vps")
+    assert run("invitations", "--cancel", "home") == (
+        0,
+        "",
+        "the invitation for home is cancelled\n",
+    )
+    assert run("invitations") == (0, "", "no invitation is pending\n")
+    assert run("invitations", "--json") == (0, "[]\n", "")
+    assert run("invitations", "--cancel", "home") == (
+        1,
+        "",
+        "relay-server: there is no pending invitation for home\n",
+    )
+
+
+@pytest.mark.parametrize("command", [("invitations",), ("agents",), ("revoke", "home")])
+def test_looking_makes_nothing(run: Run, state: StateFolder, command: tuple[str, ...]) -> None:
+    status, out, err = run(*command)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"relay-server: {state.path}: no relay has its state here; ")
+    assert not state.path.exists()
+
+
+# agents
+
+HERE = {
+    "name": "home",
+    "attached": True,
+    "address": "203.0.113.9:4711",
+    "since": 3723.4,
+    "streams": 2,
+    "ports": [11111],
+}
+
+
+def test_agents_without_a_server(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    enrol(state, "home", 1)
+    status, out, err = run("agents")
+    assert (status, err) == (0, "the relay is not running\n")
+    assert out == (
+        "NAME  PORTS  STATUS   SINCE  STREAMS  ADDRESS\nhome  11111  unknown         0\n"
+    )
+    _, out, err = run("agents", "--json")
+    assert err == ""
+    assert json.loads(out) == [
+        {
+            "name": "home",
+            "ports": [11111],
+            "enrolled": int(NOW),
+            "status": "unknown",
+            "since": None,
+            "address": None,
+            "streams": 0,
+            "open_ports": [],
+        }
+    ]
+
+
+def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    for number, name in enumerate(("home", "office", "cabin"), 1):
+        enrol(state, name, number)
+    here = [HERE, HERE | {"name": "office", "attached": False, "address": "", "since": 5}]
+    with server(state, {"agents": here}) as asked:
+        status, out, err = run("agents")
+    assert (status, err, asked) == (0, "", ["agents"])
+    assert out.splitlines() == [
+        "NAME    PORTS  STATUS    SINCE  STREAMS  ADDRESS",
+        "cabin   11113  absent           0",
+        "home    11111  attached  1h2m   2        203.0.113.9:4711",
+        "office  11112  detached  5s     2",
+    ]
+    (state.path / admin.SOCKET).unlink()
+    with server(state, {"agents": here}):
+        entries = {entry["name"]: entry for entry in json.loads(run("agents", "--json")[1])}
+    assert entries["home"] == {
+        "name": "home",
+        "ports": [11111],
+        "enrolled": int(NOW),
+        "status": "attached",
+        "since": int(NOW - 3723.4),
+        "address": "203.0.113.9:4711",
+        "streams": 2,
+        "open_ports": [11111],
+    }
+
+
+def test_a_table_stays_within_80_columns(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    name = "n" * 32
+    enrol(state, name, 1, *range(60001, 60101))
+    address = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
+    with server(state, {"agents": [HERE | {"name": name, "address": address, "since": 9e6}]}):
+        _, out, _ = run("agents")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert out.splitlines()[-1] == f"    {address}"
+    assert "60001 +99" in out
+
+
+def test_no_agent_yet(run: Run, state: StateFolder) -> None:
+    run("invite", "home", "--host", "vps")
+    status, out, err = run("agents")
+    assert (status, out) == (0, "")
+    assert err.endswith("no agent is enrolled; invite one: relay-server invite NAME\n")
+    assert run("agents", "--json")[1] == "[]\n"
+
+
+# revoke
+
+
+def test_revoking_tells_the_server(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    enrol(state, "home", 1)
+    with server(state, {}) as asked:
+        assert run("revoke", "home") == (0, "", "home is revoked and cut off\n")
+    assert asked == ["refresh"]
+    with Registry(state) as registry:
+        assert registry.is_revoked(b"\1" * 32)
+
+
+def test_revoking_without_a_server(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    enrol(state, "home", 1)
+    assert run("revoke", "home") == (0, "", "home is revoked\n")
+    assert run("revoke", "home") == (1, "", "relay-server: there is no agent home\n")
+
+
+def test_revoking_beside_a_server_that_fails(run: Run, state: StateFolder) -> None:
+    state.ensure()
+    enrol(state, "home", 1)
+    with server(state, {"error": "busy"}):
+        status, _, err = run("revoke", "home")
+    assert status == 1
+    assert err == (
+        "relay-server: home is revoked, but may still be here: the running server refuses: busy\n"
+    )
+
+
+# run
+
+
+class Served:
+    """What the server was started with."""
+
+    arguments: tuple[Any, ...] = ()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    served = Served()
+
+    async def serve(*arguments: Any) -> None:
+        served.arguments = arguments
+
+    module = ModuleType("relay_server.server")
+    module.serve = serve  # type: ignore[attr-defined]  # a module made up here
+    monkeypatch.setitem(sys.modules, "relay_server.server", module)
+    return served
+
+
+def test_run_makes_the_state_and_serves(run: Run, served: Served, state: StateFolder) -> None:
+    assert run("run") == (0, "", "")
+    config, folder, registry, key = served.arguments
+    assert config.listen == (HostPort("::", 7022),)
+    assert folder == state
+    assert isinstance(registry, Registry)
+    assert (state.read_secret("relay.key") or "").strip() == key.private.hex()
+    assert sorted(file.name for file in state.path.iterdir()) == [
+        "registry.db",
+        "relay.key",
+        "run.lock",
+    ]
+
+
+def test_run_remembers_what_invitations_need(run: Run, served: Served, tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('ports = "500-501"\nlisten = ["[::]:7022"]\nhosts = ["nobody"]\n')
+    options = ("--config", str(file), "--listen", "0.0.0.0:443", "--host", "vps")
+    assert run("run", *options, "--bind", "127.0.0.1")[0] == 0
+    assert served.arguments[0].bind == "127.0.0.1"
+    _, out, err = run("invite", "home")
+    assert Invitation.decode(out).hosts == (("vps", 443),)
+    assert "port 500." in err
+    assert run("run", "--listen", "[::]:7022")[0] == 0  # the hosts stay
+    _, out, _ = run("invite", "home")
+    assert Invitation.decode(out).hosts == (("vps", 443),)
+
+
+@pytest.mark.parametrize(
+    ("toml", "options", "logged"),
+    [
+        ("", (), ("info", "text")),
+        ("log_level = 'debug'\nlog_format = 'json'", (), ("debug", "json")),
+        (
+            "log_level = 'debug'",
+            ("--log-level", "error", "--log-format", "json"),
+            ("error", "json"),
+        ),
+    ],
+)
+def test_log_options_go_over_the_file(
+    run: Run,
+    served: Served,
+    state: StateFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    toml: str,
+    options: tuple[str, ...],
+    logged: tuple[str, str],
+) -> None:
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr("protocol.process.logs.configure", lambda *how: configured.append(how))
+    state.ensure()
+    (state.path / "server.toml").write_text(toml)
+    assert run("run", *options)[0] == 0
+    assert configured[-1] == logged
+
+
+def test_a_second_server_on_one_state_folder_is_refused(
+    run: Run, served: Served, state: StateFolder
+) -> None:
+    state.ensure()
+    with state.lock(cli.LOCK):
+        status, _, err = run("run")
+    assert (status, err) == (
+        2,
+        f"relay-server: {state.path}: already in use by another process\n",
+    )
+    assert served.arguments == ()
+
+
+def test_a_wrong_file_stops_the_start(run: Run, served: Served, state: StateFolder) -> None:
+    state.ensure()
+    (state.path / "server.toml").write_text("lisen = 5")
+    assert run("run") == (
+        2,
+        "",
+        f"relay-server: {state.path / 'server.toml'}: lisen: unknown key; did you mean listen?\n",
+    )
+    assert run("run", "--config", "/none")[2] == "relay-server: /none: no such file\n"
+
+
+# The rest
+
+
+def test_without_a_state_dir_the_default_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "default_state_dir", lambda program: tmp_path / program)
+    assert cli.main(["agents"]) == 2
+    assert f"{tmp_path / 'relay-server'}: no relay" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("invite",), ("invitations",), ("agents",), ("revoke",)]
+)
+def test_help_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "--log-level" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0s"),
+        (0.9, "0s"),
+        (59, "59s"),
+        (60, "1m"),
+        (61, "1m1s"),
+        (3600, "1h"),
+        (3661, "1h1m"),
+        (86400 * 3 + 3600 * 2 + 61, "3d2h"),
+        (86400 + 59, "1d"),
+    ],
+)
+def test_spans(seconds: float, text: str) -> None:
+    assert cli._span(seconds) == text
+
+
+@pytest.fixture
+def is_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], bool]:
+    monkeypatch.undo()
+    return cli._is_free
+
+
+def test_a_port_that_a_program_holds_is_not_free(is_free: Callable[[int], bool]) -> None:
+    for host in ("127.0.0.1", "::1"):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as holder:
+            holder.bind((host, 0))
+            holder.listen()
+            port = holder.getsockname()[1]
+            assert not is_free(port)
+        assert is_free(port)
+
+
+def test_a_kernel_without_ipv6_has_free_ports(
+    is_free: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", none)
+    assert is_free(11111)
+
+
+def test_the_entry_points(
+    state: StateFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["anything", "agents", "--state-dir", str(state.path)])
+    monkeypatch.delitem(sys.modules, "relay_server.__main__")  # or runpy warns of it
+    for start in (entry_point, lambda: runpy.run_module("relay_server", run_name="__main__")):
+        with pytest.raises(SystemExit) as caught:
+            start()
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.startswith("relay-server: ")
