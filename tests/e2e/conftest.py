@@ -115,6 +115,9 @@ def _run_house(folder: Path, dropbear: SshServer, openssh: SshServer) -> Iterato
         agent.stop()
         relay.stop()
         target.close()
+    for side in (relay, agent):
+        said = side.process.describe()
+        assert "Traceback" not in said, said
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

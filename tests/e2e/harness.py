@@ -211,14 +211,20 @@ class ProcessUnderTest:
 
     def wait_for_line(self, pattern: str, *, after: int = 0, limit: float = LIMIT) -> re.Match[str]:
         """The first match of `pattern` in a line of stderr, from line `after` on."""
+        return self._wait_for(self._stderr, pattern, after, limit)
+
+    def wait_for_output(self, pattern: str, *, limit: float = LIMIT) -> re.Match[str]:
+        """The first match of `pattern` in a line of stdout."""
+        return self._wait_for(self._stdout, pattern, 0, limit)
+
+    def _wait_for(self, lines: list[str], pattern: str, seen: int, limit: float) -> re.Match[str]:
         deadline = time.monotonic() + limit
-        seen = after
         with self._news:
             while True:
-                for line in self._stderr[seen:]:
+                for line in lines[seen:]:
                     if match := re.search(pattern, line):
                         return match
-                seen = max(seen, len(self._stderr))
+                seen = max(seen, len(lines))
                 rest = deadline - time.monotonic()
                 if not self._open_pipes or rest <= 0:
                     break
@@ -538,7 +544,7 @@ class Relay:
         """What `agents --json` says, by name."""
         done = self.cli("agents", "--json")
         assert done.returncode == 0, done.stderr
-        return {agent["name"]: agent for agent in json.loads(done.stdout)["agents"]}
+        return {agent["name"]: agent for agent in json.loads(done.stdout)}
 
     def stop(self) -> None:
         if self._process is not None:

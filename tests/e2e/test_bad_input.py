@@ -246,7 +246,7 @@ def test_a_port_of_another_agent(
     assert_fails(refused, "home", str(own_house.dropbear_port))
     assert refused.stdout == ""
     # Nor does it help to ask for it without an invitation to it.
-    own, agent = free_port(), new_agent()
+    own, agent = free_port(), new_agent("cabin")
     agent.join(own_house.relay.invite("cabin", own), f"ssh={LOOPBACK}:{dropbear.port}")
     agent.configure(services(("ssh", dropbear.port, own_house.dropbear_port)))
     agent.start().wait_for_line(f"service-refused.*port={own_house.dropbear_port}")

@@ -201,7 +201,7 @@ def test_logs_for_machines(new_relay: NewRelay) -> None:
     relay = new_relay(config='log_format = "json"\n')
     process = relay.start()
     process.wait_for_line('"listening"')
-    assert process.terminate() == 0
+    assert process.terminate() == 0, process.describe()
     events = [json.loads(line)["event"] for line in process.log]
     assert events[0] == "listening"
     assert events[-1] == "stopping"
