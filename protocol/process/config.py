@@ -52,7 +52,7 @@ def load(schema: type[_Schema], path: Path, *, required: bool) -> _Schema:
     """Read the file at `path`; one that is missing and not `required` gives the defaults."""
     try:
         table = tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if required:
             raise ConfigError(f"{path}: no such file") from None
         table = {}

@@ -183,6 +183,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(Schema, tmp_path / "none", required=True)
     with pytest.raises(ConfigError, match=r"cannot be read: Is a directory$"):
         load(Schema, tmp_path, required=False)
+    (tmp_path / "file").touch()
+    # Whose folder that should be is the better one to complain.
+    assert load(Schema, tmp_path / "file" / "some.toml", required=False) == Schema()
     latin = tmp_path / "latin.toml"
     latin.write_bytes(b"title = '\xe9'")
     with pytest.raises(ConfigError, match=r"expected TOML in UTF-8$"):
