@@ -382,8 +382,9 @@ class Session:
         return None
 
     def _stream_update(self, state: Stream, kept_up: bool, now: float) -> int:
-        # Windows that add up to more than the session's own would be promises it cannot keep.
-        fits = self._promised + state.window.size <= self._window.size
+        # Grown windows leave a quarter of the session's alone: else two streams whose readers stand
+        # still (downloads suspended at the laptop) could hold all of it and stop every other one.
+        fits = self._promised + state.window.size <= self._window.size * 3 // 4
         before = state.window.size
         increment = state.window.take_update(now, self.liveness.min_rtt, grow=kept_up and fits)
         self._promised += state.window.size - before

@@ -893,11 +893,44 @@ def test_windows_grow_only_within_the_sessions() -> None:
         pair.deliver(pair.agent)
         pair.now += 0.0005
         pair.check()
-    # Two streams of 256 KiB; 512 + 256 fit the session's 1 MiB, 1,024 + 256 do not.
+    # Two streams of 256 KiB; 512 + 256 are three quarters of the session's 1 MiB.
     assert window.size == 512 * 1024
     assert pair.relay.session._promised == 768 * 1024
     pair.reset(pair.relay, other)
     assert pair.relay.session._promised == 512 * 1024
+
+
+def test_grown_windows_that_nobody_reads_any_more_leave_room_for_others() -> None:
+    # Two downloads grew their windows as far as they go, then the laptop suspended both.
+    profile = Profile(
+        stream_window=64 * 1024,
+        window_limit=512 * 1024,
+        session_window=1024 * 1024,
+        replay_limit=8 * 1024 * 1024,
+    )
+    pair = Pair(profile, profile)
+    downloads = [pair.opened(), pair.open(1)]
+    pair.settle()
+    for stream in downloads:
+        assert stream is not None
+        pair.write(pair.agent, stream, 8 * 1024 * 1024)
+    for _ in range(100):
+        pair.deliver(pair.relay)
+        for stream in downloads:
+            pair.read(pair.relay, stream, 10**6)
+        pair.deliver(pair.agent)
+    windows = [pair.relay.session._streams[stream].window.size for stream in downloads]
+    assert sorted(windows) == [256 * 1024, 512 * 1024]
+    pair.settle()
+    third = pair.open(1)
+    assert third is not None
+    pair.settle()
+    pair.write(pair.agent, third, 1024 * 1024)
+    for _ in range(50):
+        pair.settle()
+        pair.read(pair.relay, third, 10**6)
+    assert pair.relay.halves[third].delivered == 1024 * 1024
+    pair.check()
 
 
 def test_a_window_does_not_grow_for_a_reader_that_lags() -> None:
