@@ -64,7 +64,7 @@ GARBAGE = {
 def answer_to(relay: Relay, data: bytes, *, end: bool) -> bytes:
     """All that the relay says to `data` until it closes, a reset being an end like any other."""
     with visit(relay.port) as stranger:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             stranger.sendall(data)
             if end:
                 stranger.shutdown(socket.SHUT_WR)
