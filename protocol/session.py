@@ -25,11 +25,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Final
 
 from protocol import frame as wire
 from protocol.acks import Acks
+from protocol.attachment import Attachment
 from protocol.buffers import BufferPool
 from protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode, SessionLost
 from protocol.events import (
@@ -40,18 +39,16 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_STREAM, FrameType
+from protocol.frame import HEADER_SIZE, MAX_STREAM, FrameType
+from protocol.grants import Grants
 from protocol.hello import Limits
+from protocol.intake import Intake
 from protocol.liveness import Liveness, Verdict
 from protocol.outbox import CONTROL_HEADROOM, Outbox
 from protocol.publications import Publications
 from protocol.replay import Budget, ReplayCap, Sent
 from protocol.stream import End, Stream
 from protocol.window import ReceiveWindow, SendWindow
-
-# While attached a socket is read only if fewer frames than this of its stream wait: enough to keep
-# the link busy, little enough that the scheduler decides what goes next and not a queue.
-UNSENT_FRAMES: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,21 +84,11 @@ class Session:
         self._outbox = Outbox(
             budget=Budget(options.replay_limit, options.replay_cap), pool=options.pool
         )
-        self._credit = SendWindow(peer.session_window)
-        self._window = ReceiveWindow(options.limits.session_window)
-        self._window_due = False
-        self._windows_due: dict[int, bool] = {}  # stream id → whether its window may grow
-        self._promised = 0  # sum of the open streams' windows, bytes
+        self._intake = Intake(self._outbox, peer.session_window)
+        self._grants = Grants(options.limits.session_window)
         self._acks = Acks()
-        self._unacked_since: float | None = None
-        # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
-        # whose PINGs come faster than their answers go out makes us hold nothing.
-        self._link_local: dict[FrameType, int] = {}
-        self._starved: dict[int, None] = {}  # readers that wait for what all share, in order
-        self._ready: list[int] = []
+        self._link: Attachment | None = None
         self._ignored = 0
-        self._liveness: Liveness | None = None
-        self._record_size = MAX_PAYLOAD
         self._receivers = self._relay_receivers() if relay else self._agent_receivers()
 
     def _relay_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
@@ -129,7 +116,7 @@ class Session:
 
     @property
     def attached(self) -> bool:
-        return self._liveness is not None
+        return self._link is not None
 
     @property
     def received(self) -> int:
@@ -138,9 +125,7 @@ class Session:
 
     @property
     def liveness(self) -> Liveness:
-        if self._liveness is None:
-            raise LocalProtocolError("no link is attached")
-        return self._liveness
+        return self._attachment().liveness
 
     def attach(self, peer_received: int, now: float) -> None:
         """Go on over a new link whose peer has `peer_received` of our frames.
@@ -148,28 +133,28 @@ class Session:
         Raises SessionLost if that cannot be.
         """
         self._fins_acked(self._outbox.resume(peer_received))
-        self._link_local.clear()
-        self._acks.settle()  # the handshake told the peer
-        self._unacked_since = None
-        self._liveness = Liveness(now)
+        self._link = Attachment(self._acks, now)
+        self._intake.attached = True
 
     def detach(self) -> None:
         """The link is gone; readers may fill the budget now."""
-        self._liveness = None
+        self._link = None
+        self._intake.attached = False
         for state in self._streams.values():
-            self._unblock(state)
+            self._intake.unblock(state)
 
     def close_link(self, code: wire.CloseCode) -> None:
-        """Queue a goodbye."""
-        self._link_local[FrameType.CLOSE] = code
+        """Queue a goodbye, if there is a link."""
+        if self._link is not None:
+            self._link.close(code)
 
     def discard(self) -> None:
         """Give back all memory: the session is over, its streams are lost."""
-        self._liveness = None
+        self._link = None
         for state in self._streams.values():
             self._outbox.drop_queue(state)
+            self._intake.closed(state)
         self._streams.clear()
-        self._starved.clear()
         self._outbox.discard()
 
     # Publications
@@ -199,13 +184,11 @@ class Session:
     @property
     def record_size(self) -> int:
         """Payload of a full frame, in bytes; smaller on slow links."""
-        return self._record_size
+        return self._intake.record_size
 
     @record_size.setter
     def record_size(self, size: int) -> None:
-        self._record_size = size
-        # Else a stream would send many records before the next one's turn.
-        self._outbox.set_quantum(size)
+        self._intake.record_size = size
 
     @property
     def open_streams(self) -> int:
@@ -234,16 +217,7 @@ class Session:
         After 0 the stream's id comes out of `take_ready` when asking again may help.
         """
         state = self._streams.get(stream)
-        if state is None or state.sending is not End.OPEN:
-            return 0
-        if not self._has_turn(state):
-            state.blocked = True
-            return 0
-        shared = min(self._outbox.room(state, len(self._streams)), self._credit.credit)
-        if shared <= 0:
-            self._starved[stream] = None
-            return 0
-        return min(shared, state.credit.credit, self._record_size)
+        return 0 if state is None else self._intake.allowance(state, len(self._streams))
 
     def send(self, stream: int, buffer: bytearray, count: int) -> bool:
         """Queue `count` bytes, read into `buffer` from offset HEADER_SIZE on.
@@ -254,11 +228,7 @@ class Session:
         if state is None or state.sending is End.DONE:
             return False
         state.check_open_for_sending()
-        if not 0 < count <= MAX_PAYLOAD:
-            raise LocalProtocolError(f"a frame of {count} bytes")
-        state.credit.use(count)
-        self._credit.use(count)
-        return self._outbox.queue_data(state, buffer, count)
+        return self._intake.queue(state, buffer, count)
 
     def finish(self, stream: int) -> None:
         """Half-close: FIN follows what is queued. Nothing for a stream the peer has reset."""
@@ -274,13 +244,13 @@ class Session:
         if state is None:
             return
         if state.sending is End.OPEN:
-            self._abandon_sending(state)
+            self._intake.abandon(state)
             self._outbox.queue_control(wire.reset(stream, code))
         elif state.receiving is End.OPEN and state.queue:
             self._outbox.queue_end(state, wire.reset(stream, code))
         elif state.receiving is End.OPEN:
             self._outbox.queue_control(wire.reset(stream, code))
-        self._abandon_receiving(state)
+        self._grants.abandon(state)
         self._forget_if_free(state)
 
     def consumed(self, stream: int, count: int, *, kept_up: bool) -> None:
@@ -289,12 +259,8 @@ class Session:
         `kept_up`: nothing waits for that socket, so a larger window would help.
         """
         state = self._streams.get(stream)
-        if state is None or state.receiving is End.DONE:
-            return  # settled when it was abandoned
-        state.settle(count)
-        self._return_session_credit(count)
-        if state.window.consume(count) and state.receiving is End.OPEN:
-            self._windows_due[stream] = kept_up
+        if state is not None and state.receiving is not End.DONE:  # else settled when abandoned
+            self._grants.consumed(state, count, kept_up=kept_up)
 
     def fin_delivered(self, stream: int) -> None:
         """The FIN of `stream` was passed to the local socket, after all data."""
@@ -306,89 +272,41 @@ class Session:
 
     def take_ready(self) -> list[int]:
         """Streams whose `allowance` was 0 and may not be any more."""
-        if self._starved and self._credit.credit:
-            self._ready += self._take_starved()
-        ready, self._ready = self._ready, []
-        return ready
-
-    def _take_starved(self) -> list[int]:
-        """As many as the room may serve; those that lose the race queue again.
-
-        What was acked last may serve fewer than wait, and those have nothing to read. So when no
-        further ack is to come that would wake the rest, all are woken.
-        """
-        count = len(self._starved)
-        if self._outbox.waiting_for_acks:
-            count = min(count, self._outbox.budget.left // self._record_size + 1)
-        woken = list(islice(self._starved, count))
-        for stream in woken:
-            del self._starved[stream]
-        return woken
+        return self._intake.take_ready()
 
     # Sending
 
     def next_frame(self, now: float) -> bytes | memoryview | None:
         """The next plaintext to seal; None if nothing is to be sent. Only while attached."""
-        if self._link_local:
-            return self._next_link_local()
-        if self._acks.due:
-            self._acks.settle()
-            return wire.ack(self._acks.received)
+        link = self._attachment()
+        link_local = link.next_frame()
+        if link_local is not None:
+            return link_local
         frame = self._outbox.replay.next_again()
         if frame is None:
-            sent = self._next_new(now)
+            sent = self._next_new(link, now)
             if sent is None:
                 return None
             self._outbox.replay.add(sent)
             frame = sent.frame
-        if self._unacked_since is None:
-            self._unacked_since = now
+        link.sequenced_sent(now)
         return frame
 
-    def _next_link_local(self) -> bytes:
-        """Made when it goes out, so that acks never run backwards."""
-        kind, value = self._link_local.popitem()
-        if kind is FrameType.CLOSE:
-            return wire.close(wire.CloseCode(value))
-        self._acks.settle()
-        encode = wire.ping if kind is FrameType.PING else wire.pong
-        return encode(self._acks.received, value)
-
-    def _next_new(self, now: float) -> Sent | None:
-        control = self._outbox.next_control() or self._next_window(now)
+    def _next_new(self, link: Attachment, now: float) -> Sent | None:
+        control = self._outbox.next_control()
         if control is not None:
             return control
+        update = self._grants.next_update(now, link.liveness.min_rtt)
+        if update is not None:
+            return self._outbox.control(update)
         sent = self._outbox.next_stream_frame()
         if sent is not None and sent.stream is not None:
             state = sent.stream
             if sent.frame[0] == FrameType.FIN:
                 state.fin_sent()
-            self._unblock(state)
+            self._intake.unblock(state)
             self._forget_if_free(state)
         return sent
-
-    def _next_window(self, now: float) -> Sent | None:
-        """Window updates are made when they go out, so that one tells all that is due."""
-        if self._window_due:
-            self._window_due = False
-            increment = self._window.take_update(now, 0, grow=False)
-            return self._outbox.control(wire.window(0, increment))
-        while self._windows_due:
-            number, kept_up = self._windows_due.popitem()
-            state = self._streams.get(number)
-            if state is not None and state.receiving is End.OPEN:
-                increment = self._stream_update(state, kept_up, now)
-                return self._outbox.control(wire.window(number, increment))
-        return None
-
-    def _stream_update(self, state: Stream, kept_up: bool, now: float) -> int:
-        # Grown windows leave a quarter of the session's alone: else two streams whose readers stand
-        # still (downloads suspended at the laptop) could hold all of it and stop every other one.
-        fits = self._promised + state.window.size <= self._window.size * 3 // 4
-        before = state.window.size
-        increment = state.window.take_update(now, self.liveness.min_rtt, grow=kept_up and fits)
-        self._promised += state.window.size - before
-        return increment
 
     # Receiving
 
@@ -420,7 +338,7 @@ class Session:
         elif kind == FrameType.PING:
             received, stamp = wire.decode_u64_u64(frame)
             self._on_ack(received, now)
-            self._link_local[FrameType.PONG] = stamp
+            self._attachment().pong(stamp)
         elif kind == FrameType.PONG:
             received, stamp = wire.decode_u64_u64(frame)
             self._on_ack(received, now)
@@ -435,19 +353,17 @@ class Session:
         before = self._outbox.replay.base
         self._fins_acked(self._outbox.ack(received))
         if self._outbox.replay.base != before:
-            self._unacked_since = now if self._outbox.replay.unacked else None
+            self._attachment().acked(now, more=self._outbox.replay.unacked)
 
     def _on_data(self, stream: int, frame: memoryview) -> Event | None:
         count = len(frame) - HEADER_SIZE
         if count == 0:
             raise RemoteProtocolError("empty DATA")
         state = self._known(stream)
-        self._window.accept(count)
-        if self._window.pinched:
-            self._window_due = True
+        self._grants.accept(count)
         if state is None or state.receiving is End.DONE:
             self._ignored += 1
-            self._return_session_credit(count)
+            self._grants.returned(count)
             return None
         state.accept(count)
         return DataReceived(stream, frame[HEADER_SIZE:])
@@ -455,14 +371,14 @@ class Session:
     def _on_window(self, stream: int, frame: memoryview) -> Event | None:
         increment = wire.decode_u32(frame)
         if stream == 0:
-            self._credit.grant(increment)
+            self._intake.credit.grant(increment)
             return None
         state = self._known(stream)
         if state is None:
             self._ignored += 1
             return None
         state.credit.grant(increment)
-        self._unblock(state)
+        self._intake.unblock(state)
         return None
 
     def _on_fin(self, stream: int, frame: memoryview) -> Event | None:
@@ -481,9 +397,9 @@ class Session:
             self._ignored += 1
             return None
         finished = state.receiving is not End.OPEN
-        self._abandon_sending(state)
+        self._intake.abandon(state)
         if not finished:
-            self._abandon_receiving(state)
+            self._grants.abandon(state)
         self._forget_if_free(state)
         return StreamReset(stream, code, finished=finished)
 
@@ -513,31 +429,17 @@ class Session:
 
     def next_deadline(self) -> float:
         """When `handle_deadline` wants to be called; infinity while detached."""
-        if self._liveness is None:
+        if self._link is None:
             return math.inf
-        silence = self._liveness.deadline(
-            streams=bool(self._streams), unacked_since=self._unacked_since
-        )
-        return min(silence, self._acks.deadline)
+        return self._link.deadline(streams=bool(self._streams))
 
     def handle_deadline(self, now: float) -> Verdict:
         """Do what is due; afterwards send what `next_frame` gives."""
-        self._acks.check(now)
-        verdict = self.liveness.judge(
-            now, streams=bool(self._streams), unacked_since=self._unacked_since
-        )
-        if verdict in (Verdict.PING, Verdict.SUSPECT):
-            self._queue_ping(now)
-        return verdict
+        return self._attachment().handle_deadline(now, streams=bool(self._streams))
 
     def probe(self, now: float) -> None:
         """Ask for a sign of life at once, unless one is being waited for."""
-        if not self.liveness.questioned:
-            self.liveness.question(now)
-            self._queue_ping(now)
-
-    def _queue_ping(self, now: float) -> None:
-        self._link_local[FrameType.PING] = self.liveness.stamp(now)
+        self._attachment().probe(now)
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(
@@ -547,51 +449,32 @@ class Session:
             control_held=self._outbox.control_held,
             frames_received=self._acks.received,
             frames_ignored=self._ignored,
-            rtt=self._liveness.rtt if self._liveness else 0.0,
+            rtt=self._link.liveness.rtt if self._link else 0.0,
         )
 
     # Bookkeeping
 
+    def _attachment(self) -> Attachment:
+        if self._link is None:
+            raise LocalProtocolError("no link is attached")
+        return self._link
+
     def _add_stream(self, number: int) -> None:
         self._last_stream = number
         window = ReceiveWindow(self._options.limits.stream_window, limit=self._options.window_limit)
-        self._promised += window.size
-        credit = SendWindow(self._peer.stream_window)
-        self._streams[number] = Stream(number, credit, window)
+        state = Stream(number, SendWindow(self._peer.stream_window), window)
+        self._streams[number] = state
+        self._grants.opened(state)
 
     def _forget_if_free(self, state: Stream) -> None:
         if state.free and self._streams.pop(state.id, None) is not None:
-            self._promised -= state.window.size
-            self._starved.pop(state.id, None)
+            self._grants.closed(state)
+            self._intake.closed(state)
 
     def _fins_acked(self, streams: list[Stream]) -> None:
         for state in streams:
             state.fin_acked()
             self._forget_if_free(state)
-
-    def _abandon_sending(self, state: Stream) -> None:
-        self._credit.refund(self._outbox.drop_queue(state))
-        state.sending = End.DONE
-
-    def _abandon_receiving(self, state: Stream) -> None:
-        if state.receiving is not End.DONE:
-            state.receiving = End.DONE
-            self._return_session_credit(state.settle_all())
-
-    def _return_session_credit(self, count: int) -> None:
-        if count and (self._window.consume(count) or self._window.pinched):
-            self._window_due = True
-
-    def _has_turn(self, state: Stream) -> bool:
-        """Whether the stream itself lets its socket be read."""
-        if not state.credit.credit:
-            return False
-        return self._liveness is None or len(state.queue) < UNSENT_FRAMES
-
-    def _unblock(self, state: Stream) -> None:
-        if state.blocked and self._has_turn(state):
-            state.blocked = False
-            self._ready.append(state.id)
 
 
 def _without_stream(

@@ -455,7 +455,7 @@ class Pair:
     def _check_session_credit(self, side: Side) -> None:
         """Every byte of the window is in exactly one place."""
         peer = self.other(side)
-        window = peer.session._window
+        window = peer.session._grants._session
         queued = sum(
             len(sent.frame) - HEADER_SIZE
             for state in side.known_streams()
@@ -473,7 +473,7 @@ class Pair:
             if frame[0] == FrameType.WINDOW and frame[1:5] == bytes(4)
         )
         unread = sum(state._received - state._settled for state in peer.known_streams())
-        parts = side.session._credit.credit, queued, under_way, unread, window._consumed, granted
+        parts = side.session._intake.credit.credit, queued, under_way, unread, window._consumed, granted
         assert min(parts) >= 0
         assert sum(parts) == window.size == peer.profile.session_window
         assert unread + window._consumed + window._available == window.size
@@ -537,7 +537,7 @@ class Pair:
             assert session.statistics().replay_held == 0
             assert session.statistics().control_held == 0
             assert side.cap.held == 0
-            window = self.other(side).session._window
-            assert session._credit.credit + window._consumed == window.size
-            assert session._promised == 0
+            window = self.other(side).session._grants._session
+            assert session._intake.credit.credit + window._consumed == window.size
+            assert session._grants._promised == 0
             assert not session._outbox.replay._kept

@@ -1,0 +1,78 @@
+"""What a session has only while a link carries it: liveness, and frames that die with the link."""
+
+from __future__ import annotations
+
+from protocol import frame as wire
+from protocol.acks import Acks
+from protocol.frame import CloseCode, FrameType
+from protocol.liveness import Liveness, Verdict
+
+
+class Attachment:
+    """Made anew for each link."""
+
+    __slots__ = ("_acks", "_pending", "_unacked_since", "liveness")
+
+    def __init__(self, acks: Acks, now: float) -> None:
+        self.liveness = Liveness(now)
+        self._acks = acks
+        self._unacked_since: float | None = None
+        # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
+        # whose PINGs come faster than their answers go out makes us hold nothing.
+        self._pending: dict[FrameType, int] = {}
+        acks.settle()  # the handshake told the peer
+
+    # Sending
+
+    def next_frame(self) -> bytes | None:
+        """The next link-local frame; made when it goes out, so that acks never run backwards."""
+        if self._pending:
+            return self._next_pending()
+        if self._acks.due:
+            self._acks.settle()
+            return wire.ack(self._acks.received)
+        return None
+
+    def close(self, code: CloseCode) -> None:
+        self._pending[FrameType.CLOSE] = code
+
+    def pong(self, stamp: int) -> None:
+        self._pending[FrameType.PONG] = stamp
+
+    def probe(self, now: float) -> None:
+        """Ask for a sign of life at once, unless one is being waited for."""
+        if not self.liveness.questioned:
+            self.liveness.question(now)
+            self._ping(now)
+
+    def _ping(self, now: float) -> None:
+        self._pending[FrameType.PING] = self.liveness.stamp(now)
+
+    def _next_pending(self) -> bytes:
+        kind, value = self._pending.popitem()
+        if kind is FrameType.CLOSE:
+            return wire.close(CloseCode(value))
+        self._acks.settle()
+        encode = wire.ping if kind is FrameType.PING else wire.pong
+        return encode(self._acks.received, value)
+
+    # Time
+
+    def sequenced_sent(self, now: float) -> None:
+        if self._unacked_since is None:
+            self._unacked_since = now
+
+    def acked(self, now: float, *, more: bool) -> None:
+        """The peer acked something new; with `more`, not all."""
+        self._unacked_since = now if more else None
+
+    def deadline(self, *, streams: bool) -> float:
+        silence = self.liveness.deadline(streams=streams, unacked_since=self._unacked_since)
+        return min(silence, self._acks.deadline)
+
+    def handle_deadline(self, now: float, *, streams: bool) -> Verdict:
+        self._acks.check(now)
+        verdict = self.liveness.judge(now, streams=streams, unacked_since=self._unacked_since)
+        if verdict in (Verdict.PING, Verdict.SUSPECT):
+            self._ping(now)
+        return verdict
