@@ -26,6 +26,7 @@ from .harness import (
     services,
     visit,
     wait_until_closed,
+    wait_until_listening,
     was_reset,
 )
 
@@ -61,6 +62,7 @@ def test_killing_the_relay_is_a_reset_and_never_an_end(own_house: House) -> None
         assert was_reset(visitor)
         own_house.relay.start()
         assert was_reset(accepted)
+    wait_until_listening(own_house.raw_port)
     with pair(own_house.raw_port, own_house.target):
         pass
 
