@@ -1,0 +1,84 @@
+"""A lab for each test, so that tests can run side by side: `pytest -n 8 tests/lab`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .lab import Lab, bare_network, missing
+
+# Beyond the lengths of its faults, for a test that waits for what never comes.
+TEST_LIMIT = 180.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "lengths(short, full): how many seconds the fault lasts, in turn"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`length` is each of the marker's, by the option."""
+    if "length" in metafunc.fixturenames:
+        (marker,) = metafunc.definition.iter_markers("lengths")
+        full = metafunc.config.getoption("--lab-full")
+        lengths = marker.kwargs["full" if full else "short"]
+        metafunc.parametrize("length", lengths, ids=[f"{length:g}s" for length in lengths])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What is the same for all faults, in seconds."""
+
+    before: float
+    after: float  # from when it is usable again until the traffic is told to end
+
+
+@pytest.fixture
+def pace(pytestconfig: pytest.Config) -> Pace:
+    if pytestconfig.getoption("--lab-full"):
+        return Pace(before=3.0, after=20.0)
+    return Pace(before=1.0, after=1.5)
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
+    limit = TEST_LIMIT
+    if "length" in request.fixturenames:
+        limit += 2 * float(request.getfixturevalue("length"))
+
+    def give_up(*_: object) -> None:
+        raise AssertionError(f"the test did not end within {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def possible() -> None:
+    """Fail with the reason where there can be no lab: never left out in silence."""
+    if reason := missing():
+        pytest.fail(reason, pytrace=False)
+
+
+@pytest.fixture
+def network(possible: None) -> Iterator[Lab]:
+    """Namespaces and the path between them; nothing runs there."""
+    with bare_network(Path("/nonexistent")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(possible: None, tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path) as lab:
+        yield lab
+        said = lab.describe()
+    print(said)  # seen when the test fails
+    assert "Traceback" not in said

@@ -1,0 +1,283 @@
+"""A user's shell and two copies, while the world around them fails.
+
+Each test says what is promised about one fault. The line counter and both copies run all the time,
+and whatever the fault, every line and every byte of them must arrive once and in order, unless the
+fault is the death of a process; then they must be reset, and never end as if all had been said.
+
+What happens is random only by the seed that each lab prints.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from .conftest import Pace
+from .lab import BOTH, DELAY, RATE, VPS, VPS_SECOND, Lab, Way
+from .traffic import traffic
+
+# What is promised, in seconds.
+NOTICED = 8.0
+# After a silence has ended. The path may have come back just after a SYN was lost in it, and the
+# next is up to 4 s away.
+SILENCE_HEALED = 5.0
+# After something told of the loss: a RST, or the kernel that the interface is back.
+TOLD_HEALED = 2.0
+ADDRESS_HEALED = 3.0
+FREEZE_HEALED = 3.0
+TAKE_BACK = 2.0
+RELAY_BACK = 5.0
+TAKEN_OVER = 5.0
+# Beyond the promise: a fault is measured also when it breaks the promise.
+HOPELESS = 60.0
+
+# Any of them tells that the loss was noticed.
+SIGNS = ("link-suspect", "link-down", "link-up", "dial-failed")
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One fault done to one lab: measures what is the same for all of them."""
+
+    lab: Lab
+    pace: Pace
+    record: Callable[[str, object], None]
+    name: str
+    struck: float = 0.0
+    whole: float = 0.0
+
+    def survive(self, fault: Callable[[], None], *, within: float) -> None:
+        """Do `fault`, which returns when the world is whole again: nothing may be lost by it."""
+        with traffic(self.lab) as user:
+            time.sleep(self.pace.before)
+            self.struck = time.monotonic()
+            fault()
+            self.whole = time.monotonic()
+            again = user.lines.usable_again(since=self.whole, limit=HOPELESS)
+            time.sleep(self.pace.after)
+            silence = user.lines.silence(since=self.struck)
+            trip = user.lines.round_trip(since=self.struck, until=self.whole)
+            user.finish()
+        self.write(again=again, silence=silence, trip=trip, lost="0")
+        assert again < within, f"usable again {again:.2f} s after the fault; promised: {within:g}"
+
+    def noticed(self) -> float | None:
+        """How long after the fault began somebody wrote a word about it."""
+        line = self.lab.journal.first(*SIGNS, since=self.struck)
+        return line.at - self.struck if line else None
+
+    def write(self, **measured: Any) -> None:
+        """Add a row to the table that is printed at the end of the run."""
+        row: dict[str, str] = {"fault": self.name, "noticed s": seconds(self.noticed())}
+        row["usable again s"] = seconds(measured.get("again"))
+        row["longest silence s"] = seconds(measured.get("silence"))
+        row["round trip meanwhile s"] = seconds(measured.get("trip"))
+        row["lost bytes"] = measured.get("lost", "-")
+        row["link losses"] = str(self.links_lost())
+        row["seed"] = str(self.lab.wan.seed)
+        self.record("fault", row)
+
+    def links_lost(self) -> int:
+        return self.lab.journal.count("link-down", since=self.struck)
+
+    def promise_unbroken(self) -> None:
+        """The fault must not have cost the link: it was none."""
+        line = self.lab.journal.first("link-down", since=self.struck)
+        assert line is None, f"{line.at - self.struck:.2f} s into it: {line.who}: {line.text}"
+
+
+def seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+@pytest.fixture
+def trial(
+    lab: Lab,
+    pace: Pace,
+    record_property: Callable[[str, object], None],
+    request: pytest.FixtureRequest,
+) -> Trial:
+    name: str = request.node.name
+    name = name.removeprefix("test_").replace("_", " ")
+    return Trial(lab=lab, pace=pace, record=record_property, name=name)
+
+
+# --- The path ------------------------------------------------------------------------------------
+
+
+@pytest.mark.lengths(short=[3], full=[20])
+def test_no_fault(trial: Trial, length: float) -> None:
+    trial.survive(lambda: time.sleep(length), within=1.0)
+    trial.promise_unbroken()
+
+
+@pytest.mark.parametrize("ways", [BOTH, ("up",), ("down",)], ids=["both", "up", "down"])
+@pytest.mark.lengths(short=[5], full=[5, 30, 120])
+def test_black_hole(trial: Trial, ways: tuple[Way, ...], length: float) -> None:
+    def swallow() -> None:
+        trial.lab.wan.hole(*ways)
+        time.sleep(length)
+        trial.lab.wan.mend()
+
+    trial.survive(swallow, within=SILENCE_HEALED)
+    noticed = trial.noticed()
+    assert length < NOTICED or (noticed is not None and noticed < NOTICED), noticed
+
+
+def test_middlebox_forgets_and_resets(trial: Trial) -> None:
+    trial.survive(lambda: trial.lab.wan.forget_flows(answer="reset"), within=TOLD_HEALED)
+
+
+def test_middlebox_forgets_in_silence(trial: Trial) -> None:
+    """The path is whole, but for the flows there were."""
+    trial.survive(lambda: trial.lab.wan.forget_flows(answer="silence"), within=NOTICED)
+
+
+@pytest.mark.parametrize("percent", [1, 5])
+@pytest.mark.lengths(short=[6], full=[60])
+def test_loss(trial: Trial, percent: int, length: float) -> None:
+    """Slow, and nothing more."""
+
+    def lose() -> None:
+        trial.lab.wan.shape(delay=0.025, loss=percent / 100)
+        time.sleep(length)
+        trial.lab.wan.shape(delay=DELAY, loss=0.0)
+
+    trial.survive(lose, within=SILENCE_HEALED)
+    trial.promise_unbroken()
+
+
+@pytest.mark.lengths(short=[10], full=[60])
+def test_saturated_uplink(trial: Trial, length: float) -> None:
+    """A full queue is no dead link."""
+
+    def saturate() -> None:
+        trial.lab.wan.shape("up", rate=1e6)
+        time.sleep(length)
+        trial.lab.wan.shape("up", rate=RATE)
+
+    trial.survive(saturate, within=SILENCE_HEALED)
+    trial.promise_unbroken()
+
+
+@pytest.mark.lengths(short=[10], full=[60])
+def test_cut_at_random(trial: Trial, length: float) -> None:
+    lab = trial.lab
+    chance = random.Random(lab.wan.seed)
+
+    def cut() -> None:
+        ends = time.monotonic() + length
+        while time.monotonic() < ends:
+            lab.wan.forget_flows(answer="reset")
+            time.sleep(chance.uniform(1.0, 3.0))
+
+    trial.survive(cut, within=TOLD_HEALED)
+    assert trial.links_lost() > 1
+
+
+# --- The router's network ------------------------------------------------------------------------
+
+
+@pytest.mark.lengths(short=[4], full=[4, 30])
+def test_interface_down_and_up(trial: Trial, length: float) -> None:
+    def flap() -> None:
+        trial.lab.set_router_interface(is_up=False)
+        time.sleep(length)
+        trial.lab.set_router_interface(is_up=True)
+
+    trial.survive(flap, within=TOLD_HEALED)
+
+
+def test_address_changes(trial: Trial) -> None:
+    trial.survive(trial.lab.change_router_address, within=ADDRESS_HEALED)
+
+
+def test_relay_moves_to_another_address(trial: Trial) -> None:
+    """Its name is re-pointed, as by dynamic DNS."""
+    lab = trial.lab
+
+    def move() -> None:
+        lab.names.addresses = dict.fromkeys(lab.names.addresses, VPS_SECOND)
+        lab.vps.ip(
+            f"route replace 198.51.100.0/24 dev {lab.wan.device} src {VPS_SECOND}",
+            f"addr del {VPS}/32 dev {lab.wan.device}",
+        )
+
+    trial.survive(move, within=NOTICED + TOLD_HEALED)
+
+
+def test_name_service_is_silent_during_a_redial(trial: Trial) -> None:
+    def lose_link_and_names() -> None:
+        trial.lab.names.silent = True
+        trial.lab.wan.forget_flows(answer="reset")
+
+    trial.survive(lose_link_and_names, within=SILENCE_HEALED)
+
+
+# --- The processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["agent", "relay"])
+@pytest.mark.lengths(short=[5], full=[60])
+def test_frozen(trial: Trial, who: str, length: float) -> None:
+    process = (trial.lab.agent if who == "agent" else trial.lab.relay).process
+
+    def freeze() -> None:
+        process.send(signal.SIGSTOP)
+        time.sleep(length)
+        process.send(signal.SIGCONT)
+
+    trial.survive(freeze, within=FREEZE_HEALED)
+
+
+def test_agent_is_killed_and_restarted(trial: Trial) -> None:
+    lab = trial.lab
+    with traffic(lab) as user:
+        trial.struck = time.monotonic()
+        lab.agent.process.kill()
+        process = lab.start_agent()
+        lab.wait_for_banner(limit=HOPELESS)
+        again = time.monotonic() - process.started_at
+        trial.write(again=again)
+        user.assert_reset(limit=TAKE_BACK)
+    assert again < TAKE_BACK
+
+
+def test_relay_is_killed_and_restarted(trial: Trial) -> None:
+    lab = trial.lab
+    with traffic(lab) as user:
+        trial.struck = time.monotonic()
+        lab.relay.process.kill()
+        user.assert_reset(limit=RELAY_BACK)
+        # Down for two seconds: long enough for the agent to have been refused.
+        time.sleep(max(0.0, trial.struck + 2.0 - time.monotonic()))
+        process = lab.start_relay()
+        lab.wait_for_banner(limit=HOPELESS)
+        again = time.monotonic() - process.started_at
+        trial.write(again=again)
+    assert again < RELAY_BACK
+
+
+def test_router_reboots_without_a_goodbye(trial: Trial) -> None:
+    """The new instance is another one, and meets a relay that believes in the old link."""
+    lab = trial.lab
+    with traffic(lab) as user:
+        trial.struck = time.monotonic()
+        lab.wan.hole()
+        lab.agent.process.kill()
+        # Nothing that the router's kernel still has to say about the old link may get out later.
+        lab.wan.forget_flows(answer="silence")
+        lab.wan.mend()
+        assert lab.journal.first("link-down", since=trial.struck, who="relay") is None
+        process = lab.start_agent()
+        lab.wait_for_banner(limit=HOPELESS)
+        again = time.monotonic() - process.started_at
+        trial.write(again=again)
+        user.assert_reset(limit=TAKEN_OVER)
+    assert again < TAKEN_OVER
