@@ -331,7 +331,7 @@ def play(stage: Stage) -> list[str]:
     options = ["-F", "none", "-oBatchMode=yes", *stage.login_options]
     ssh = [program("ssh"), "-p", public_port, *options, f"{stage.user}@{LOOPBACK}"]
     answer = f"Hello from behind the relay, {stage.user}"
-    said = stage.run([*ssh, f'echo "{answer}"; uname -snrm; uptime'])
+    said = stage.run([*ssh, f'echo "{answer}"; uname -snrm'])
     if answer not in said:
         raise DemoFailed("ssh ended well but did not print what it was told to")
     return ssh
