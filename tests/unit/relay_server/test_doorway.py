@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from relay_server import doorway
+from relay_server.doorway import Caller, Doorway, source_of
+
+
+def enter(door: Doorway, host: str, now: float = 0.0, evicted: list[str] | None = None) -> Caller:
+    caller = maybe_enter(door, host, now, evicted)
+    assert caller is not None
+    return caller
+
+
+def maybe_enter(
+    door: Doorway, host: str, now: float = 0.0, evicted: list[str] | None = None
+) -> Caller | None:
+    names = [] if evicted is None else evicted
+    return door.enter(host, now, lambda: names.append(host))
+
+
+def door_of(
+    *, total: int = 8, per_source: int = 8, attempts: int = 100, per_second: float = 1.0
+) -> Doorway:
+    return Doorway(total=total, per_source=per_source, attempts=attempts, per_second=per_second)
+
+
+@pytest.mark.parametrize(
+    ("host", "source"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::1", "::"),
+    ],
+)
+def test_what_counts_as_one_source(host: str, source: str) -> None:
+    assert source_of(host) == source
+
+
+def test_a_source_has_so_many_places() -> None:
+    door = door_of(per_source=2)
+    first = enter(door, "a")
+    enter(door, "a")
+    assert maybe_enter(door, "a") is None
+    enter(door, "b")
+    door.leave(first, 0.0, known=False)
+    enter(door, "a")
+    assert len(door) == 3
+
+
+def test_the_addresses_of_one_subscriber_share_their_places() -> None:
+    door = door_of(per_source=1)
+    enter(door, "2001:db8::1")
+    assert maybe_enter(door, "2001:db8::2") is None
+    enter(door, "2001:db8:0:1::2")
+
+
+def test_at_the_bound_of_all_the_oldest_unproved_goes() -> None:
+    door, evicted = door_of(total=3), list[str]()
+    door.prove(enter(door, "a", evicted=evicted))
+    enter(door, "b", evicted=evicted)
+    enter(door, "c", evicted=evicted)
+    assert evicted == []
+    enter(door, "d", evicted=evicted)
+    enter(door, "e", evicted=evicted)
+    assert evicted == ["b", "c"]
+    assert len(door) == 3
+
+
+def test_where_all_are_proved_the_oldest_of_them_goes() -> None:
+    door, evicted = door_of(total=2), list[str]()
+    for host in ("a", "b"):
+        door.prove(enter(door, host, evicted=evicted))
+    enter(door, "c", evicted=evicted)
+    assert evicted == ["a"]
+    enter(door, "d", evicted=evicted)
+    assert evicted == ["a", "c"]
+
+
+def test_whoever_was_evicted_may_still_leave_and_prove() -> None:
+    door = door_of(total=1)
+    first = enter(door, "a")
+    second = enter(door, "a")
+    door.prove(first)
+    door.leave(first, 0.0, known=False)
+    assert len(door) == 1
+    door.leave(second, 0.0, known=False)
+    door.leave(second, 0.0, known=False)
+    assert len(door) == 0
+
+
+def test_a_source_that_is_at_its_bound_evicts_nobody() -> None:
+    door, evicted = door_of(total=2, per_source=1), list[str]()
+    enter(door, "a", evicted=evicted)
+    enter(door, "b", evicted=evicted)
+    assert maybe_enter(door, "b", evicted=evicted) is None
+    assert evicted == []
+
+
+def test_failures_empty_the_bucket_and_time_fills_it() -> None:
+    door = door_of(attempts=2, per_second=0.5)
+    for _ in range(2):
+        door.leave(enter(door, "a", 10.0), 10.0, known=False)
+    assert maybe_enter(door, "a", 10.0) is None
+    assert maybe_enter(door, "a", 11.9) is None
+    door.leave(enter(door, "a", 12.0), 12.0, known=False)
+    assert maybe_enter(door, "a", 12.0) is None
+    for _ in range(2):  # filled up to the brim and no further
+        door.leave(enter(door, "a", 1000.0), 1000.0, known=False)
+    assert maybe_enter(door, "a", 1000.0) is None
+
+
+def test_a_success_costs_nothing() -> None:
+    door = door_of(attempts=1, per_second=0.001)
+    for _ in range(1000):
+        door.leave(enter(door, "a"), 0.0, known=True)
+    assert door.sources == 0
+
+
+def test_being_turned_away_costs_nothing() -> None:
+    door = door_of(per_source=1, attempts=2)
+    caller = enter(door, "a")
+    for _ in range(100):
+        assert maybe_enter(door, "a") is None
+    door.leave(caller, 0.0, known=False)
+    enter(door, "a")
+
+
+def test_a_fleet_behind_one_address_gets_in() -> None:
+    """2,000 agents dial at once; those turned away come again, and no time needs to pass."""
+    door = door_of(total=512, per_source=32, attempts=64, per_second=2.0)
+    waiting = 2000
+    rounds = 0
+    while waiting:
+        callers = [maybe_enter(door, "203.0.113.9") for _ in range(waiting)]
+        at_door = [caller for caller in callers if caller is not None]
+        for caller in at_door:
+            door.prove(caller)
+            door.leave(caller, 0.0, known=True)
+        waiting -= len(at_door)
+        rounds += 1
+    assert rounds == 63  # 32 at a time
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorway, "MAX_RESTING", 3)
+    door = door_of(attempts=1, per_second=0.001)
+    for host in "abcd":
+        door.leave(enter(door, host), 0.0, known=False)
+    assert door.sources == 3
+    enter(door, "a")  # forgotten, so afresh
+    for host in "bcd":
+        assert maybe_enter(door, host) is None
+
+
+class DoorwayModel(RuleBasedStateMachine):
+    """Bounds hold and counts add up, whatever comes in which order."""
+
+    TOTAL, PER_SOURCE, ATTEMPTS = 4, 2, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.door = Doorway(
+            total=self.TOTAL,
+            per_source=self.PER_SOURCE,
+            attempts=self.ATTEMPTS,
+            per_second=1.0,
+        )
+        self.now = 0.0
+        self.inside: dict[Caller, str] = {}
+        self.evicted: list[Caller] = []
+
+    @rule(host=st.sampled_from("abcd"))
+    def enter(self, host: str) -> None:
+        place: list[Caller] = []
+
+        def evict() -> None:
+            del self.inside[place[0]]
+            self.evicted.append(place[0])
+
+        caller = self.door.enter(host, self.now, evict)
+        if caller is not None:
+            place.append(caller)
+            self.inside[caller] = host
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data(), known=st.booleans(), proved=st.booleans())
+    def leave(self, data: st.DataObject, known: bool, proved: bool) -> None:
+        caller = data.draw(st.sampled_from(list(self.inside)))
+        if proved:
+            self.door.prove(caller)
+        self.door.leave(caller, self.now, known=known)
+        del self.inside[caller]
+
+    @precondition(lambda self: self.evicted)
+    @rule()
+    def leave_after_eviction(self) -> None:
+        self.door.leave(self.evicted.pop(), self.now, known=False)
+
+    @rule(seconds=st.floats(0, 10))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        assert len(self.door) == len(self.inside) <= self.TOTAL
+        for host in "abcd":
+            assert list(self.inside.values()).count(host) <= self.PER_SOURCE
+        assert self.door.sources <= 4
+
+
+TestDoorwayModel = DoorwayModel.TestCase
