@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import math
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -14,10 +16,26 @@ from protocol.process.logs import event
 
 log = logging.getLogger(__name__)
 
-# Out of descriptors or memory: those who hold some are finishing meanwhile; a caller waits in the
-# kernel's backlog no longer than it would notice.
+# What accept(2) lists as already pending on the one caller it was about to return; the next may be
+# well.
+_OF_THE_CALLER: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ENETDOWN,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+    }
+)
+# After any other: mostly we are out of descriptors or memory, and those who hold some are finishing
+# meanwhile; a caller notices no such pause. If it never ends, it costs nothing.
 _RETRY: Final = 0.1
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Such a state is told of this often: it may come and go with every descriptor.
+_TELL_AGAIN: Final = 60.0
 # Callers taken in one turn before others run; each costs about 20 µs.
 _BURST: Final = 16
 BACKLOG: Final = 512
@@ -50,30 +68,39 @@ def listen(host: str, port: int, *, dual_stack: bool) -> socket.socket:
 async def accept_forever(
     sock: socket.socket, on_caller: Callable[[socket.socket, tuple[str, int]], None]
 ) -> None:
-    """Call `on_caller(socket, (host, port))` for each caller; it must not wait or raise."""
-    starved = False
+    """Call `on_caller(socket, (host, port))` for each caller; it must not wait or raise.
+
+    Returns once `sock` is closed, by `stop_accepting`.
+    """
+    told = -math.inf
     burst = _BURST
-    while True:
+    while sock.fileno() >= 0:
         try:
             caller, address = sock.accept()
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(sock.fileno())
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(sock)
             burst = _BURST
             continue
         except OSError as exc:
-            if exc.errno in _EXHAUSTED:
-                if not starved:
-                    event(log, logging.ERROR, "accept-starved", reason=exc.strerror)
-                starved = True
+            if exc.errno not in _OF_THE_CALLER:
+                if trio.current_time() - told >= _TELL_AGAIN:
+                    told = trio.current_time()
+                    event(log, logging.ERROR, "accept-failed", reason=exc.strerror or str(exc))
                 await trio.sleep(_RETRY)
-            # Anything else is about that one caller, who is gone already (accept(2)).
-            continue
-        starved = False
-        on_caller(caller, plain_address(address))
+        else:
+            on_caller(caller, plain_address(address))
         burst -= 1
         if not burst:
             await trio.lowlevel.checkpoint()
             burst = _BURST
+
+
+def stop_accepting(sock: socket.socket) -> None:
+    """Close a listening socket, whoever waits for it."""
+    if sock.fileno() >= 0:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
 
 
 def plain_address(address: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:

@@ -1,0 +1,289 @@
+"""A relay and agents in one process, over real loopback sockets, for tests of the relay.
+
+Time is a `MockClock` that stands still unless a test moves it: bytes take no time, waiting does.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import LinkLost, SessionLost
+from protocol.events import Event, PublicationConfirmed, PublicationRefused, StreamOpened
+from protocol.frame import CloseCode, Refused
+from protocol.hello import Hello, Resume, Welcome
+from protocol.noise import StaticKey, Suite
+from protocol.process.state import StateFolder
+from protocol.transport.endpoint import Endpoint
+from protocol.transport.handshake import initiate
+from protocol.transport.link import Link
+from protocol.transport.sockets import prepare_spliced
+from relay_server.accept import accept_forever, listen
+from relay_server.acceptor import Acceptor
+from relay_server.agents import Agents
+from relay_server.config import ServerConfig
+from relay_server.presence import Presence
+from relay_server.registry import Registry
+from tests.unit.transport.ends import LIMITS, new_session, tcp_pair
+
+# Real seconds; a test that needs them has failed.
+LIMIT = 10.0
+LOOPBACK = "127.0.0.1"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Turn after turn until `condition` holds, while the test's clock stands still."""
+    give_up = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < give_up, "what the test waits for does not happen"
+        await trio.lowlevel.checkpoint()
+
+
+async def quiet() -> None:
+    """Until nothing happens any more; loopback needs no time, so a moment is enough."""
+    await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def told(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, Any]]:
+    """The fields of each event `name` in the log."""
+    return [vars(record)["event_fields"] for record in caplog.records if record.msg == name]
+
+
+def caller_of(port: int) -> socket.socket:
+    sock = socket.create_connection((LOOPBACK, port))
+    sock.setblocking(False)
+    return sock
+
+
+def refuses(port: int) -> bool:
+    try:
+        caller_of(port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+async def was_reset(sock: socket.socket) -> bool:
+    """Whether `sock` ends by a reset; waits for its end."""
+    with sock:
+        while True:
+            await trio.lowlevel.wait_readable(sock.fileno())
+            try:
+                if not sock.recv(65536):
+                    return False
+            except ConnectionResetError:
+                return True
+
+
+@dataclass
+class Relay:
+    config: ServerConfig
+    registry: Registry
+    agents: Agents
+    acceptor: Acceptor
+    key: StaticKey
+    port: int  # where agents dial
+    nursery: trio.Nursery
+    leftovers: list[socket.socket | Link] = field(default_factory=list)  # closed in the end
+
+    def enrol(self, name: str = "home", *ports: int, key: StaticKey | None = None) -> Router:
+        """An agent that may publish `ports`; without any, one of the relay's choice."""
+        router = Router(self, key or StaticKey.generate())
+        self.registry.redeem(self.invite(name, *ports), router.key.public, 0.0)
+        return router
+
+    def invite(self, name: str, *ports: int) -> bytes:
+        token = secrets.token_bytes(16)
+        self.registry.invite(
+            name, token, now=0.0, lifetime=1e12, ports=ports, port_range=range(11111, 12111)
+        )
+        return token
+
+    def presence(self, router: Router) -> Presence:
+        return self.agents._present[router.key.public]
+
+
+@asynccontextmanager
+async def running(folder: Path, **changes: Any) -> AsyncIterator[Relay]:
+    state = StateFolder(folder / "relay")
+    state.ensure()
+    defaults: dict[str, Any] = {"bind": LOOPBACK}
+    config = ServerConfig(**(defaults | changes))
+    key = StaticKey.generate()
+    with closing(Registry(state)) as registry, listen(LOOPBACK, 0, dual_stack=False) as sock:
+        async with trio.open_nursery() as nursery:
+            agents = Agents(config, registry, nursery)
+            acceptor = Acceptor(config, registry, key, agents, nursery)
+            nursery.start_soon(accept_forever, sock, acceptor.on_caller)
+            relay = Relay(config, registry, agents, acceptor, key, sock.getsockname()[1], nursery)
+            yield relay
+            nursery.cancel_scope.cancel()
+        for one in relay.leftovers:
+            one.close()
+
+
+@dataclass
+class Router:
+    """One agent process; `again` is the next one with the same key."""
+
+    relay: Relay
+    key: StaticKey
+    instance: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    epoch: int = 0
+    session: bytes | None = None
+    endpoint: Endpoint | None = None
+    link: Link | None = None
+    events: list[Event] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)  # why its links did
+    targets: list[socket.socket] = field(default_factory=list)  # far ends, one a stream
+
+    def again(self) -> Router:
+        return Router(self.relay, self.key)
+
+    async def attach(
+        self,
+        *,
+        resume: Resume | None = None,
+        epoch: int | None = None,
+        token: bytes | None = None,
+        silent: bool = False,
+    ) -> Welcome:
+        """A new link. `silent`: nobody reads it, as if the process were stopped."""
+
+        def hello() -> Hello:
+            self.epoch = self.epoch + 1 if epoch is None else epoch
+            return Hello(
+                instance=self.instance,
+                epoch=self.epoch,
+                software="test",
+                features=(),
+                limits=LIMITS,
+                resume=resume,
+                token=token,
+            )
+
+        sock = caller_of(self.relay.port)
+        try:
+            link, welcome = await initiate(
+                sock,
+                suite=Suite.CHACHAPOLY,
+                static=self.key,
+                relay_key=self.relay.key.public,
+                hello=hello,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        self.relay.leftovers.append(link)
+        self.link, self.session = link, welcome.session
+        if not welcome.resumed:
+            endpoint = Endpoint(
+                new_session(relay=False), pool=BufferPool(), on_event=self._on_event
+            )
+            self.endpoint = endpoint
+        if not silent:
+            await self.carry(welcome.received)
+        return welcome
+
+    async def carry(self, received: int = 0) -> None:
+        """Run the link, until it ends by itself."""
+        endpoint, link = self.endpoint, self.link
+        assert endpoint is not None
+        assert link is not None
+        self.relay.nursery.start_soon(self._carry, endpoint, link, received)
+        await until(lambda: endpoint.link is link)
+
+    async def resume(self, **options: Any) -> Welcome:
+        return await self.attach(resume=self.where(), **options)
+
+    def where(self) -> Resume:
+        assert self.session is not None
+        assert self.endpoint is not None
+        return Resume(session=self.session, received=self.endpoint.session.received)
+
+    async def _carry(self, endpoint: Endpoint, link: Link, received: int) -> None:
+        try:
+            await endpoint.carry(link, received)
+        except (LinkLost, SessionLost) as exc:
+            self.ended.append(str(exc))
+        finally:
+            link.close()
+
+    async def cut(self) -> None:
+        """The link is lost, and the relay has noticed."""
+        assert self.endpoint is not None
+        self.endpoint.drop_link("cut")
+        await until(lambda: not self.relay.presence(self).tenure.attached)
+
+    async def lose(self) -> None:
+        """The process is killed."""
+        assert self.endpoint is not None
+        self.endpoint.lose()
+        await quiet()
+
+    def publish(self, port: int, service: str = "ssh") -> int:
+        assert self.endpoint is not None
+        publication = self.endpoint.session.publish(service, port)
+        self.endpoint.flush()
+        return publication
+
+    async def serve(self, port: int, service: str = "ssh") -> int:
+        """Publish and wait for the confirmation."""
+        publication = self.publish(port, service)
+        await until(lambda: publication in self.confirmed)
+        return publication
+
+    def unpublish(self, publication: int) -> None:
+        assert self.endpoint is not None
+        self.endpoint.session.unpublish(publication)
+        self.endpoint.flush()
+
+    def say_goodbye(self, code: CloseCode) -> None:
+        assert self.endpoint is not None
+        self.endpoint.session.close_link(code)
+        self.endpoint.flush()
+
+    @property
+    def confirmed(self) -> list[int]:
+        return [
+            one.published.publication
+            for one in self.events
+            if isinstance(one, PublicationConfirmed)
+        ]
+
+    @property
+    def refused(self) -> list[Refused]:
+        return [one.refused for one in self.events if isinstance(one, PublicationRefused)]
+
+    async def visited(self, port: int) -> tuple[socket.socket, socket.socket]:
+        """A new visitor on `port` and the target's far end of its stream."""
+        count = len(self.targets)
+        visitor = caller_of(port)
+        await until(lambda: len(self.targets) > count)
+        return visitor, self.targets[count]
+
+    def _on_event(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, StreamOpened):
+            assert self.endpoint is not None
+            at_agent, target = tcp_pair()
+            prepare_spliced(at_agent)
+            splice = self.endpoint.join(event.stream)
+            self.targets.append(target)
+            self.relay.leftovers.append(target)
+            self.relay.nursery.start_soon(splice.run, at_agent)
