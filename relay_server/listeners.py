@@ -17,7 +17,7 @@ import trio
 
 from protocol.errors import RefusalCode
 from protocol.process.logs import event
-from relay_server.accept import accept_forever, listen
+from relay_server.accept import accept_forever, listen, stop_accepting
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +43,21 @@ class Listener:
     port: int
     service: str
     publication: int = 0
+    closed: bool = False  # for good
     sockets: list[socket.socket] = field(default_factory=list)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
     def open(self) -> bool:
         return bool(self.sockets)
 
     def close(self) -> None:
-        self.scope.cancel()
+        """Free the port at once and for good."""
+        self.closed = True
+        self.publication = 0
+        self._scope.cancel()
         for sock in self.sockets:
-            trio.lowlevel.notify_closing(sock.fileno())
-            sock.close()
+            stop_accepting(sock)
         self.sockets.clear()
 
     def try_open(self, bind: str | None) -> None:
@@ -79,18 +82,27 @@ class Listener:
         self, bind: str | None, *, agent: str, on_visitor: OnVisitor, opened: Callable[[], None]
     ) -> None:
         """Open the port, trying until it is free, then accept until `close`."""
-        with self.scope:
-            while not self.sockets:
-                await trio.sleep(RETRY)
-                try:
-                    self.try_open(bind)
-                except PortUnavailable:
-                    continue
-                opened()
-            event(log, logging.INFO, "port-open", agent=agent, service=self.service, port=self.port)
-            async with trio.open_nursery() as nursery:
-                for sock in self.sockets:
-                    nursery.start_soon(accept_forever, sock, on_visitor)
+        try:
+            with self._scope:
+                await self._open_sometime(bind, opened)
+                about = {"agent": agent, "service": self.service, "port": self.port}
+                event(log, logging.INFO, "port-open", **about)
+                async with trio.open_nursery() as nursery:
+                    for sock in self.sockets:
+                        nursery.start_soon(accept_forever, sock, on_visitor)
+        finally:
+            self.close()
+
+    async def _open_sometime(self, bind: str | None, opened: Callable[[], None]) -> None:
+        while not self.open:
+            await trio.sleep(RETRY)
+            # A task woken in the turn in which it is cancelled runs once more.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                self.try_open(bind)
+            except PortUnavailable:
+                continue
+            opened()
 
 
 _NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
