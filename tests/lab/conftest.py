@@ -71,13 +71,22 @@ def possible() -> None:
 @pytest.fixture
 def network(possible: None) -> Iterator[Lab]:
     """Namespaces and the path between them; nothing runs there."""
-    with bare_network(Path("/nonexistent")) as lab:
+    with bare_network() as lab:
         yield lab
 
 
+@pytest.fixture(scope="session")
+def enrolled(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a lab in which an agent joined a relay."""
+    folder = tmp_path_factory.mktemp("enrolled")
+    with Lab(folder):
+        pass
+    return folder
+
+
 @pytest.fixture
-def lab(possible: None, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path) as lab:
+def lab(enrolled: Path, tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path, enrolled=enrolled) as lab:
         yield lab
         said = lab.describe()
     print(said)  # seen when the test fails

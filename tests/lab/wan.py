@@ -40,7 +40,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from tests.lab.namespace import enter
@@ -275,9 +274,8 @@ def _write(device: int, packet: bytes) -> bool:
 # --- The process ---------------------------------------------------------------------------------
 
 
-def open_device(namespace: str) -> int:
-    """A TUN device in `namespace`. This process stays there, as it has no other business."""
-    enter(namespace)
+def open_device() -> int:
+    """A TUN device in the namespace that this thread is in; it lasts until it is closed."""
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN_NO_PI))
     return device
@@ -353,15 +351,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None)
     arguments = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
-    # Looked at before the first namespace is entered, where the path might mean something else.
-    assert Path("/dev/net/tun").exists(), "/dev/net/tun is not there"
     # The path must not slow down with the load of those who use it, least of all when short of
     # cores; without the right to this it is only less exact.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
-    devices = open_device(arguments.router), open_device(arguments.vps)
+    # Entered for good, as this process has no business anywhere else.
+    enter(arguments.router)
+    router = open_device()
+    enter(arguments.vps)
+    vps = open_device()
     _say({"seed": seed, "device": DEVICE, "mtu": MTU, "queue": _DEVICE_QUEUE})
-    Wan(*devices, seed).run()
+    Wan(router, vps, seed).run()
 
 
 if __name__ == "__main__":
