@@ -12,19 +12,29 @@ import os
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.unit.protocol.pair import LARGE, SMALL, Half, Pair, Profile, Side
+from tests.unit.protocol.pair import LARGE, Half, Pair, Profile, Side
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 MODEL = settings(
     # The default run repeats itself, so that a change cannot fail by another's bad luck; the long
     # one explores.
     derandomize=not LONG,
-    max_examples=3000 if LONG else 250,
+    max_examples=3000 if LONG else 100,
     stateful_step_count=120 if LONG else 50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
+)
+
+# So small that every bound is met within a few frames.
+TINY = Profile(
+    streams=3,
+    stream_window=400,
+    session_window=2000,
+    window_limit=1600,
+    replay_limit=6000,
+    cap_limit=5500,
 )
 
 side_of = st.booleans()
@@ -35,12 +45,17 @@ few = st.integers(0, 6)
 class SessionModel(RuleBasedStateMachine):
     profile: Profile
     sizes: st.SearchStrategy[int]
+    records: tuple[int, ...]
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(streams=st.integers(0, 3))
+    def begin(self, streams: int) -> None:
         self.pair = Pair(self.profile, self.profile)
         self.publications: list[int] = [self.pair.publish()]
         self.ever: list[int] = []  # streams the relay opened
+        self.pair.settle()
+        for _ in range(streams):
+            self.open(0)
+        self.pair.deliver(self.pair.agent)
 
     def side(self, relay: bool) -> Side:
         return self.pair.relay if relay else self.pair.agent
@@ -61,12 +76,14 @@ class SessionModel(RuleBasedStateMachine):
             else:
                 self.ever.append(stream)
 
-    @rule(relay=side_of, index=choice, data=st.data())
-    def write(self, relay: bool, index: int, data: st.DataObject) -> None:
-        side = self.side(relay)
-        half = self.pick(side, index)
-        if half is not None and not half.want_fin and half.reset_came is None:
-            self.pair.write(side, half.stream, data.draw(self.sizes))
+    @rule(sides=st.sampled_from(["relay", "agent", "both"]), index=choice, data=st.data())
+    def write(self, sides: str, index: int, data: st.DataObject) -> None:
+        for side in self.pair.sides:
+            half = self.pick(side, index)
+            if half is None or half.want_fin or half.reset_came is not None:
+                continue
+            if sides in (side.name, "both"):
+                self.pair.write(side, half.stream, data.draw(self.sizes))
 
     @rule(relay=side_of, index=choice, data=st.data(), kept_up=st.booleans())
     def read(self, relay: bool, index: int, data: st.DataObject, kept_up: bool) -> None:
@@ -75,69 +92,69 @@ class SessionModel(RuleBasedStateMachine):
         if half is not None:
             self.pair.read(side, half.stream, data.draw(self.sizes), kept_up=kept_up)
 
-    @rule(relay=side_of, index=choice)
-    def finish(self, relay: bool, index: int) -> None:
-        side = self.side(relay)
-        half = self.pick(side, index)
-        if half is not None and half.reset_came is None:
-            self.pair.finish(side, half.stream)
+    @rule(relay=side_of, index=choice, turns=st.integers(1, 6))
+    def bulk(self, relay: bool, index: int, turns: int) -> None:
+        """One side sends, all read as it comes: windows grow."""
+        for _ in range(turns):
+            half = self.pick(self.side(relay), index)
+            if half is not None and not half.want_fin and half.reset_came is None:
+                self.pair.write(self.side(relay), half.stream, self.profile.stream_window)
+            for side in self.pair.sides:
+                self.pair.deliver(side)
+                for half in list(side.halves.values()):
+                    self.pair.read(side, half.stream, 10**6)
 
-    @rule(relay=side_of, index=choice)
-    def reset(self, relay: bool, index: int) -> None:
+    @rule(
+        relay=side_of,
+        index=choice,
+        how=st.sampled_from(["finish", "finish", "reset", "both"]),
+        unsent=st.booleans(),
+        data=st.data(),
+    )
+    def end(self, relay: bool, index: int, how: str, unsent: bool, data: st.DataObject) -> None:
         side = self.side(relay)
         half = self.pick(side, index)
-        if half is not None:
-            self.pair.reset(side, half.stream)
-
-    @rule(relay=side_of, index=choice, data=st.data())
-    def finish_then_reset(self, relay: bool, index: int, data: st.DataObject) -> None:
-        side = self.side(relay)
-        half = self.pick(side, index)
-        if half is not None and not half.want_fin and half.reset_came is None:
+        if half is None:
+            return
+        capacity = side.capacity
+        if unsent:
+            side.capacity = 0
+        if not half.want_fin and half.reset_came is None:
             self.pair.write(side, half.stream, data.draw(self.sizes))
-            self.pair.finish(side, half.stream)
-            if half.finished:
-                self.pair.reset(side, half.stream)
+            if how != "reset":
+                self.pair.finish(side, half.stream)
+        if how == "reset" or (how == "both" and half.finished and not half.over):
+            self.pair.reset(side, half.stream)
+        side.capacity = capacity
 
-    @rule(relay=side_of, size=st.integers(1, 65514))
-    def adapt_record_size(self, relay: bool, size: int) -> None:
-        self.side(relay).session.record_size = size
+    @rule(relay=side_of, data=st.data())
+    def adapt_record_size(self, relay: bool, data: st.DataObject) -> None:
+        self.side(relay).session.record_size = data.draw(st.sampled_from(self.records))
 
     # Publications
 
-    @precondition(lambda self: len(self.publications) < 4)
-    @rule()
-    def publish(self) -> None:
-        self.publications.append(self.pair.publish())
-
-    @precondition(lambda self: self.publications)
-    @rule(index=choice)
-    def unpublish(self, index: int) -> None:
-        publication = self.publications.pop(index % len(self.publications))
-        self.pair.agent.session.unpublish(publication)
-        self.pair.serve(self.pair.agent)
-
-    @rule(index=choice, port=st.integers(0, 2))
-    def answer_publication(self, index: int, port: int) -> None:
-        asked = sorted(self.pair.relay.publications)
-        if asked:
-            number = asked[index % len(asked)]
-            if port:
-                self.pair.relay.session.published(number, port)
-            else:
-                self.pair.relay.session.refused(number, 1, "port 11111 is held by nginx")
-            self.pair.serve(self.pair.relay)
+    @rule(what=st.sampled_from(["publish", "unpublish", "published", "refused"]), index=choice)
+    def publication(self, what: str, index: int) -> None:
+        relay, agent = self.pair.sides
+        asked = sorted(relay.publications)
+        if what == "publish" and len(self.publications) < 4:
+            self.publications.append(self.pair.publish())
+        elif what == "unpublish" and self.publications:
+            agent.session.unpublish(self.publications.pop(index % len(self.publications)))
+        elif what == "published" and asked:
+            relay.session.published(asked[index % len(asked)], 11111)
+        elif what == "refused" and asked:
+            relay.session.refused(asked[index % len(asked)], 1, "port 11111 is held by nginx")
+        for side in self.pair.sides:
+            self.pair.serve(side)
 
     # The link
 
-    @rule(relay=side_of, count=st.integers(1, 12))
-    def deliver(self, relay: bool, count: int) -> None:
-        self.pair.deliver(self.side(relay), count)
-
-    @rule()
-    def deliver_all(self) -> None:
+    @rule(sides=st.sampled_from(["relay", "agent", "both"]), count=st.integers(1, 12))
+    def deliver(self, sides: str, count: int) -> None:
         for side in self.pair.sides:
-            self.pair.deliver(side)
+            if sides in (side.name, "both"):
+                self.pair.deliver(side, count)
 
     @rule(relay=side_of, capacity=st.sampled_from([0, 1, 2000, 10**9]))
     def stall(self, relay: bool, capacity: int) -> None:
@@ -145,36 +162,39 @@ class SessionModel(RuleBasedStateMachine):
         side.capacity = capacity
         self.pair.serve(side)
 
-    @rule(to_relay=few, to_agent=few, noticed=st.sampled_from(["none", "relay", "agent", "both"]))
-    def cut(self, to_relay: int, to_agent: int, noticed: str) -> None:
+    @rule(
+        to_relay=few,
+        to_agent=few,
+        then=st.sampled_from(["silence", "relay", "agent", "both", "half", "resume", "resume"]),
+    )
+    def cut(self, to_relay: int, to_agent: int, then: str) -> None:
+        """`then`: who notices, or what comes of it."""
         self.pair.cut(to_relay, to_agent)
+        if then == "resume":
+            self.pair.resume()
+        elif then == "half":
+            self.pair.half_resume()
         for side in self.pair.sides:
-            if noticed in (side.name, "both"):
+            if then in (side.name, "both"):
                 self.pair.notice(side)
 
-    @rule(to_relay=few, to_agent=few)
-    def cut_and_resume(self, to_relay: int, to_agent: int) -> None:
-        self.pair.cut(to_relay, to_agent)
-        self.pair.resume()
-
     @rule()
-    def resume(self) -> None:
-        self.pair.resume()
-
-    @rule()
-    def half_resume(self) -> None:
-        self.pair.half_resume()
-
-    @rule(seconds=st.sampled_from([0.0005, 0.001, 0.02, 0.06, 1.0, 2.5, 5.0]))
-    def wait(self, seconds: float) -> None:
-        self.pair.tick(seconds)
-
-    @rule(relay=side_of)
-    def probe(self, relay: bool) -> None:
-        side = self.side(relay)
-        if side.session.attached:
-            side.session.probe(self.pair.now)
+    def heal(self) -> None:
+        for side in self.pair.sides:
+            side.capacity = 10**9
+        if not self.pair.attached or self.pair.relay.lost or self.pair.agent.lost:
+            self.pair.resume()
+        for side in self.pair.sides:
             self.pair.serve(side)
+        self.pair.settle()
+
+    @rule(seconds=st.sampled_from([0.0005, 0.001, 0.06, 0.06, 2.5, 5.0]), probe=st.booleans())
+    def wait(self, seconds: float, probe: bool) -> None:
+        self.pair.tick(seconds)
+        for side in self.pair.sides:
+            if probe and side.session.attached:
+                side.session.probe(self.pair.now)
+                self.pair.serve(side)
 
     # What must hold
 
@@ -187,13 +207,7 @@ class SessionModel(RuleBasedStateMachine):
         if not hasattr(self, "pair"):
             return
         pair = self.pair
-        for side in pair.sides:
-            side.capacity = 10**9
-        if not pair.attached or pair.relay.lost or pair.agent.lost:
-            pair.resume()
-        for side in pair.sides:
-            pair.serve(side)
-        pair.settle()
+        self.heal()
         pair.check()
         for _ in range(10_000):
             moved = False
@@ -220,12 +234,14 @@ class SessionModel(RuleBasedStateMachine):
 
 
 class SmallSessionModel(SessionModel):
-    profile = SMALL
+    profile = TINY
+    records = (50, 300, 65514)
     sizes = st.one_of(st.integers(1, 300), st.integers(300, 5000))
 
 
 class LargeSessionModel(SessionModel):
     profile = LARGE
+    records = (2048, 16_384, 65514)
     sizes = st.one_of(
         st.integers(1, 300), st.sampled_from([16384, 16385, 65514, 65515]), st.integers(1, 400_000)
     )
