@@ -70,6 +70,11 @@ class Endpoint:
         for splice in list(self.splices.values()):
             splice.on_reset(ResetCode.SESSION_LOST, finished=splice.inbound_finished)
 
+    def probe(self) -> None:
+        """Ask for a sign of life at once, if there is a link."""
+        if self.link is not None:
+            self.link.probe()
+
     async def shows_life(self, seconds: float) -> bool:
         """Whether a byte comes over the current link within `seconds` of asking for one."""
         return self.link is not None and await self.link.shows_life(seconds)

@@ -67,12 +67,12 @@ async def initiate(
 
     Raises LinkDenied with the relay's reason, LinkLost for anything else.
     """
-    prepare_link(sock)
     preface = encode_preface(suite)
     noise = Handshake(
         suite=suite, prologue=preface, initiator=True, static=static, remote_static=relay_key
     )
     try:
+        prepare_link(sock)
         await send_all(sock, preface + _framed(noise.write_message()))
         try:
             answer = noise.read_message(await _receive_message(sock, _MESSAGE_2_LIMIT))

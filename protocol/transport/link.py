@@ -103,12 +103,19 @@ class Link:
                 self.flush()
         raise self._lost or LinkLost("replaced")
 
+    def probe(self) -> None:
+        """Ask for a sign of life; without one the link will soon be taken for dead."""
+        if self._session is not None and self._lost is None:
+            self._session.probe(trio.current_time())
+            self.flush()
+            # Also when the socket is full and the question cannot go out.
+            self._rearm()
+
     async def shows_life(self, seconds: float) -> bool:
         """Ask for a sign of life; whether any byte came within `seconds`."""
+        self.probe()
         if self._session is None or self._lost is not None:
             return False
-        self._session.probe(trio.current_time())
-        self.flush()
         with trio.move_on_after(seconds):
             await self._life.wait()
             return self._lost is None
@@ -131,7 +138,8 @@ class Link:
         buffer = _batches.take()
         area = memoryview(buffer)
         while True:
-            size = self._seal_batch(session, area, now)
+            # After a loss the rest stays queued: it may still be overtaken, or dropped.
+            size = self._seal_batch(session, area, now) if self._lost is None else 0
             if size == 0:
                 break
             sent = self._send(area[:size])
@@ -211,6 +219,8 @@ class Link:
                 self._open_all(session, deliver)
                 self.flush()
                 wake()
+                if self._lost is not None:
+                    return
                 if quota <= 0 or trio.current_time() >= turn_ends:
                     await trio.lowlevel.checkpoint()
                     if self._lost is not None:
@@ -268,6 +278,15 @@ class Link:
                 return
             verdict = session.handle_deadline(trio.current_time())
             if verdict is Verdict.DEAD:
-                self._end(LinkLost("no sign of life"))
-                return
+                if not self._has_unread():
+                    self._end(LinkLost("no sign of life"))
+                    return
+                # It came in this very turn; the reader is next.
+                session.heard(trio.current_time())
             self.flush()
+
+    def _has_unread(self) -> bool:
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:  # nothing there, or the end, which the reader will meet
+            return False

@@ -48,21 +48,24 @@ def prepare_link(sock: socket.socket) -> None:
 
 
 def prepare_spliced(sock: socket.socket) -> None:
-    """For a visitor's or target's socket, right after accept or connect.
+    """For a visitor's or target's socket, right after accept or before connect.
 
     From here on, however this process ends, the other side sees a reset and not an end of file: a
     kernel that closes the sockets of a killed process would otherwise send FIN, and a truncated
     copy would look complete.
     """
     sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The SSH server's own keepalive ends at our socket, so a visitor that vanished is ours to
+    # notice; after the system's two hours, as it would be without us.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def close_finished(sock: socket.socket) -> None:
     """Close a spliced socket whose both directions are finished."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
-    sock.close()
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
 
 
 async def receive_exactly(sock: socket.socket, count: int) -> bytes:

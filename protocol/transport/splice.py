@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # How long a socket may go on sending to a stream that was reset after all was delivered to it: the
 # kernel's own limit for an orphan in FIN-WAIT-2 (tcp_fin_timeout).
 DISCARD_SECONDS: Final = 60.0
+# What nobody will read goes here, for all splices: most of those who discard only wait.
+_scrap: Final = bytearray(64 * 1024)
 
 
 class Splice:
@@ -57,6 +59,8 @@ class Splice:
         self._ready = trio.Event()  # the session may take more
         self._writable = trio.Event()  # there is a backlog
         self._inbound_over = trio.Event()
+        # For whoever gets the socket: cancelled when it is not wanted any more.
+        self.dialling = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
 
@@ -68,14 +72,13 @@ class Splice:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
-                    if self._backlog or self._fin:
-                        self._pump()
+                    self._pump_and_tell()
                     finished = await self._read(sock)
                     await self._inbound_over.wait()
                     if self._reset is not None:
                         finished = await self._discard(sock)
                     nursery.cancel_scope.cancel()
-            finished = finished and not self.deaf and not self._scope.cancelled_caught
+            finished = finished and not self.deaf and not self._scope.cancel_called
         finally:
             if not finished:
                 self._session.reset(self.stream, ResetCode.ABORTED)
@@ -113,6 +116,9 @@ class Splice:
             self._reading.cancel()
             self._pump()
         else:
+            # Its credit is back at the peer already, so its memory must be free as well.
+            self._backlog.clear()
+            self.dialling.cancel()
             self._scope.cancel()
 
     def on_ready(self) -> None:
@@ -132,6 +138,11 @@ class Splice:
             self._writable.set()
         elif self._fin and not self._inbound_over.is_set():
             self._deliver_fin(self._sock)
+
+    def _pump_and_tell(self) -> None:
+        """From a task of our own: nobody else would send the peer the credit that this made."""
+        self._pump()
+        self._endpoint.flush()
 
     def _send(self, sock: socket.socket, data: memoryview) -> int:
         """How much of `data` is dealt with."""
@@ -174,7 +185,7 @@ class Splice:
             self._writable = trio.Event()
             while self._backlog and self._sock is not None:
                 await trio.lowlevel.wait_writable(self._sock.fileno())
-                self._pump()
+                self._pump_and_tell()
 
     # Outbound
 
@@ -240,18 +251,15 @@ class Splice:
 
     async def _discard(self, sock: socket.socket) -> bool:
         """Read and drop what the socket sends to nobody; True when it ends by itself."""
-        buffer = self._endpoint.pool.take()
         try:
             with trio.move_on_after(DISCARD_SECONDS):
                 while True:
                     try:
-                        if sock.recv_into(buffer) == 0:
+                        if sock.recv_into(_scrap) == 0:
                             return True
                     except BlockingIOError:
                         await trio.lowlevel.wait_readable(sock.fileno())
                     await trio.lowlevel.checkpoint()
         except OSError:
-            return False
-        finally:
-            self._endpoint.pool.give(buffer)
+            pass
         return False

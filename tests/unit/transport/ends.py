@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -59,7 +59,6 @@ class Ends:
     events: list[Event] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     _wake: trio.Event = field(default_factory=trio.Event)
-    _links: list[Link] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.relay = Endpoint(new_session(relay=True), pool=BufferPool(), on_event=self._at_relay)
@@ -85,8 +84,16 @@ class Ends:
 
     async def heal(self) -> None:
         """A new link, fully shaken, carrying the session on."""
+        at_agent, at_relay = await self.shake()
+        self.nursery.start_soon(self.carry, self.relay, *at_relay)
+        self.nursery.start_soon(self.carry, self.agent, *at_agent)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def shake(self) -> tuple[tuple[Link, int], tuple[Link, int]]:
+        """The two ends of a new link, the agent's first, each with what its peer has received."""
         relay_key, agent_key = StaticKey.generate(), StaticKey.generate()
         at_agent, at_relay = tcp_pair()
+        arrivals: list[tuple[Link, int]] = []
 
         def hello() -> Hello:
             resume = Resume(session=bytes(16), received=self.agent.session.received)
@@ -114,10 +121,7 @@ class Ends:
                 )
             )
             assert arrival.hello.resume is not None
-            self._links.append(arrival.link)
-            self.nursery.start_soon(
-                self._carry, self.relay, arrival.link, arrival.hello.resume.received
-            )
+            arrivals.append((arrival.link, arrival.hello.resume.received))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
@@ -128,11 +132,9 @@ class Ends:
                 relay_key=relay_key.public,
                 hello=hello,
             )
-        self._links.append(link)
-        self.nursery.start_soon(self._carry, self.agent, link, welcome.received)
-        await trio.testing.wait_all_tasks_blocked()
+        return (link, welcome.received), arrivals[0]
 
-    async def _carry(self, endpoint: Endpoint, link: Link, received: int) -> None:
+    async def carry(self, endpoint: Endpoint, link: Link, received: int) -> None:
         try:
             await endpoint.carry(link, received)
         except (LinkLost, SessionLost) as exc:
@@ -169,3 +171,41 @@ async def two_ends() -> AsyncIterator[Ends]:
         with suppress(trio.Cancelled):
             yield ends
         nursery.cancel_scope.cancel()
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels `scope` after the n-th step that any task takes from now on.
+
+    Every await of whatever runs inside is hit by one n; a test goes through all n until one is
+    beyond the end.
+    """
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self._scope = scope
+        self._left = step
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+
+@contextmanager
+def cancelled_at(step: int, scope: trio.CancelScope | None = None) -> Iterator[trio.CancelScope]:
+    """Cancel the body, or `scope` in it, after `step` steps of any task.
+
+    The scope tells whether that came in time.
+    """
+    with trio.CancelScope() as whole:
+        instrument = CancelAtStep(scope or whole, step)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            yield whole
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+
+
+def check_pool(pool: BufferPool) -> None:
+    """No buffer was given back twice."""
+    free = pool._free
+    assert len({id(buffer) for buffer in free}) == len(free)

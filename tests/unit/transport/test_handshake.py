@@ -6,12 +6,12 @@ import pytest
 import trio
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost, RemoteProtocolError
-from protocol.hello import MAX_HELLO, VERSION, Denial, Hello, Limits, encode_preface
+from protocol.hello import MAX_HELLO, VERSION, Denial, Hello, Limits, Welcome, encode_preface
 from protocol.noise import Handshake, StaticKey, Suite
 from protocol.transport import handshake
 from protocol.transport.handshake import Arrival, initiate, respond
 from protocol.transport.sockets import receive_exactly, send_all
-from tests.unit.transport.ends import LIMITS, tcp_pair
+from tests.unit.transport.ends import LIMITS, cancelled_at, tcp_pair
 from tests.unit.transport.test_splice import LIMIT, receive_to_end
 
 RELAY = StaticKey.generate()
@@ -219,3 +219,78 @@ async def test_something_else_than_a_welcome_is_a_lost_link() -> None:
 
 def test_limits_of_the_hello_are_what_the_agent_declares() -> None:
     assert HELLO.limits == Limits(streams=64, stream_window=65536, session_window=1048576)
+
+
+async def test_a_socket_that_takes_no_options_is_a_lost_link() -> None:
+    """Some systems refuse them once the other side has reset."""
+    caller, accepted = tcp_pair()
+    accepted.close()
+    caller.close()
+    with pytest.raises(LinkLost, match="the handshake failed"):
+        await initiate(
+            caller, suite=Suite.AESGCM, static=AGENT, relay_key=RELAY.public, hello=lambda: HELLO
+        )
+
+
+async def test_a_relays_key_that_is_no_key_is_a_lost_link() -> None:
+    """An invitation can say anything; a low-order point would agree on zeros with everybody."""
+    caller, accepted = tcp_pair()
+    with caller, accepted, pytest.raises(LinkLost, match="low-order point"):
+        await initiate(
+            caller, suite=Suite.AESGCM, static=AGENT, relay_key=bytes(32), hello=lambda: HELLO
+        )
+
+
+async def test_cancelled_at_any_step_either_side_is_cancelled_and_no_more() -> None:
+    """Each await of both: the socket stays its owner's, and nothing else comes out."""
+    for who in ("agent", "relay"):
+        step, cancelled = 0, True
+        while cancelled:
+            step += 1
+            caller, accepted = tcp_pair()
+            results: list[object] = []
+            scopes = {"agent": trio.CancelScope(), "relay": trio.CancelScope()}
+
+            async def agent_end() -> None:
+                with caller, scopes["agent"]:  # noqa: B023 - in this round
+                    link, _ = await initiate(
+                        caller,  # noqa: B023 - in this round
+                        suite=Suite.AESGCM,
+                        static=AGENT,
+                        relay_key=RELAY.public,
+                        hello=lambda: HELLO,
+                    )
+                    results.append(link)  # noqa: B023 - in this round
+
+            async def relay_end() -> None:
+                with accepted, scopes["relay"]:  # noqa: B023 - in this round
+                    arrival = await respond(
+                        accepted,  # noqa: B023 - in this round
+                        static=RELAY,
+                        verified=lambda: None,
+                    )
+                    await arrival.welcome(WELCOME)
+
+            with trio.fail_after(LIMIT):
+                try:
+                    with cancelled_at(step, scopes[who]):
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(agent_end)
+                            nursery.start_soon(relay_end)
+                except* (LinkLost, EOFError, OSError):
+                    assert not results
+            cancelled = scopes[who].cancel_called and not results
+            assert caller.fileno() == accepted.fileno() == -1
+        assert step > 3
+
+
+WELCOME = Welcome(
+    session=bytes(16),
+    resumed=False,
+    received=0,
+    limits=LIMITS,
+    name="home",
+    ports=(11111,),
+    features=(),
+    software="test",
+)

@@ -6,10 +6,16 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 
-from protocol.transport.sockets import send_all
-from tests.unit.transport.ends import two_ends, until
-from tests.unit.transport.test_splice import LIMIT, receive_to_end, until_over
+from protocol import frame as wire
+from protocol.errors import LinkLost, RemoteProtocolError, SessionLost
+from protocol.frame import FrameType
+from protocol.transport import link as link_module
+from protocol.transport.link import Link
+from protocol.transport.sockets import receive_exactly, send_all
+from tests.unit.transport.ends import cancelled_at, check_pool, two_ends, until
+from tests.unit.transport.test_splice import LIMIT, receive_to_end, reset, until_over
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -72,3 +78,321 @@ async def test_the_other_end_closing_is_a_lost_link_and_no_more() -> None:
             assert await receive_to_end(target) == b"while away"
             visitor.close()
             target.close()
+
+
+@pytest.fixture
+def jumping_clock() -> trio.testing.MockClock:
+    """Jumps only when nothing came over loopback for a moment: the kernel has no clock of ours."""
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+@pytest.mark.parametrize(("streams", "patience"), [(0, 20.0 + 3.0), (1, 4.0 + 3.0)])
+async def test_a_silent_peer_is_dead_after_one_question(
+    jumping_clock: trio.testing.MockClock, streams: int, patience: float
+) -> None:
+    async with two_ends() as ends:
+        sockets = [await ends.visit() for _ in range(streams)]
+        ends.cut()
+        # The relay's process is stopped: its kernel acks, and nobody reads.
+        (link, received), (silent, _) = await ends.shake()
+        began = trio.current_time()
+        with pytest.raises(LinkLost, match="no sign of life"):
+            await ends.agent.carry(link, received)
+        assert trio.current_time() - began == pytest.approx(patience, abs=0.1)
+        assert not ends.agent.session.attached
+        link.close()
+        silent.close()
+        for pair in sockets:
+            for sock in pair:
+                sock.close()
+
+
+async def test_a_process_that_was_stopped_judges_nothing(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with two_ends() as ends:
+        before = ends.agent.link
+        for _ in range(3):
+            await trio.sleep(21)  # questions are on their way at times
+            jumping_clock.jump(3600)
+            await trio.sleep(5)
+        assert ends.agent.link is before
+        assert ends.lost == []
+
+
+async def test_bytes_that_came_in_the_turn_of_the_verdict_are_life(
+    jumping_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_ends() as ends:
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        # The reader's turn does not come.
+        monkeypatch.setattr(link, "_read", _nothing)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.carry, ends.agent, link, received)
+            await trio.sleep(22.9)
+            await silent.send_frame(wire.link_frame(FrameType.PONG, bytes(16)))
+            await trio.sleep(1)
+            assert ends.agent.link is link
+            nursery.cancel_scope.cancel()
+        silent.close()
+
+
+async def _nothing(*_: object) -> None:
+    return
+
+
+async def test_a_question_is_heeded_though_the_socket_is_full(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with two_ends() as ends:
+        visitor, target = await ends.visit()
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        _clog(link)
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await send_all(target, bytes(200_000))
+        await until(lambda: link._pending is not None)
+        began = trio.current_time()
+        assert not await ends.agent.shows_life(3.5)
+        assert trio.current_time() - began <= 3.1
+        await until(lambda: "no sign of life" in ends.lost)
+        for sock in (visitor, target, silent):
+            sock.close()
+
+
+def _clog(link: Link) -> None:
+    """Leave the socket next to no room; the kernel doubles and has a minimum."""
+    link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+
+
+async def test_nobody_shows_life_over_no_link() -> None:
+    async with two_ends() as ends:
+        assert await ends.relay.shows_life(5)
+        link = ends.relay.link
+        assert link is not None
+        ends.cut()
+        assert not await ends.relay.shows_life(5)
+        assert not await link.shows_life(5)
+        ends.relay.probe()  # nobody to ask
+        (fresh, _), (other, _) = await ends.shake()
+        assert not await fresh.shows_life(5)
+        fresh.close()
+        other.close()
+
+
+async def test_who_waits_for_life_hears_of_the_end() -> None:
+    async with two_ends() as ends:
+        answers: list[bool] = []
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def ask() -> None:
+            answers.append(await ends.agent.shows_life(30))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            ends.agent.drop_link("test")
+        assert answers == [False]
+        silent.close()
+
+
+async def test_a_link_dropped_in_the_middle_of_a_record_tears_nothing() -> None:
+    """The old socket holds a part of a record for ever; the new link sends that frame afresh."""
+    blob = hashlib.shake_256(b"blob").digest(300_000)
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            ends.cut()
+            (link, received), (silent, _) = await ends.shake()
+            _clog(link)
+            ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+            await trio.testing.wait_all_tasks_blocked()
+            await send_all(target, blob[:200_000])
+            await until(lambda: link._pending is not None)
+            ends.agent.drop_link("replaced")
+            # The writer was waiting and finds itself dropped; what it held goes back once.
+            await until(lambda: ends.lost[-1] == "replaced")
+            assert link._pending is None
+            check_pool(link_module._batches)
+            await ends.heal()
+            # What the old one still holds is whole records and a part of one, none of them taken.
+            with pytest.raises((LinkLost, RemoteProtocolError), match="closed by the other end"):
+                await _receive_for_ever(silent)
+            await send_all(target, blob[200_000:])
+            target.shutdown(socket.SHUT_WR)
+            assert await receive_to_end(visitor) == blob
+            silent.close()
+            visitor.close()
+            target.close()
+
+
+async def test_after_a_loss_nothing_more_leaves_the_queues() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            link = ends.agent.link
+            assert link is not None
+            # As when the kernel finds out at our write that the other side has reset.
+            link._sock.shutdown(socket.SHUT_WR)
+            stream = next(iter(ends.agent.splices))
+            session = ends.agent.session
+            for _ in range(2):
+                for _ in range(20):
+                    session.send(stream, bytearray(1400), 1000)
+                ends.agent.flush()
+            assert session._outbox.replay.end < 40
+            await until(lambda: len(ends.lost) == 2)
+            assert any("sending failed" in reason for reason in ends.lost)
+            visitor.close()
+            target.close()
+
+
+async def test_a_hostile_record_ends_the_link_and_a_hostile_frame_the_session() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            for hostile, error in (
+                (b"\x00\x30" + bytes(48), LinkLost),
+                (b"\xff\xff" + bytes(65535), LinkLost),
+                (None, SessionLost),
+            ):
+                ends.cut()
+                (link, received), (evil, _) = await ends.shake()
+                if hostile is None:
+                    await evil.send_frame(b"\x3f\x00\x00\x00\x00")
+                else:
+                    await send_all(evil._sock, hostile)
+                with pytest.raises(error, match="protocol error"):
+                    await ends.agent.carry(link, received)
+                link.close()
+                evil.close()
+
+
+async def test_frames_that_came_with_the_welcome_are_not_lost() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            ends.cut()
+            (link, received), (other, _) = await ends.shake()
+            before = len(ends.events)
+            closing = wire.link_frame(FrameType.CLOSE, b"\x02")
+            await other.send_frame(wire.link_frame(FrameType.PONG, bytes(16)))
+            await other.send_frame(closing)
+            assert await link.receive_frame() == wire.link_frame(FrameType.PONG, bytes(16))
+            ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+            await until(lambda: len(ends.events) > before)
+            other.close()
+
+
+async def test_a_link_that_is_closed_has_no_peer() -> None:
+    async with two_ends() as ends:
+        link = ends.agent.link
+        assert link is not None
+        assert link.peername[0] == "127.0.0.1"
+        ends.cut()
+        await until(lambda: len(ends.lost) == 2)
+        assert link.peername == ("", 0)
+
+
+async def test_a_frame_to_a_peer_that_is_gone_is_a_lost_link(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            (link, _), (other, _) = await ends.shake()
+            _clog(link)
+            frame = wire.link_frame(FrameType.CLOSE, bytes(60_000))
+            with trio.move_on_after(0.05):  # the other side does not read: the socket fills
+                await _send_for_ever(link, frame)
+            other.close()
+            with pytest.raises(LinkLost, match="sending failed"):
+                await _send_for_ever(link, frame)
+            link.close()
+
+
+async def _send_for_ever(link: Link, frame: bytes) -> None:
+    while True:
+        await link.send_frame(frame)
+
+
+async def _receive_for_ever(link: Link) -> None:
+    while True:
+        await link.receive_frame()
+
+
+async def test_a_reset_during_the_handshake_is_a_lost_link() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            (link, _), (other, _) = await ends.shake()
+            reset(other._sock)
+            with pytest.raises(LinkLost, match="receiving failed"):
+                await link.receive_frame()
+            link.close()
+
+
+async def test_a_torrent_on_the_link_lets_others_run() -> None:
+    """The reader never finds its socket empty, and still yields every TURN_BYTES."""
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            turns = 0
+            done = trio.CancelScope()
+
+            async def count_turns() -> None:
+                nonlocal turns
+                with done:
+                    while True:
+                        await trio.lowlevel.checkpoint()
+                        turns += 1
+
+            async def send() -> None:
+                await send_all(visitor, bytes(4_000_000))
+                visitor.shutdown(socket.SHUT_WR)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count_turns)
+                nursery.start_soon(send)
+                assert len(await receive_to_end(target)) == 4_000_000
+                done.cancel()
+            assert turns >= 4_000_000 // (4 * link_module.TURN_BYTES)
+            visitor.close()
+            target.close()
+
+
+async def test_cancelled_at_any_step_a_link_leaves_a_session_that_goes_on() -> None:
+    blob = hashlib.shake_256(b"blob").digest(100_000)
+    step, cancelled = 0, True
+    with trio.fail_after(2 * LIMIT):
+        while cancelled:
+            step += 1
+            async with two_ends() as ends:
+                visitor, target = await ends.visit()
+                ends.cut()
+                await until(lambda: len(ends.lost) == 2)
+                (link, received), (other, its_received) = await ends.shake()
+                _clog(link)
+                ends.nursery.start_soon(ends.carry, ends.relay, other, its_received)
+                with cancelled_at(step) as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(ends.carry, ends.agent, link, received)
+                        await send_all(target, blob)
+                        assert await receive_exactly(visitor, 50_000) == blob[:50_000]
+                        nursery.cancel_scope.cancel()
+                cancelled = scope.cancelled_caught
+                assert ends.agent.link is None
+                assert not ends.agent.session.attached
+                assert link._pending is None
+                check_pool(link_module._batches)
+                ends.cut()
+                await ends.heal()
+                # Part of it may not have been sent, or read, when the axe fell.
+                target.shutdown(socket.SHUT_WR)
+                rest = await receive_to_end(visitor)
+                assert blob.endswith(rest)
+                check_pool(ends.agent.pool)
+                visitor.close()
+                target.close()
+    assert step > 10

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import socket
@@ -8,10 +9,19 @@ import termios
 
 import pytest
 import trio
+import trio.testing
 
 from protocol.errors import ResetCode
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
-from tests.unit.transport.ends import Ends, tcp_pair, two_ends, until
+from protocol.transport.splice import DISCARD_SECONDS
+from tests.unit.transport.ends import (
+    Ends,
+    cancelled_at,
+    check_pool,
+    tcp_pair,
+    two_ends,
+    until,
+)
 
 LIMIT = 20.0  # generous: a test that needs it has failed
 
@@ -226,3 +236,227 @@ async def _visitor_only(ends: Ends) -> tuple[socket.socket, socket.socket]:
     ends.relay.flush()
     await ends.wait_agent(2)
     return visitor, at_relay
+
+
+@pytest.fixture
+def jumping_clock() -> trio.testing.MockClock:
+    """Jumps only when nothing came over loopback for a moment: the kernel has no clock of ours."""
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+async def test_what_a_slow_reader_takes_at_last_is_credited_at_once(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    """Nothing else is under way then, so nothing else would send the credit along."""
+    async with two_ends() as ends:
+        visitor, target = await ends.visit()
+        splice = next(iter(ends.relay.splices.values()))
+        with trio.move_on_after(10):
+            await send_all(visitor, bytes(16_000_000))
+        sent = splice.sent
+        assert sent < 16_000_000
+        began = trio.current_time()
+        while splice.sent <= sent + 1_000_000:
+            await trio.lowlevel.wait_readable(target)
+            target.recv(65536)
+        # Without a timer having had to help.
+        assert trio.current_time() - began < 0.05
+        visitor.close()
+        target.close()
+
+
+async def finish_then_reset(ends: Ends, visitor: socket.socket, target: socket.socket) -> None:
+    """The visitor ends what it says, and is gone when the target answers."""
+    await send_all(visitor, b"all")
+    visitor.shutdown(socket.SHUT_WR)
+    splice = next(iter(ends.agent.splices.values()))
+    await until(lambda: splice.inbound_finished)
+    reset(visitor)
+    await send_all(target, b"answer to nobody")
+    await until(lambda: not ends.relay.splices)
+
+
+async def test_after_a_finished_direction_and_a_reset_the_target_is_heard_out() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            await finish_then_reset(ends, visitor, target)
+            await until(lambda: not ends.agent.session.open_streams)
+            await send_all(target, bytes(200_000))
+            # Neither a reset nor a full socket stopped it, and it read its end of file.
+            assert await receive_to_end(target) == b"all"
+            target.shutdown(socket.SHUT_WR)
+            await until_over(ends)
+            assert target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            target.close()
+            check_pool(ends.agent.pool)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_target_that_never_ends_is_heard_for_a_minute(
+    jumping_clock: trio.testing.MockClock, late: bool
+) -> None:
+    async with two_ends() as ends:
+        visitor, target = await ends.visit()
+        await finish_then_reset(ends, visitor, target)
+        began = trio.current_time()
+        assert await receive_to_end(target) == b"all"
+        await trio.sleep(DISCARD_SECONDS - 0.5 - (trio.current_time() - began))
+        assert ends.agent.splices
+        if late:
+            await trio.sleep(1.0)
+            assert not ends.agent.splices
+            # A reset behind our FIN is what Linux calls by this name.
+            assert target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+        else:
+            target.shutdown(socket.SHUT_WR)
+            await until(lambda: not ends.agent.splices)
+        target.close()
+
+
+async def test_a_target_that_resets_while_it_is_heard_out_is_over() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            await finish_then_reset(ends, visitor, target)
+            reset(target)
+            await until_over(ends)
+
+
+async def test_a_lost_session_while_a_target_is_heard_out_changes_nothing() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            await finish_then_reset(ends, visitor, target)
+            ends.agent.lose()
+            assert await receive_to_end(target) == b"all"
+            target.close()
+            await until(lambda: not ends.agent.splices)
+
+
+async def test_a_reset_gives_back_the_memory_of_what_waits() -> None:
+    """Its credit is at the peer again: else a visitor could make us hold many windows."""
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, _ = await _visitor_only(ends)
+            splice = ends.agent.join(ends.opened[-1].stream)
+            await send_all(visitor, bytes(30_000))
+            await until(lambda: len(splice._backlog) == 30_000)
+            with splice.dialling:
+                reset(visitor)
+                await trio.sleep_forever()
+            assert splice._backlog == b""
+            assert ends.agent.session.open_streams == 0
+            # A socket that came all the same is reset unused.
+            at_agent, target = tcp_pair()
+            prepare_spliced(at_agent)
+            await splice.run(at_agent)
+            assert await is_reset(target)
+            target.close()
+
+
+async def test_a_reset_behind_a_finished_direction_still_wants_its_socket() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, at_relay = await _visitor_only(ends)
+            stream = ends.opened[-1].stream
+            splice = ends.agent.join(stream)
+            await send_all(visitor, b"last words")
+            visitor.shutdown(socket.SHUT_WR)
+            await until(lambda: splice.inbound_finished)
+            ends.relay.session.reset(stream, ResetCode.ABORTED)
+            ends.relay.flush()
+            await until(lambda: splice._reset is not None)
+            assert not splice.dialling.cancel_called
+            at_agent, target = tcp_pair()
+            prepare_spliced(at_agent)
+            ends.nursery.start_soon(splice.run, at_agent)
+            assert await receive_to_end(target) == b"last words"
+            target.close()
+            await until(lambda: not ends.agent.splices)
+            assert at_relay.fileno() != -1
+            visitor.close()
+
+
+async def test_while_spliced_a_socket_is_armed_to_reset() -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            await send_all(visitor, b"x")
+            await receive_exactly(target, 1)
+            splice = next(iter(ends.agent.splices.values()))
+            sock = splice._sock
+            assert sock is not None
+            armed = (1).to_bytes(4, "little") + bytes(4)
+            for step in (
+                lambda: None,
+                lambda: visitor.shutdown(socket.SHUT_WR),
+            ):
+                step()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == armed
+            target.shutdown(socket.SHUT_WR)
+            await until_over(ends)
+            assert sock.fileno() == -1
+            visitor.close()
+            target.close()
+
+
+@pytest.mark.parametrize("attempt", range(8))
+async def test_a_fin_that_meets_a_socket_already_reset_hides_no_reset(attempt: int) -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            await send_all(visitor, b"x")
+            await trio.lowlevel.wait_readable(target)
+            stream = next(iter(ends.relay.splices))
+            ends.relay.session.finish(stream)
+            ends.relay.flush()
+            reset(target)
+            await until(lambda: not ends.agent.splices)
+            assert await is_reset(visitor)
+            visitor.close()
+
+
+async def test_cancelled_at_any_step_a_splice_closes_its_socket_and_tells_the_peer() -> None:
+    """Neither side ever sees an end of file before all bytes of its peer."""
+    step, cancelled = 0, True
+    with trio.fail_after(2 * LIMIT):
+        while cancelled:
+            step += 1
+            async with two_ends() as ends:
+                visitor, _ = await _visitor_only(ends)
+                at_agent, target = tcp_pair()
+                prepare_spliced(at_agent)
+                splice = ends.agent.join(ends.opened[-1].stream)
+                results: dict[str, bytes | None] = {}
+
+                async def talk(name: str, sock: socket.socket) -> None:
+                    try:
+                        await send_all(sock, b"from the " + name.encode())
+                        sock.shutdown(socket.SHUT_WR)
+                        results[name] = await receive_to_end(sock)  # noqa: B023 - in this round
+                    except OSError:
+                        results[name] = None  # noqa: B023 - in this round
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(talk, "visitor", visitor)
+                    nursery.start_soon(talk, "target", target)
+                    with cancelled_at(step) as scope:
+                        await splice.run(at_agent)
+                    cancelled = scope.cancelled_caught
+                assert results["visitor"] in (b"from the target", None)
+                assert results["target"] in (b"from the visitor", None)
+                assert at_agent.fileno() == -1
+                await until_over(ends)
+                check_pool(ends.agent.pool)
+                check_pool(ends.relay.pool)
+                session = ends.relay.session
+                await until(lambda: not session.statistics().replay_held)  # noqa: B023 - in this round
+                visitor.close()
+                target.close()
+            assert cancelled or results == {
+                "visitor": b"from the target",
+                "target": b"from the visitor",
+            }
+    assert step > 8
