@@ -435,11 +435,16 @@ class SshServer:
         # "*" and not "!": with a locked account sshd refuses keys too.
         shadow = self.folder / "shadow"
         shadow.write_text(f"{user}:*:19000:0:99999:7:::\n")
+        # Without the group "tty", to which only root may give a terminal where /dev/pts is mounted
+        # without it, as containers do.
+        group = self.folder / "group"
+        groups = Path("/etc/group").read_text().splitlines(keepends=True)
+        group.write_text("".join(line for line in groups if not line.startswith("tty:")))
         return plain_environment(self.home) | {
             "LD_PRELOAD": "libnss_wrapper.so",
             "NSS_WRAPPER_PASSWD": str(passwd),
             "NSS_WRAPPER_SHADOW": str(shadow),
-            "NSS_WRAPPER_GROUP": "/etc/group",
+            "NSS_WRAPPER_GROUP": str(group),
         }
 
 
