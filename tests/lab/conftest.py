@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,11 +79,18 @@ def network(possible: None) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def enrolled(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a lab in which an agent joined a relay."""
-    folder = tmp_path_factory.mktemp("enrolled")
-    with Lab(folder):
-        pass
-    return folder
+    """The folder of a lab in which an agent joined a relay, made once a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers of this run
+    with (folder / "enrolling").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "enrolled").exists():
+            (folder / "enrolling-now").mkdir()
+            with Lab(folder / "enrolling-now"):
+                pass
+            (folder / "enrolling-now").rename(folder / "enrolled")
+    return folder / "enrolled"
 
 
 @pytest.fixture

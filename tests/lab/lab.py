@@ -110,9 +110,12 @@ class Wan:
         began = self._answer()
         self.seed: int = began["seed"]
         self.device: str = began["device"]
-        up = f"link set {self.device} mtu {began['mtu']} txqueuelen {began['queue']} up"
+        # Without a link-local address the kernels say nothing by themselves that would be counted.
         for namespace in (router, vps):
-            namespace.ip(up)
+            namespace.ip(
+                f"link set {self.device} addrgenmode none",
+                f"link set {self.device} mtu {began['mtu']} txqueuelen {began['queue']} up",
+            )
 
     @property
     def pid(self) -> int:
@@ -454,10 +457,16 @@ class Lab:
 
     # What a user sees of it
 
-    def ssh_argv(self, *command: str) -> list[str]:
+    def start_ssh(self, command: str) -> subprocess.Popen[bytes]:
+        """An ssh from the laptop that runs `command` on the router, with three pipes to it."""
         # How a connection ended is told at this level, and the first of two options holds.
-        ssh = [program("ssh"), "-oLogLevel=INFO", *self.login.options]
-        return [*ssh, "-p", str(SSH_PORT), VPS_TO_LAPTOP, *command]
+        argv = [program("ssh"), "-oLogLevel=INFO", *self.login.options]
+        argv += ["-p", str(SSH_PORT), VPS_TO_LAPTOP, command]
+        pipe = subprocess.PIPE
+        with self.laptop.entered():
+            return subprocess.Popen(
+                argv, env=self.login.environment, stdin=pipe, stdout=pipe, stderr=pipe
+            )
 
     def banner(self) -> bytes:
         """What a new visitor hears first."""

@@ -24,6 +24,9 @@ from .traffic import traffic
 
 # What is promised, in seconds.
 NOTICED = 8.0
+NOTICED_IDLE = 30.0
+# Bytes a second in both directions together, with the headers of IP and TCP.
+IDLE_BYTES = 20.0
 # After a silence has ended. The path may have come back just after a SYN was lost in it, and the
 # next is up to 4 s away.
 SILENCE_HEALED = 5.0
@@ -139,18 +142,19 @@ def test_middlebox_forgets_in_silence(trial: Trial) -> None:
     trial.survive(lambda: trial.lab.wan.forget_flows(answer="silence"), within=NOTICED)
 
 
-@pytest.mark.parametrize("percent", [1, 5])
+@pytest.mark.parametrize("percent", [1, 5, 20])
 @pytest.mark.lengths(short=[6], full=[60])
 def test_loss(trial: Trial, percent: int, length: float) -> None:
-    """Slow, and nothing more."""
+    """Slow, and nothing more. At 20 % TCP itself pauses for up to 9 s, and may lose its link."""
 
     def lose() -> None:
         trial.lab.wan.shape(delay=0.025, loss=percent / 100)
         time.sleep(length)
         trial.lab.wan.shape(delay=DELAY, loss=0.0)
 
-    trial.survive(lose, within=SILENCE_HEALED)
-    trial.promise_unbroken()
+    trial.survive(lose, within=SILENCE_HEALED if percent < 20 else HOPELESS)
+    if percent < 20:
+        trial.promise_unbroken()
 
 
 @pytest.mark.lengths(short=[10], full=[60])
@@ -179,6 +183,31 @@ def test_cut_at_random(trial: Trial, length: float) -> None:
 
     trial.survive(cut, within=TOLD_HEALED)
     assert trial.links_lost() > 1
+
+
+def test_black_hole_while_idle(trial: Trial) -> None:
+    """Nobody types: there is no hurry, but it must not go unnoticed."""
+    trial.struck = time.monotonic()
+    trial.lab.wan.hole()
+    agent = trial.lab.agent.process
+    agent.wait_for_line("link-down", after=len(agent.log), limit=HOPELESS)
+    trial.write()
+    noticed = trial.noticed()
+    assert noticed is not None
+    assert noticed < NOTICED_IDLE
+
+
+@pytest.mark.lengths(short=[42], full=[120])
+def test_idle_traffic(trial: Trial, length: float) -> None:
+    """What keeps an idle link alive must be affordable on a line that is paid by the megabyte."""
+    trial.struck = time.monotonic()
+    before = trial.lab.wan.statistics()
+    time.sleep(length)
+    after = trial.lab.wan.statistics()
+    trial.write()
+    trial.promise_unbroken()
+    sent = sum(after[way]["taken_bytes"] - before[way]["taken_bytes"] for way in BOTH)
+    assert 0 < sent / length < IDLE_BYTES
 
 
 # --- The router's network ------------------------------------------------------------------------

@@ -35,15 +35,9 @@ class Ssh:
     """An ssh that runs far.py, and the threads that talk to it."""
 
     def __init__(self, lab: Lab, *arguments: str) -> None:
-        with lab.laptop.entered():
-            self._popen = subprocess.Popen(
-                # -I: whatever PYTHON… variables there are, they are not for the far end.
-                lab.ssh_argv(f"exec {sys.executable} -I {FAR} {' '.join(arguments)}"),
-                env=lab.login.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+        # -I: whatever PYTHON… variables there are, they are not for the far end.
+        command = f"exec {sys.executable} -I {FAR} {' '.join(arguments)}"
+        self._popen = lab.start_ssh(command)
         self.name = arguments[0]
         self.stopping = threading.Event()
         self._complaint = ""
@@ -61,6 +55,8 @@ class Ssh:
             work()
         except AssertionError as wrong:
             self._complaint = self._complaint or str(wrong)
+            # Nobody reads on, so the far end would wait for ever.
+            self._popen.kill()
 
     def _collect_errors(self) -> None:
         self._errors = self.pipe(self._popen.stderr).read()
