@@ -260,11 +260,16 @@ def start_dropbear(stage: Stage) -> int:
     me = f"{stage.user}:*:{os.getuid()}:{os.getgid()}::{stage.folder / 'home'}:/bin/sh"
     passwd = stage.folder / "passwd"
     passwd.write_text("\n".join([me, *others, ""]))
+    # Without the group "tty", to which only root may give a terminal where /dev/pts is mounted
+    # without it, as containers do.
+    group = stage.folder / "group"
+    groups = Path("/etc/group").read_text().splitlines(keepends=True)
+    group.write_text("".join(line for line in groups if not line.startswith("tty:")))
     env = os.environ | {
         # dropbear looks for keys in the home that the passwd file names, so it gets its own.
         "LD_PRELOAD": "libnss_wrapper.so",
         "NSS_WRAPPER_PASSWD": str(passwd),
-        "NSS_WRAPPER_GROUP": "/etc/group",
+        "NSS_WRAPPER_GROUP": str(group),
     }
     argv = [program("dropbear"), "-F", "-E", "-s", "-r", str(stage.folder / "host_key")]
     argv += ["-p", f"{LOOPBACK}:{port}", "-P", str(stage.folder / "dropbear.pid")]
