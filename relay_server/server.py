@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,9 +15,9 @@ import trio
 from protocol.noise import StaticKey
 from protocol.process.command import CommandFailed
 from protocol.process.logs import event
-from protocol.process.state import StateFolder
+from protocol.process.state import StateError, StateFolder
 from relay_server import admin
-from relay_server.accept import accept_forever, listen
+from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 
@@ -37,8 +39,29 @@ DRAIN: Final = 0.2
 async def serve(
     config: ServerConfig, state: StateFolder, registry: Registry, key: StaticKey
 ) -> None:
-    """Run until SIGTERM or SIGINT. Raises CommandFailed if a port cannot be had."""
-    sockets = [_listen(address) for address in config.listen]
+    """Run until SIGTERM or SIGINT.
+
+    Raises CommandFailed if a port cannot be had, StateError if the admin socket cannot.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(_listen(address)) for address in config.listen]
+        try:
+            await _run(config, state, registry, key, sockets)
+        except BaseExceptionGroup as group:
+            # What a nursery wraps; the command line expects the one.
+            told, rest = group.split(StateError)
+            if told is None or rest is not None:
+                raise
+            raise _only(told) from None
+
+
+async def _run(
+    config: ServerConfig,
+    state: StateFolder,
+    registry: Registry,
+    key: StaticKey,
+    sockets: Sequence[socket.socket],
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, nursery)
@@ -54,12 +77,16 @@ async def serve(
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
             for sock in sockets:
-                trio.lowlevel.notify_closing(sock.fileno())
+                stop_accepting(sock)
             agents.say_goodbye()
             await trio.sleep(DRAIN)
             nursery.cancel_scope.cancel()
-    for sock in sockets:
-        sock.close()
+
+
+def _only(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
 
 
 def _listen(address: HostPort) -> socket.socket:
@@ -92,9 +119,16 @@ def _commands(agents: Agents) -> dict[str, admin.Command]:
 
 async def _watch_registry(registry: Registry, agents: Agents) -> None:
     seen = registry.change_stamp()
+    failing = False
     while True:
         await trio.sleep(REGISTRY_POLL)
-        stamp = registry.change_stamp()
-        if stamp != seen:
-            seen = stamp
-            agents.refresh()
+        try:
+            stamp = registry.change_stamp()
+            if stamp != seen:
+                agents.refresh()
+        except StateError as exc:
+            if not failing:
+                event(log, logging.ERROR, "registry-failed", reason=str(exc))
+            failing = True
+        else:
+            seen, failing = stamp, False
