@@ -1,7 +1,8 @@
 """From an accepted TCP connection to an agent that proved who it is.
 
-Until message 1 verifies a caller has proved nothing: it gets no byte, a few hundred bytes of memory
-and five seconds. Until message 3 it may have 4 KiB. A slow or idle caller delays nobody.
+Until message 1 verifies a caller has proved nothing and gets no byte; until message 3 it may send
+4 KiB. It has five seconds for all of it, whatever it does, and a place at the door (`doorway`) in
+between. A slow or idle caller delays nobody.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import logging
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError
 from protocol.hello import Denial
 from protocol.noise import StaticKey
+from protocol.process.address import HostPort
 from protocol.process.logs import event
+from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from relay_server.agents import Agents
+from relay_server.brake import Brake
+from relay_server.doorway import Caller, Doorway
 from relay_server.registry import Agent, TokenRefused
 
 if TYPE_CHECKING:
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from relay_server.registry import Registry
 
 log = logging.getLogger(__name__)
+
+# A full disk or a locked registry is a matter of minutes, if not of a person.
+REGISTRY_RETRY: Final = 10.0
 
 
 class Acceptor:
@@ -43,78 +51,107 @@ class Acceptor:
         self._key = key
         self._agents = agents
         self._nursery = nursery
-        # Callers who have proved nothing yet, oldest first.
-        self._unproved: dict[socket.socket, trio.CancelScope] = {}
+        self._doorway = Doorway(
+            total=config.half_open,
+            per_source=config.half_open_per_source,
+            attempts=config.attempts_per_source,
+            per_second=config.attempts_per_second,
+        )
+        self._brake = Brake()
 
     def on_caller(self, sock: socket.socket, source: tuple[str, int]) -> None:
-        if len(self._unproved) >= self._config.half_open:
-            # The oldest has had the most time; an agent needs one round trip.
-            self._unproved.pop(next(iter(self._unproved))).cancel()
-        scope = self._unproved[sock] = trio.CancelScope()
-        self._nursery.start_soon(self._greet, sock, source, scope)
+        now = trio.current_time()
+        scope = trio.CancelScope(deadline=now + self._config.handshake_timeout)
+        caller = self._doorway.enter(source[0], now, scope.cancel)
+        if caller is None:
+            sock.close()
+            self._tell_failed(source, "too many attempts from there")
+            return
+        self._nursery.start_soon(self._greet, sock, source, caller, scope)
 
     async def _greet(
-        self, sock: socket.socket, source: tuple[str, int], scope: trio.CancelScope
+        self,
+        sock: socket.socket,
+        source: tuple[str, int],
+        caller: Caller,
+        scope: trio.CancelScope,
     ) -> None:
         with sock:
-            arrival = await self._shake_hands(sock, source, scope)
-            if arrival is None:
-                return
+            known = None
             try:
-                answer = await self._identify(arrival)
-                if isinstance(answer, Agent):
-                    await self._agents.admit(arrival, answer)
-                else:
-                    event(
-                        log,
-                        logging.WARNING,
-                        "agent-denied",
-                        address=source[0],
-                        key=arrival.agent_key.hex(),
-                        reason=answer.reason,
-                    )
-                    await arrival.deny(answer)
-            except LinkLost as exc:
-                event(log, logging.INFO, "link-refused", address=source[0], reason=str(exc))
+                with scope:
+                    known = await self._meet(sock, source, caller)
             finally:
-                arrival.link.close()
+                self._doorway.leave(caller, trio.current_time(), known=known is not None)
+            if scope.cancelled_caught:
+                in_time = trio.current_time() < scope.deadline
+                self._tell_failed(
+                    source, "pushed out by newer callers" if in_time else "no handshake in time"
+                )
+            if known is not None:
+                await self._agents.admit(*known, HostPort(*source))
 
-    async def _shake_hands(
-        self, sock: socket.socket, source: tuple[str, int], scope: trio.CancelScope
-    ) -> Arrival | None:
-        reason = "no handshake in time"
-        scope.deadline = trio.current_time() + self._config.handshake_timeout
+    async def _meet(
+        self, sock: socket.socket, source: tuple[str, int], caller: Caller
+    ) -> tuple[Arrival, Agent] | None:
+        """Who is there; None if that is nobody of ours, and told so if it may know."""
         try:
-            with scope:
-                return await respond(sock, static=self._key, verified=partial(self._proved, sock))
-        except RemoteProtocolError as exc:
-            reason = str(exc)
+            verified = partial(self._doorway.prove, caller)
+            arrival = await respond(sock, static=self._key, verified=verified)
+            answer = await self._identify(arrival)
+            if isinstance(answer, Agent):
+                return arrival, answer
+            event(
+                log,
+                logging.WARNING,
+                "agent-denied",
+                address=source[0],
+                key=arrival.agent_key.hex(),
+                reason=answer.reason,
+            )
+            await arrival.deny(answer)
+        except (RemoteProtocolError, LinkLost) as exc:
+            self._tell_failed(source, str(exc))
         except EOFError:
-            reason = "closed before the handshake was done"
+            self._tell_failed(source, "closed before the handshake was done")
         except OSError as exc:
-            reason = exc.strerror or str(exc)
-        finally:
-            self._proved(sock)
-        event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason)
+            self._tell_failed(source, exc.strerror or str(exc))
         return None
 
-    def _proved(self, sock: socket.socket) -> None:
-        self._unproved.pop(sock, None)
+    def _tell_failed(self, source: tuple[str, int], reason: str) -> None:
+        if self._brake.allows(trio.current_time()):
+            event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason)
+        elif self._brake.suppressed == 1:
+            self._nursery.start_soon(self._tell_suppressed)
+
+    async def _tell_suppressed(self) -> None:
+        await trio.sleep_until(self._brake.ends)
+        event(log, logging.INFO, "handshakes-failed", more=self._brake.take_suppressed())
 
     async def _identify(self, arrival: Arrival) -> Agent | Denial:
-        key, token = arrival.agent_key, arrival.hello.token
-        if token is not None:
-            try:
-                # Writing waits for the disk; links must not.
-                agent = await trio.to_thread.run_sync(
-                    self._registry.redeem, token, key, time.time()
-                )
-            except TokenRefused as exc:
-                return Denial(code=DenialCode.TOKEN, reason=str(exc), retry_after=0.0)
-            event(log, logging.INFO, "agent-enrolled", agent=agent.name, ports=list(agent.ports))
-            # Its name's former key is revoked by this, and may be here.
-            self._agents.refresh()
-            return agent
+        try:
+            if arrival.hello.token is not None:
+                await self._redeem(arrival.hello.token, arrival.agent_key)
+            # Also after a token was redeemed: much may have changed while that waited.
+            return self._look_up(arrival.agent_key)
+        except TokenRefused as exc:
+            return Denial(code=DenialCode.TOKEN, reason=str(exc), retry_after=0.0)
+        except StateError as exc:
+            event(log, logging.ERROR, "registry-failed", reason=str(exc))
+            reason = "the relay cannot use its registry now"
+            return Denial(code=DenialCode.BUSY, reason=reason, retry_after=REGISTRY_RETRY)
+
+    async def _redeem(self, token: bytes, key: bytes) -> None:
+        # Writing waits for the disk; links must not. A caller whose time is up meanwhile may show
+        # the token again.
+        agent = await trio.to_thread.run_sync(
+            self._registry.redeem, token, key, time.time(), abandon_on_cancel=True
+        )
+        event(log, logging.INFO, "agent-enrolled", agent=agent.name, ports=list(agent.ports))
+        # Its name's former key is revoked by this, and may be here.
+        self._agents.refresh()
+
+    def _look_up(self, key: bytes) -> Agent | Denial:
         enrolled = self._registry.agent_by_key(key)
         if enrolled is not None:
             return enrolled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from functools import partial
@@ -15,6 +16,8 @@ from protocol.errors import DenialCode, LinkLost, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.frame import CloseCode
 from protocol.hello import ID_SIZE, Denial, Hello, Limits, Welcome
+from protocol.liveness import LATE
+from protocol.process.address import HostPort
 from protocol.process.logs import event
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
@@ -54,11 +57,10 @@ class Agents:
 
     # Arriving
 
-    async def admit(self, arrival: Arrival, agent: Agent) -> None:
-        """Attach an enrolled agent, or deny it.
+    async def admit(self, arrival: Arrival, agent: Agent, source: HostPort) -> None:
+        """Attach an enrolled agent that came from `source`, or deny it.
 
-        Runs until the link is lost and the session's time is up, or another link takes over.
-        Raises LinkLost if the answer cannot be sent.
+        Runs until the link is lost or another one takes over.
         """
         hello = arrival.hello
         presence = self._present.setdefault(
@@ -67,33 +69,37 @@ class Agents:
         decision = presence.tenure.decide(hello)
         if decision is Decision.PROBE:
             decision = await self._probe(presence, hello)
-        if decision is Decision.DUPLICATE:
-            await self._deny_duplicate(presence, arrival)
-        elif decision is Decision.STALE:
-            reason = "a newer link of this agent came first"
-            await arrival.deny(Denial(code=DenialCode.SUPERSEDED, reason=reason, retry_after=0.0))
-        else:
-            if presence.attempt is not None:
-                presence.attempt.cancel()
-            with trio.CancelScope() as presence.attempt:
-                await self._attach(presence, arrival, agent, resume=decision is Decision.RESUME)
+            if self._present.get(presence.key) is not presence:
+                return  # revoked meanwhile, which the agent hears when it tries again
+        match decision:
+            case Decision.DUPLICATE:
+                await self._deny_duplicate(presence, arrival, source)
+            case Decision.STALE:
+                reason = "a newer link of this agent came first"
+                await _deny(arrival, DenialCode.SUPERSEDED, reason)
+            case _:
+                presence.address = str(source)
+                resume = decision is Decision.RESUME
+                await self._attach(presence, arrival, agent, resume=resume)
+
+    # From here on the agent has the presence: nothing waits until the welcome is on its way.
 
     async def _attach(
         self, presence: Presence, arrival: Arrival, agent: Agent, *, resume: bool
     ) -> None:
         hello, tenure = arrival.hello, presence.tenure
-        session = tenure.session
-        if resume and presence.endpoint is not None and session is not None:
-            endpoint = presence.endpoint
+        keeper = presence.take_over()
+        endpoint, session = presence.endpoint, tenure.session
+        if resume and endpoint is not None and session is not None:
             endpoint.drop_link("the agent came over another link")
+            tenure.attached = False
         else:
             presence.reset_streams()
+            resume, session = False, secrets.token_bytes(ID_SIZE)
             endpoint = presence.endpoint = self._new_endpoint(presence, hello.limits)
-            session = secrets.token_bytes(ID_SIZE)
+            self._nursery.start_soon(self._ports.close_orphans, presence, endpoint)
         tenure.accept(hello, session)
         presence.goodbye = None
-        host, port = arrival.link.peername
-        presence.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         welcome = Welcome(
             session=session,
             resumed=resume,
@@ -104,53 +110,68 @@ class Agents:
             features=(),
             software=f"ssh-relay {__version__}",
         )
-        over = await self._carry(presence, endpoint, arrival, welcome)
-        if not over:
-            await self._wait_for_return(presence, endpoint)
+        ended: LinkLost | SessionLost | None = None
+        with keeper:
+            try:
+                await self._carry(presence, endpoint, arrival, welcome)
+            except (LinkLost, SessionLost) as exc:
+                ended = exc
+            finally:
+                arrival.link.close()
+        if ended is not None and not keeper.cancel_called:
+            self._on_link_down(presence, endpoint, ended)
 
     async def _carry(
         self, presence: Presence, endpoint: Endpoint, arrival: Arrival, welcome: Welcome
-    ) -> bool:
-        """Carry the session over the link until that ends; True if the session ends with it."""
+    ) -> None:
+        """Carry the session over the link; always raises, LinkLost or SessionLost."""
         hello = arrival.hello
+        await arrival.welcome(welcome)
+        presence.attached_now()
+        event(
+            log,
+            logging.INFO,
+            "link-up",
+            agent=presence.name,
+            address=presence.address,
+            resumed=welcome.resumed,
+            software=hello.software,
+        )
         received = hello.resume.received if welcome.resumed and hello.resume else 0
-        about = {"agent": presence.name, "address": presence.address}
-        lost = False
-        try:
-            await arrival.welcome(welcome)
-            presence.attached_now()
-            event(
-                log,
-                logging.INFO,
-                "link-up",
-                **about,
-                resumed=welcome.resumed,
-                software=hello.software,
-            )
-            if not welcome.resumed:
-                self._nursery.start_soon(self._ports.close_orphans, presence, endpoint)
-            await endpoint.carry(arrival.link, received)
-        except (LinkLost, SessionLost) as exc:
-            lost, reason = isinstance(exc, SessionLost), str(exc)
-        finally:
-            arrival.link.close()
-        presence.detached_now()
-        streams = endpoint.session.open_streams
-        event(log, logging.INFO, "link-down", **about, reason=reason, streams=streams)
-        if lost or presence.goodbye is CloseCode.GONE:
-            presence.end_session()
-            return True
-        return False
+        await endpoint.carry(arrival.link, received)
 
-    async def _wait_for_return(self, presence: Presence, endpoint: Endpoint) -> None:
+    def _on_link_down(
+        self, presence: Presence, endpoint: Endpoint, why: LinkLost | SessionLost
+    ) -> None:
+        presence.detached_now()
+        event(
+            log,
+            logging.INFO,
+            "link-down",
+            agent=presence.name,
+            address=presence.address,
+            reason=str(why),
+            streams=endpoint.session.open_streams,
+        )
+        if isinstance(why, SessionLost) or presence.goodbye is CloseCode.GONE:
+            presence.end_session()
+        self._nursery.start_soon(self._wait_for_return, presence, presence.take_over())
+
+    async def _wait_for_return(self, presence: Presence, keeper: trio.CancelScope) -> None:
         """Keep the session for a while, the listeners longer. Cancelled when the agent is back."""
-        streams = endpoint.session.open_streams
-        keep = self._config.detached_keep if streams else self._config.detached_keep_idle
-        await trio.sleep(keep)
-        event(log, logging.INFO, "session-expired", agent=presence.name, streams=streams)
-        presence.end_session()
-        await trio.sleep(self._config.listener_keep)
-        self._forget(presence, "the agent stayed away")
+        gone = presence.since
+        with keeper:
+            if presence.endpoint is not None:
+                streams = presence.endpoint.session.open_streams
+                keep = self._config.detached_keep if streams else self._config.detached_keep_idle
+                await trio.sleep_until(gone + keep)
+                if keeper.cancel_called:
+                    return
+                event(log, logging.INFO, "session-expired", agent=presence.name, streams=streams)
+                presence.end_session()
+            await trio.sleep_until(gone + self._config.listener_keep)
+            if not keeper.cancel_called:
+                self._forget(presence, "the agent stayed away")
 
     def _new_endpoint(self, presence: Presence, peer: Limits) -> Endpoint:
         options = SessionOptions(
@@ -166,35 +187,47 @@ class Agents:
     # Another process with the same key
 
     async def _probe(self, presence: Presence, hello: Hello) -> Decision:
-        """Give the attached link a moment to show life. One question a key; the newest wins."""
+        """Give the attached agent a moment to show life. One question a key; the newest wins."""
         if presence.newcomer is not None:
             presence.newcomer.cancel()
         alive = False
-        with trio.CancelScope() as presence.newcomer:
-            if presence.endpoint is not None:
-                alive = await presence.endpoint.shows_life(PROBE_SECONDS)
-            presence.newcomer = None
-            if alive:
-                return Decision.DUPLICATE
-            # The old one may have gone meanwhile, or a third may have come.
-            again = presence.tenure.decide(hello)
-            return Decision.RENEW if again is Decision.PROBE else again
-        return Decision.STALE
+        with trio.CancelScope() as scope:
+            presence.newcomer = scope
+            alive = await self._shows_life(presence)
+        if scope.cancel_called:
+            return Decision.STALE
+        presence.newcomer = None
+        if alive:
+            return Decision.DUPLICATE
+        # The old one may have gone meanwhile.
+        again = presence.tenure.decide(hello)
+        return Decision.RENEW if again is Decision.PROBE else again
 
-    async def _deny_duplicate(self, presence: Presence, arrival: Arrival) -> None:
+    async def _shows_life(self, presence: Presence) -> bool:
+        """Whether a byte comes from the attached agent in time, or a new link of whomever."""
+        while True:
+            endpoint, link = presence.endpoint, presence.link
+            asked = trio.current_time()
+            if endpoint is not None and await endpoint.shows_life(PROBE_SECONDS):
+                return True
+            if presence.link is not link and presence.link is not None:
+                return True
+            if trio.current_time() - asked <= PROBE_SECONDS + LATE:
+                return False
+            # We did not run (stopped, suspended), so the silence may be our own.
+
+    async def _deny_duplicate(self, presence: Presence, arrival: Arrival, source: HostPort) -> None:
         event(
             log,
             logging.WARNING,
             "agent-duplicate",
             agent=presence.name,
-            address=arrival.link.peername[0],
+            address=source.host,
             attached=presence.address,
             instance=arrival.hello.instance.hex(),
         )
         reason = f"another process with the key of {presence.name} is attached"
-        await arrival.deny(
-            Denial(code=DenialCode.DUPLICATE, reason=reason, retry_after=DUPLICATE_RETRY)
-        )
+        await _deny(arrival, DenialCode.DUPLICATE, reason, retry_after=DUPLICATE_RETRY)
 
     # What an agent says
 
@@ -209,27 +242,21 @@ class Agents:
     # Changes from outside
 
     def refresh(self) -> None:
-        """The registry changed: put into effect what concerns the agents that are here."""
+        """The registry changed: put into effect what concerns the agents that are here.
+
+        Raises StateError if the registry cannot be read.
+        """
         for presence in list(self._present.values()):
             agent = self._registry.agent_by_key(presence.key)
             if agent is None:
                 event(log, logging.WARNING, "agent-revoked", agent=presence.name)
-                self._expel(presence)
-                continue
-            for listener in list(presence.listeners.values()):
-                if listener.port not in agent.ports:
-                    self._ports.close(presence, listener, "no longer granted")
-
-    def _expel(self, presence: Presence) -> None:
-        for scope in (presence.attempt, presence.newcomer, *presence.held):
-            if scope is not None:
-                scope.cancel()
-        presence.end_session()
-        self._forget(presence, "the agent is revoked")
+                presence.expel()
+                self._forget(presence, "the agent is revoked")
+            else:
+                self._ports.keep_granted(presence, agent.ports)
 
     def _forget(self, presence: Presence, reason: str) -> None:
-        for listener in list(presence.listeners.values()):
-            self._ports.close(presence, listener, reason)
+        self._ports.close_all(presence, reason)
         del self._present[presence.key]
 
     def say_goodbye(self) -> None:
@@ -253,3 +280,11 @@ class Agents:
             }
             for presence in self._present.values()
         ]
+
+
+async def _deny(
+    arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
+) -> None:
+    # Whoever is gone meanwhile needs no answer.
+    with contextlib.suppress(LinkLost):
+        await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import trio
 from protocol.errors import RefusalCode
 from protocol.frame import Publish
 from protocol.process.logs import event
+from protocol.process.state import StateError
 from protocol.transport.endpoint import Endpoint
 from relay_server.listeners import Listener, PortUnavailable
 from relay_server.presence import Presence
@@ -35,11 +37,8 @@ class Ports:
 
     def publish(self, presence: Presence, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
-        agent = self._registry.agent_by_key(presence.key)
         listener = presence.listeners.get(publish.port)
-        if agent is None or publish.port not in agent.ports:
-            reason = f"port {publish.port} is not granted to {presence.name}"
-            self._refuse(presence, publish, RefusalCode.NOT_GRANTED, reason)
+        if not self._is_granted(presence, publish):
             return
         if listener is not None and listener.publication:
             reason = f"port {publish.port} already serves {listener.service}"
@@ -61,17 +60,38 @@ class Ports:
             if listener.publication == publication:
                 self.close(presence, listener, "withdrawn")
 
+    def keep_granted(self, presence: Presence, granted: Container[int]) -> None:
+        """Close what is no longer granted, and tell the agent, which asks again in its own time."""
+        for listener in list(presence.listeners.values()):
+            if listener.port not in granted:
+                publication = listener.publication
+                self.close(presence, listener, "no longer granted")
+                if publication and presence.endpoint is not None:
+                    reason = f"port {listener.port} is no longer granted to {presence.name}"
+                    code = RefusalCode.NOT_GRANTED
+                    presence.endpoint.session.refused(publication, code, reason)
+                    presence.endpoint.flush()
+
     async def close_orphans(self, presence: Presence, endpoint: Endpoint) -> None:
         """A new session publishes at once whatever it will; other ports are of the past."""
-        await trio.sleep(self._config.visitor_wait)
-        if presence.endpoint is endpoint:
-            for listener in list(presence.listeners.values()):
-                if not listener.publication:
-                    self.close(presence, listener, "no longer published")
+        while presence.endpoint is endpoint:
+            await trio.sleep(self._config.visitor_wait)
+            # What an agent that has gone away meanwhile sent may be still on its way.
+            if presence.endpoint is endpoint and presence.tenure.attached:
+                for listener in list(presence.listeners.values()):
+                    if not listener.publication:
+                        self.close(presence, listener, "no longer published")
+                return
+
+    def close_all(self, presence: Presence, reason: str) -> None:
+        for listener in list(presence.listeners.values()):
+            self.close(presence, listener, reason)
 
     def close(self, presence: Presence, listener: Listener, reason: str) -> None:
+        """Free the port at once; visitors who wait at it are reset, streams go on."""
         del presence.listeners[listener.port]
         listener.close()
+        presence.notify()
         event(
             log,
             logging.INFO,
@@ -81,6 +101,21 @@ class Ports:
             port=listener.port,
             reason=reason,
         )
+
+    def _is_granted(self, presence: Presence, publish: Publish) -> bool:
+        """Refuses `publish` if not."""
+        try:
+            agent = self._registry.agent_by_key(presence.key)
+        except StateError as exc:
+            event(log, logging.ERROR, "registry-failed", reason=str(exc))
+            reason = "the relay cannot read its registry"
+            self._refuse(presence, publish, RefusalCode.PORT_FAILED, reason)
+            return False
+        if agent is not None and publish.port in agent.ports:
+            return True
+        reason = f"port {publish.port} is not granted to {presence.name}"
+        self._refuse(presence, publish, RefusalCode.NOT_GRANTED, reason)
+        return False
 
     def _new_listener(self, presence: Presence, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""

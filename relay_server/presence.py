@@ -16,6 +16,7 @@ import trio
 
 from protocol.frame import CloseCode
 from protocol.transport.endpoint import Endpoint
+from protocol.transport.link import Link
 from relay_server.listeners import Listener
 from relay_server.takeover import Tenure
 
@@ -27,13 +28,17 @@ class Presence:
     tenure: Tenure = field(default_factory=Tenure)
     endpoint: Endpoint | None = None  # the session, attached or not
     listeners: dict[int, Listener] = field(default_factory=dict)  # by port
-    attempt: trio.CancelScope | None = None  # carries the link, then waits for the next
+    keeper: trio.CancelScope | None = None  # of the task that carries the link, or waits for one
     newcomer: trio.CancelScope | None = None  # another process, waiting for its probe
     address: str = ""  # where the agent is, or was last
     since: float = 0.0  # when it attached or detached, on trio's clock
     goodbye: CloseCode | None = None
-    held: set[trio.CancelScope] = field(default_factory=set)  # visitors waiting unread
+    held: int = 0  # visitors waiting unread
     _changed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def link(self) -> Link | None:
+        return None if self.endpoint is None else self.endpoint.link
 
     def ready(self, listener: Listener) -> bool:
         """Whether a visitor on `listener` can be passed on now."""
@@ -46,6 +51,24 @@ class Presence:
     def notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+    def take_over(self) -> trio.CancelScope:
+        """The scope for the task that keeps the session from now on; the one before is cancelled.
+
+        A task woken in the turn in which it is cancelled runs once more: look at `cancel_called`
+        before touching the presence.
+        """
+        if self.keeper is not None:
+            self.keeper.cancel()
+        self.keeper = trio.CancelScope()
+        return self.keeper
+
+    def expel(self) -> None:
+        """End the session, and whatever is under way to carry one."""
+        for scope in (self.keeper, self.newcomer):
+            if scope is not None:
+                scope.cancel()
+        self.end_session()
 
     def attached_now(self) -> None:
         self.tenure.attached = True

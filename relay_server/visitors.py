@@ -10,8 +10,8 @@ import trio
 
 from protocol.errors import SessionLost
 from protocol.process.logs import event
-from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
+from protocol.transport.splice import Splice
 from relay_server.listeners import Listener
 from relay_server.presence import Presence
 
@@ -29,59 +29,59 @@ async def visit(
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
+    with sock:
+        try:
+            prepare_spliced(sock)
+        except OSError:  # gone already
+            return
+        about = {"agent": presence.name, "service": listener.service, "source": source[0]}
+        refusal = await _wait_ready(config, presence, listener)
+        splice = refusal or _open(presence, listener, source)
+        if isinstance(splice, str):
+            event(log, logging.INFO, "visitor-refused", **about, reason=splice)
+            return
+        stream = splice.stream
+        event(log, logging.INFO, "visitor-in", **about, stream=stream)
+        await splice.run(sock)
+        event(
+            log,
+            logging.INFO,
+            "visitor-out",
+            **about,
+            stream=stream,
+            received=splice.sent,
+            sent=splice.delivered,
+        )
+
+
+async def _wait_ready(config: ServerConfig, presence: Presence, listener: Listener) -> str | None:
+    """None once a stream can be opened, or why it cannot."""
+    if not (presence.ready(listener) or listener.closed):
+        if presence.held >= config.held_visitors:
+            return "too many visitors wait for the agent"
+        presence.held += 1
+        try:
+            with trio.move_on_after(config.visitor_wait):
+                while not (presence.ready(listener) or listener.closed):
+                    await presence.wait_change()
+        finally:
+            presence.held -= 1
+    if listener.closed:
+        return "the port is closed"
+    return None if presence.ready(listener) else "the agent is away"
+
+
+def _open(presence: Presence, listener: Listener, source: tuple[str, int]) -> Splice | str:
+    endpoint = presence.endpoint
+    if endpoint is None:
+        return "the agent is away"
     try:
-        prepare_spliced(sock)
-    except OSError:  # gone already
-        sock.close()
-        return
-    about = {"agent": presence.name, "service": listener.service, "source": source[0]}
-    endpoint, refusal = await _wait_ready(config, presence, listener), "the agent is away"
-    stream = None
-    if endpoint is not None:
-        stream, refusal = _open(presence, endpoint, listener, source), "too many streams"
-    if stream is None or endpoint is None:
-        event(log, logging.INFO, "visitor-refused", **about, reason=refusal)
-        sock.close()
-        return
+        stream = endpoint.session.open(listener.publication, source)
+    except SessionLost as exc:
+        presence.end_session()  # 2^31 streams: the agent starts a new session at once
+        return str(exc)
+    if stream is None:
+        return "too many streams"
     splice = endpoint.join(stream)
     endpoint.flush()
-    event(log, logging.INFO, "visitor-in", **about, stream=stream)
-    await splice.run(sock)
-    event(
-        log,
-        logging.INFO,
-        "visitor-out",
-        **about,
-        stream=stream,
-        received=splice.sent,
-        sent=splice.delivered,
-    )
-
-
-def _open(
-    presence: Presence, endpoint: Endpoint, listener: Listener, source: tuple[str, int]
-) -> int | None:
-    try:
-        return endpoint.session.open(listener.publication, source)
-    except SessionLost:
-        presence.end_session()  # 2^31 streams: the agent starts a new session at once
-        return None
-
-
-async def _wait_ready(
-    config: ServerConfig, presence: Presence, listener: Listener
-) -> Endpoint | None:
-    """The session to open a stream in; None if there is none in time."""
-    if presence.ready(listener):
-        return presence.endpoint
-    if len(presence.held) >= config.held_visitors:
-        return None
-    with trio.move_on_after(config.visitor_wait) as scope:
-        presence.held.add(scope)
-        try:
-            while not presence.ready(listener):
-                await presence.wait_change()
-            return presence.endpoint
-        finally:
-            presence.held.discard(scope)
-    return None
+    return splice

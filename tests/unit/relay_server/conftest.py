@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio.testing
 
 from tests.unit.relay_server.relay import Relay, running
 
@@ -17,7 +16,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.fixture
-async def relay(tmp_path: Path, mock_clock: trio.testing.MockClock) -> AsyncIterator[Relay]:
-    """With its default configuration; `mock_clock` moves its time."""
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    """With its default configuration. In a test that asks for `mock_clock`, time stands still."""
     async with running(tmp_path) as one:
         yield one

@@ -1,6 +1,7 @@
 """A relay and agents in one process, over real loopback sockets, for tests of the relay.
 
-Time is a `MockClock` that stands still unless a test moves it: bytes take no time, waiting does.
+Where time matters it is a `MockClock` that stands still until the test moves it: bytes take no
+time, waiting does. (An autojump clock would jump while bytes are under way.)
 """
 
 from __future__ import annotations
@@ -192,6 +193,7 @@ class Router:
         self.relay.leftovers.append(link)
         self.link, self.session = link, welcome.session
         if not welcome.resumed:
+            self.events = []  # ids of publications begin anew
             endpoint = Endpoint(
                 new_session(relay=False), pool=BufferPool(), on_event=self._on_event
             )

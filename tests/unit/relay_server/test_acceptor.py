@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from protocol.errors import DenialCode, LinkDenied, LinkLost
+from protocol.hello import encode_preface
+from protocol.noise import Handshake, StaticKey, Suite
+from protocol.process.state import StateError
+from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.acceptor import REGISTRY_RETRY
+from relay_server.brake import LINES, PERIOD
+from relay_server.registry import Agent
+from tests.unit.relay_server.relay import (
+    Relay,
+    Router,
+    caller_of,
+    free_port,
+    quiet,
+    running,
+    told,
+    until,
+)
+from tests.unit.transport.ends import tcp_pair
+from tests.unit.transport.test_splice import receive_to_end
+
+Clock = trio.testing.MockClock
+GARBAGE = b"GET / HTTP/1.1\r\nHost: example.net\r\n\r\n"
+
+
+def first_flight(relay: Relay) -> bytes:
+    """Preface and message 1, as an agent or whoever recorded it sends them."""
+    preface = encode_preface(Suite.AESGCM)
+    noise = Handshake(
+        suite=Suite.AESGCM,
+        prologue=preface,
+        initiator=True,
+        static=StaticKey.generate(),
+        remote_static=relay.key.public,
+    )
+    first = noise.write_message()
+    return preface + len(first).to_bytes(2, "big") + first
+
+
+async def answer_to(sock: socket.socket) -> bytes:
+    """All that comes until the relay closes."""
+    with sock:
+        try:
+            return await receive_to_end(sock)
+        except ConnectionResetError:
+            return b""
+
+
+def at_door(relay: Relay) -> int:
+    return len(relay.acceptor._doorway)
+
+
+def caller_without_a_word(relay: Relay) -> socket.socket:
+    sock = caller_of(relay.port)
+    with suppress(OSError):  # closed already
+        sock.shutdown(socket.SHUT_WR)
+    return sock
+
+
+async def idle_caller(relay: Relay) -> socket.socket:
+    count = at_door(relay)
+    sock = caller_of(relay.port)
+    relay.leftovers.append(sock)
+    await until(lambda: at_door(relay) > count)
+    return sock
+
+
+# Strangers
+
+
+@pytest.mark.parametrize("sent", [GARBAGE, bytes(200), b"SSH-2.0-scanner\r\n", b"S"])
+async def test_garbage_gets_no_byte_and_one_line(
+    relay: Relay, sent: bytes, log: pytest.LogCaptureFixture
+) -> None:
+    sock = caller_of(relay.port)
+    await send_all(sock, sent)
+    sock.shutdown(socket.SHUT_WR)
+    assert await answer_to(sock) == b""
+    await quiet()
+    (failed,) = log.records
+    assert failed.msg == "handshake-failed"
+    assert told(log, "handshake-failed")[0]["address"] == "127.0.0.1"
+    assert at_door(relay) == 0
+
+
+async def test_who_looks_in_and_leaves_is_one_line(
+    relay: Relay, log: pytest.LogCaptureFixture
+) -> None:
+    caller_of(relay.port).close()
+    await until(lambda: told(log, "handshake-failed"))
+    (failed,) = told(log, "handshake-failed")
+    assert failed["reason"] == "closed before the handshake was done"
+
+
+async def test_a_reset_is_one_line(relay: Relay, log: pytest.LogCaptureFixture) -> None:
+    sock = await idle_caller(relay)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.close()
+    await until(lambda: told(log, "handshake-failed"))
+    assert told(log, "handshake-failed")[0]["reason"] == "Connection reset by peer"
+
+
+@pytest.mark.parametrize("proves", [False, True])
+async def test_the_deadline_is_absolute_whatever_drips(
+    relay: Relay, mock_clock: Clock, proves: bool, log: pytest.LogCaptureFixture
+) -> None:
+    """A byte each eighth of a second: of message 1, or once that is genuine, of message 3."""
+    flight = first_flight(relay)
+    drips = [flight[index : index + 1] for index in range(39)]
+    if proves:
+        drips = [flight, b"\x0f", *[b"\0"] * 37]
+    sock = await idle_caller(relay)
+    for drip in drips:
+        await send_all(sock, drip)
+        mock_clock.jump(0.125)
+        await quiet()
+        assert at_door(relay) == 1
+    mock_clock.jump(0.125)
+    await until(lambda: at_door(relay) == 0)
+    assert bool(await answer_to(sock)) == proves
+    assert told(log, "handshake-failed") == [
+        {"address": "127.0.0.1", "reason": "no handshake in time"}
+    ]
+
+
+async def test_idle_callers_delay_nobody(relay: Relay) -> None:
+    idle = [await idle_caller(relay) for _ in range(20)]
+    router = relay.enrol()
+    await router.attach()
+    for one in idle:
+        one.close()
+
+
+async def test_at_the_bound_the_oldest_who_proved_nothing_goes(
+    tmp_path: Path, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, half_open=3) as relay:
+        proved = await idle_caller(relay)
+        await send_all(proved, first_flight(relay))
+        await receive_exactly(proved, 2)
+        oldest, younger = await idle_caller(relay), await idle_caller(relay)
+        router = relay.enrol()
+        await router.attach()
+        assert await answer_to(oldest) == b""
+        assert told(log, "handshake-failed") == [
+            {"address": "127.0.0.1", "reason": "pushed out by newer callers"}
+        ]
+        assert at_door(relay) == 2
+        proved.close()
+        younger.close()
+
+
+async def test_one_source_has_so_many_places(
+    tmp_path: Path, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, half_open_per_source=2) as relay:
+        router = relay.enrol()
+        first, second = await idle_caller(relay), await idle_caller(relay)
+        with pytest.raises(LinkLost):
+            await router.attach()
+        assert told(log, "handshake-failed")[0]["reason"] == "too many attempts from there"
+        first.close()
+        await until(lambda: at_door(relay) == 1)
+        await router.attach()
+        second.close()
+
+
+async def test_failures_use_a_source_up_and_successes_do_not(
+    tmp_path: Path, mock_clock: Clock
+) -> None:
+    async with running(tmp_path, attempts_per_source=3, attempts_per_second=0.5) as relay:
+        router = relay.enrol()
+        for _ in range(10):
+            await router.resume() if router.session else await router.attach()
+            await router.cut()
+        for _ in range(3):
+            sock = await idle_caller(relay)
+            sock.close()
+            await until(lambda: at_door(relay) == 0)
+        with pytest.raises(LinkLost):
+            await router.resume()
+        mock_clock.jump(2.0)
+        await router.resume()
+
+
+async def test_a_flood_is_ten_lines_and_a_count(
+    tmp_path: Path, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, attempts_per_source=5) as relay:
+        failures = LINES + 7
+        for _ in range(failures):
+            assert await answer_to(caller_without_a_word(relay)) == b""
+            await quiet()
+        assert len(told(log, "handshake-failed")) == LINES
+        assert not told(log, "handshakes-failed")
+        mock_clock.jump(PERIOD)
+        await until(lambda: told(log, "handshakes-failed"))
+        assert told(log, "handshakes-failed") == [{"more": failures - LINES}]
+        caller_of(relay.port).close()
+        await until(lambda: len(told(log, "handshake-failed")) == LINES + 1)
+        mock_clock.jump(PERIOD)
+        await quiet()
+        assert len(told(log, "handshakes-failed")) == 1
+
+
+# Agents
+
+
+async def test_an_unknown_agent_is_told_so(relay: Relay, log: pytest.LogCaptureFixture) -> None:
+    stranger = Router(relay, StaticKey.generate())
+    with pytest.raises(LinkDenied, match="needs an invitation") as caught:
+        await stranger.attach()
+    assert caught.value.code == DenialCode.UNKNOWN_AGENT
+    (denied,) = told(log, "agent-denied")
+    assert denied["key"] == stranger.key.public.hex()
+    assert at_door(relay) == 0
+    assert not relay.agents.overview()
+
+
+async def test_a_revoked_agent_is_told_so(relay: Relay) -> None:
+    router = relay.enrol("home")
+    relay.registry.revoke("home", 0.0)
+    with pytest.raises(LinkDenied) as caught:
+        await router.attach()
+    assert caught.value.code == DenialCode.REVOKED
+
+
+async def test_a_denial_that_cannot_be_sent_is_one_line(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    async def lost(*_: object) -> None:
+        raise LinkLost("sending failed: Broken pipe")
+
+    monkeypatch.setattr("relay_server.acceptor.Arrival.deny", lost)
+    with pytest.raises(LinkLost):
+        await Router(relay, StaticKey.generate()).attach()
+    assert told(log, "handshake-failed")[0]["reason"] == "sending failed: Broken pipe"
+
+
+async def test_a_token_enrols_and_may_be_shown_again(
+    relay: Relay, log: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    token = relay.invite("home", port)
+    router = Router(relay, StaticKey.generate())
+    welcome = await router.attach(token=token)
+    assert (welcome.name, welcome.ports) == ("home", (port,))
+    await router.attach(token=token)
+    assert told(log, "agent-enrolled")[0] == {"agent": "home", "ports": [port]}
+    with pytest.raises(LinkDenied) as caught:
+        await Router(relay, StaticKey.generate()).attach(token=token)
+    assert caught.value.code == DenialCode.TOKEN
+    assert "used by another agent" in str(caught.value)
+
+
+async def test_an_unknown_token_is_refused(relay: Relay) -> None:
+    with pytest.raises(LinkDenied) as caught:
+        await Router(relay, StaticKey.generate()).attach(token=bytes(16))
+    assert caught.value.code == DenialCode.TOKEN
+
+
+async def test_an_expired_token_is_refused(relay: Relay) -> None:
+    token = bytes(range(16))
+    relay.registry.invite("home", token, now=0.0, lifetime=60.0, port_range=range(11111, 11112))
+    with pytest.raises(LinkDenied, match="expired") as caught:
+        await Router(relay, StaticKey.generate()).attach(token=token)
+    assert caught.value.code == DenialCode.TOKEN
+
+
+async def test_a_registry_that_cannot_be_written_denies_for_now(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise StateError("registry.db: no space left on the disk")
+
+    token = relay.invite("home")
+    router = Router(relay, StaticKey.generate())
+    with monkeypatch.context() as patched:
+        patched.setattr(relay.registry, "redeem", full)
+        with pytest.raises(LinkDenied) as caught:
+            await router.attach(token=token)
+    assert (caught.value.code, caught.value.retry_after) == (DenialCode.BUSY, REGISTRY_RETRY)
+    assert told(log, "registry-failed")[0]["reason"] == "registry.db: no space left on the disk"
+    await router.attach(token=token)
+
+
+async def test_a_registry_that_cannot_be_read_denies_for_now(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, here = relay.enrol("home"), relay.enrol("here")
+    await here.attach()
+
+    def failing(*_: object) -> None:
+        raise StateError("the disk fails")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(relay.registry, "agent_by_key", failing)
+        with pytest.raises(LinkDenied) as caught:
+            await router.attach()
+    assert caught.value.code == DenialCode.BUSY
+    await router.attach()
+    assert not here.ended
+
+
+class SlowDisk:
+    """Holds `redeem` back, before or after it has done its work."""
+
+    def __init__(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done, self.go_on = threading.Event(), threading.Event()
+        real: Callable[[bytes, bytes, float], Agent] = relay.registry.redeem
+
+        def redeem(token: bytes, key: bytes, now: float) -> Agent:
+            agent = real(token, key, now)
+            self.done.set()
+            self.go_on.wait(10)
+            return agent
+
+        monkeypatch.setattr(relay.registry, "redeem", redeem)
+
+
+async def test_an_agent_revoked_while_its_token_is_redeemed_does_not_get_in(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(relay, monkeypatch)
+    router = Router(relay, StaticKey.generate())
+    token = relay.invite("home")
+
+    async def attach() -> None:
+        with pytest.raises(LinkDenied) as caught:
+            await router.attach(token=token)
+        assert caught.value.code == DenialCode.REVOKED
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attach)
+        await until(disk.done.is_set)
+        relay.registry.revoke("home", 0.0)
+        relay.agents.refresh()
+        disk.go_on.set()
+    assert not relay.agents.overview()
+
+
+async def test_a_disk_that_hangs_delays_neither_others_nor_the_end(
+    tmp_path: Path, mock_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    async with running(tmp_path) as relay:
+        here = relay.enrol("here")
+        disk = SlowDisk(relay, monkeypatch)
+        router = Router(relay, StaticKey.generate())
+
+        async def attach() -> None:
+            with suppress(LinkLost):
+                await router.attach(token=token)
+
+        token = relay.invite("home")
+        relay.nursery.start_soon(attach)
+        await until(disk.done.is_set)
+        await here.attach()
+    assert time.monotonic() - began < 5.0
+    disk.go_on.set()
+
+
+async def test_cancelled_in_the_middle_of_a_handshake_the_place_is_free(relay: Relay) -> None:
+    at_agent, accepted = tcp_pair()
+    doorway = relay.acceptor._doorway
+    scope = trio.CancelScope()
+    caller = doorway.enter("203.0.113.9", 0.0, scope.cancel)
+    assert caller is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.acceptor._greet, accepted, ("203.0.113.9", 1), caller, scope)
+        await send_all(at_agent, first_flight(relay))
+        await receive_exactly(at_agent, 2)
+        nursery.cancel_scope.cancel()
+    assert len(doorway) == 0
+    assert accepted.fileno() < 0
+    at_agent.close()

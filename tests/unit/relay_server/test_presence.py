@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from protocol.buffers import BufferPool
+from protocol.hello import Hello
+from protocol.transport.endpoint import Endpoint
+from relay_server.listeners import Listener
+from relay_server.presence import Presence
+from relay_server.takeover import Decision
+from tests.unit.transport.ends import LIMITS, new_session
+
+HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
+
+
+@pytest.fixture
+def presence() -> Presence:
+    """Holding a session, with one published and one idle listener."""
+    one = Presence(b"k" * 32, "home")
+    one.endpoint = Endpoint(
+        new_session(relay=True), pool=BufferPool(), on_event=lambda happened: None
+    )
+    one.tenure.accept(HELLO, b"s" * 16)
+    one.listeners = {1: Listener(1, "ssh", publication=7), 2: Listener(2, "web")}
+    return one
+
+
+async def test_visitors_are_passed_on_while_attached_and_published(presence: Presence) -> None:
+    published, idle = presence.listeners.values()
+    assert not presence.ready(published)
+    presence.attached_now()
+    assert presence.ready(published)
+    assert not presence.ready(idle)
+    presence.detached_now()
+    assert not presence.ready(published)
+
+
+async def test_attaching_wakes_whoever_waits(presence: Presence) -> None:
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await presence.wait_change()
+        woken.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(wait, number)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not woken
+        presence.attached_now()
+    assert sorted(woken) == [0, 1, 2]
+
+
+async def test_since_is_the_time_of_the_last_change(
+    presence: Presence, mock_clock: trio.testing.MockClock
+) -> None:
+    mock_clock.jump(5)
+    presence.attached_now()
+    began = presence.since
+    mock_clock.jump(7)
+    presence.detached_now()
+    assert presence.since == began + 7
+
+
+async def test_who_takes_over_cancels_the_one_before(presence: Presence) -> None:
+    first = presence.take_over()
+    assert not first.cancel_called
+    second = presence.take_over()
+    assert first.cancel_called
+    assert not second.cancel_called
+    assert presence.keeper is second
+
+
+async def test_the_end_of_the_session_leaves_the_listeners_serving_nobody(
+    presence: Presence,
+) -> None:
+    presence.attached_now()
+    presence.end_session()
+    assert presence.endpoint is None
+    assert presence.link is None
+    assert presence.tenure.decide(HELLO) is Decision.RENEW
+    assert [one.publication for one in presence.listeners.values()] == [0, 0]
+    assert not any(one.closed for one in presence.listeners.values())
+    presence.end_session()
+
+
+async def test_expelled_means_everything_under_way(presence: Presence) -> None:
+    keeper, newcomer = presence.take_over(), trio.CancelScope()
+    presence.newcomer = newcomer
+    presence.expel()
+    assert keeper.cancel_called
+    assert newcomer.cancel_called
+    assert presence.endpoint is None
+
+
+async def test_expelled_with_nothing_under_way(presence: Presence) -> None:
+    presence.expel()
+    assert presence.endpoint is None
