@@ -38,11 +38,6 @@ class Outbox:
         self._scheduler = Scheduler(MAX_PAYLOAD)
 
     @property
-    def overfull(self) -> bool:
-        """More waits and lies unacked beside the data than an honest peer lets pile up."""
-        return self.control_held > CONTROL_HEADROOM
-
-    @property
     def waiting_for_acks(self) -> bool:
         """Whether anything is queued or unacked: what is, an ack will come for."""
         return bool(self.budget.held or self.control_held)

@@ -78,12 +78,16 @@ class Budget:
 
         Bulk leaves an eighth alone; of that each of `streams` open streams may take its share.
         """
-        shared = min(
-            self.limit - self.limit // SET_ASIDE - self.held,
-            self.cap.limit - self.cap.limit // SET_ASIDE - self.cap.held,
-        )
+        left = self.limit - self.held
+        shared = left - self.limit // SET_ASIDE
+        cap = self.cap
+        cap_left = cap.limit - cap.held
+        if cap_left - cap.limit // SET_ASIDE < shared:
+            shared = cap_left - cap.limit // SET_ASIDE
+        if cap_left < left:
+            left = cap_left
         reserve = min(STREAM_RESERVE, self.limit // (SET_ASIDE * max(streams, 1)))
-        return min(self.left, max(shared, reserve - held_by_stream, 0))
+        return min(left, max(shared, reserve - held_by_stream, 0))
 
 
 class Replay:

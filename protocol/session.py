@@ -278,7 +278,9 @@ class Session:
 
     def next_frame(self, now: float) -> bytes | memoryview | None:
         """The next plaintext to seal; None if nothing is to be sent. Only while attached."""
-        link = self._attachment()
+        link = self._link
+        if link is None:
+            raise LocalProtocolError("no link is attached")
         link_local = link.next_frame()
         if link_local is not None:
             return link_local
@@ -324,7 +326,7 @@ class Session:
             raise RemoteProtocolError(f"frame of type {kind:#04x} is unknown or not for this end")
         event = receiver(stream, frame)
         self._acks.count(len(frame), now)
-        if self._outbox.overfull:
+        if self._outbox.control_held > CONTROL_HEADROOM:
             raise RemoteProtocolError("the peer lets control frames pile up unacked")
         return event
 

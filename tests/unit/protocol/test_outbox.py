@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocol.buffers import SPARE_FRAMES, BufferPool
 from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
-from protocol.outbox import CONTROL_HEADROOM, COPY_BELOW, Outbox
+from protocol.outbox import COPY_BELOW, Outbox
 from protocol.replay import FRAME_OVERHEAD, STREAM_RESERVE, Budget, ReplayCap
 from protocol.stream import Stream
 from protocol.window import ReceiveWindow, SendWindow
@@ -147,16 +147,6 @@ def test_discarding_gives_all_back() -> None:
     bench.outbox.discard()
     assert bench.budget.held == bench.outbox.control_held == bench.budget.cap.held == 0
     assert not bench.outbox.waiting_for_acks
-
-
-def test_frames_beside_the_data_have_a_bound_of_their_own() -> None:
-    bench = Bench()
-    count = CONTROL_HEADROOM // (FRAME_OVERHEAD + 5)
-    for _ in range(count):
-        bench.outbox.control(FIN)
-    assert not bench.outbox.overfull
-    bench.outbox.control(FIN)
-    assert bench.outbox.overfull
 
 
 def test_the_quantum_is_the_schedulers() -> None:

@@ -1250,6 +1250,8 @@ def test_without_a_link_there_is_no_liveness() -> None:
     assert lone.session.statistics().rtt == 0.0
     with pytest.raises(LocalProtocolError):
         lone.session.heard(lone.now)
+    with pytest.raises(LocalProtocolError):
+        lone.session.next_frame(lone.now)
 
 
 def test_discarding_gives_back_all_memory() -> None:
