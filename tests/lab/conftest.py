@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "lengths(short, full): how many seconds the fault lasts, in turn"
     )
+    config.addinivalue_line("markers", "configured(relay, agent): their TOML, above the tables")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -94,8 +95,15 @@ def enrolled(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lab(enrolled: Path, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(tmp_path, enrolled=enrolled) as lab:
+def lab(enrolled: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    marker = request.node.get_closest_marker("configured")
+    config = marker.kwargs if marker else {}
+    with Lab(
+        tmp_path,
+        relay_config=config.get("relay", ""),
+        agent_config=config.get("agent", ""),
+        enrolled=enrolled,
+    ) as lab:
         yield lab
         said = lab.describe()
     print(said)  # seen when the test fails

@@ -339,6 +339,7 @@ class Lab:
         *,
         seed: int | None = None,
         relay_config: str = "",
+        agent_config: str = "",
         enrolled: Path | None = None,
     ) -> None:
         """`enrolled` is the folder of a lab that is over: relay and agent know each other from it.
@@ -349,6 +350,7 @@ class Lab:
         self._enrolled = enrolled
         self._seed = seed
         self._relay_config = relay_config
+        self._agent_config = agent_config
         self._undo = contextlib.ExitStack()
         self.began = time.monotonic()
 
@@ -380,7 +382,8 @@ class Lab:
             for side in ("relay", "agent"):
                 shutil.copytree(self._enrolled / side / "state", self.folder / side / "state")
         # Its port is another one than when it was enrolled.
-        self.agent.configure(services(("ssh", self.ssh_server.port, SSH_PORT)))
+        ssh = services(("ssh", self.ssh_server.port, SSH_PORT))
+        self.agent.configure(self._agent_config + ssh)
         self.start_relay()
         if self._enrolled is None:
             service = f"ssh={LOOPBACK}:{self.ssh_server.port}@{SSH_PORT}"

@@ -9,11 +9,13 @@ What happens is random only by the seed that each lab prints.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,8 @@ FREEZE_HEALED = 3.0
 TAKE_BACK = 2.0
 RELAY_BACK = 5.0
 TAKEN_OVER = 5.0
+# Less than one of the smallest replay budgets, which is what a leak would fill first.
+MEMORY_SLACK = 128 * 1024
 # Beyond the promise: a fault is measured also when it breaks the promise.
 HOPELESS = 60.0
 
@@ -313,3 +317,65 @@ def test_router_reboots_without_a_goodbye(trial: Trial) -> None:
         trial.write(again=again)
         user.assert_reset(limit=TAKEN_OVER)
     assert again < TAKEN_OVER
+
+
+# --- Outlasting what is kept ---------------------------------------------------------------------
+
+
+@pytest.mark.configured(relay='detached_keep = "2s"\n', agent='detached_keep = "2s"\n')
+def test_a_session_is_kept_too_long(trial: Trial) -> None:
+    """Then both sides let go: whoever still waits at either end is told so by a reset."""
+    lab = trial.lab
+    with traffic(lab) as user:
+        trial.struck = time.monotonic()
+        lab.wan.hole()
+        user.assert_reset(limit=2 * NOTICED)
+        # Of the three at the router: the two that have something to send meet it at once.
+        dropbear = lab.ssh_server.process
+        dropbear.wait_for_line("Exit .root. .*([Rr]eset|[Bb]roken pipe)", limit=2 * NOTICED)
+        lab.wan.mend()
+        lab.wait_for_banner(limit=HOPELESS)
+        trial.write()
+    assert lab.journal.first("session-expired", since=trial.struck, who="relay")
+
+
+# What the kernels hold is beyond any budget, and is little beside what would come in this time.
+@pytest.mark.configured(relay='replay = "256KiB"\n', agent='replay = "256KiB"\n')
+@pytest.mark.lengths(short=[8], full=[60])
+def test_replay_is_full_while_the_link_is_down(trial: Trial, length: float) -> None:
+    """Back-pressure on both local sockets, memory flat, and everything is delivered after."""
+    lab = trial.lab
+    resident: list[tuple[int, int]] = []
+
+    def outlast() -> None:
+        lab.wan.hole()
+        for share in (0.5, 0.5):
+            time.sleep(share * length)
+            resident.append((memory(lab.relay.process.pid), memory(lab.agent.process.pid)))
+        lab.wan.mend()
+
+    trial.survive(outlast, within=SILENCE_HEALED)
+    (relay_then, agent_then), (relay, agent) = resident
+    assert relay - relay_then < MEMORY_SLACK
+    assert agent - agent_then < MEMORY_SLACK
+
+
+def memory(pid: int) -> int:
+    """Resident, in bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# Routers without a clock boot in 1970. What is Python in the agent asks `time` for the hour.
+WRONG_YEAR = "import time\nstart = time.monotonic()\ntime.time = lambda: time.monotonic() - start\n"
+
+
+def test_the_clock_is_in_1970(trial: Trial, tmp_path: Path) -> None:
+    lab = trial.lab
+    (tmp_path / "sitecustomize.py").write_text(WRONG_YEAR)
+    lab.agent.process.terminate()
+    lab.agent.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    process = lab.start_agent()
+    process.wait_for_line("link-up")
+    assert "1970-01-01" in process.log[0]
+    trial.survive(lambda: lab.wan.forget_flows(answer="reset"), within=TOLD_HEALED)
