@@ -473,7 +473,14 @@ class Pair:
             if frame[0] == FrameType.WINDOW and frame[1:5] == bytes(4)
         )
         unread = sum(state._received - state._settled for state in peer.known_streams())
-        parts = side.session._intake.credit.credit, queued, under_way, unread, window._consumed, granted
+        parts = (
+            side.session._intake.credit.credit,
+            queued,
+            under_way,
+            unread,
+            window._consumed,
+            granted,
+        )
         assert min(parts) >= 0
         assert sum(parts) == window.size == peer.profile.session_window
         assert unread + window._consumed + window._available == window.size
