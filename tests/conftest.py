@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--lab-full", action="store_true", help="let each fault last as long as it may in life"
     )
+    group.addoption("--lab-seed", type=int, help="the seed that a failed test of the lab printed")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -72,9 +72,9 @@ def possible() -> None:
 
 
 @pytest.fixture
-def network(possible: None) -> Iterator[Lab]:
+def network(possible: None, pytestconfig: pytest.Config) -> Iterator[Lab]:
     """Namespaces and the path between them; nothing runs there."""
-    with bare_network() as lab:
+    with bare_network(seed=pytestconfig.getoption("--lab-seed")) as lab:
         yield lab
 
 
@@ -100,6 +100,7 @@ def lab(enrolled: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
     config = marker.kwargs if marker else {}
     with Lab(
         tmp_path,
+        seed=request.config.getoption("--lab-seed"),
         relay_config=config.get("relay", ""),
         agent_config=config.get("agent", ""),
         enrolled=enrolled,
