@@ -57,7 +57,8 @@ class Acceptor:
             attempts=config.attempts_per_source,
             per_second=config.attempts_per_second,
         )
-        self._brake = Brake()
+        # The noise of scanners must not hide the trouble of agents, who know the relay's key.
+        self._strangers, self._proved = Brake(), Brake()
 
     def on_caller(self, sock: socket.socket, source: tuple[str, int]) -> None:
         now = trio.current_time()
@@ -65,7 +66,7 @@ class Acceptor:
         caller = self._doorway.enter(source[0], now, scope.cancel)
         if caller is None:
             sock.close()
-            self._tell_failed(source, "too many attempts from there")
+            self._tell_failed(source, "too many attempts from there", self._strangers)
             return
         self._nursery.start_soon(self._greet, sock, source, caller, scope)
 
@@ -85,9 +86,8 @@ class Acceptor:
                 self._doorway.leave(caller, trio.current_time(), known=known is not None)
             if scope.cancelled_caught:
                 in_time = trio.current_time() < scope.deadline
-                self._tell_failed(
-                    source, "pushed out by newer callers" if in_time else "no handshake in time"
-                )
+                reason = "pushed out by newer callers" if in_time else "no handshake in time"
+                self._tell_failed(source, reason, self._brake_for(caller))
             if known is not None:
                 await self._agents.admit(*known, HostPort(*source))
 
@@ -111,22 +111,28 @@ class Acceptor:
             )
             await arrival.deny(answer)
         except (RemoteProtocolError, LinkLost) as exc:
-            self._tell_failed(source, str(exc))
+            reason = str(exc)
         except EOFError:
-            self._tell_failed(source, "closed before the handshake was done")
+            reason = "closed before the handshake was done"
         except OSError as exc:
-            self._tell_failed(source, exc.strerror or str(exc))
+            reason = exc.strerror or str(exc)
+        else:
+            return None
+        self._tell_failed(source, reason, self._brake_for(caller))
         return None
 
-    def _tell_failed(self, source: tuple[str, int], reason: str) -> None:
-        if self._brake.allows(trio.current_time()):
-            event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason)
-        elif self._brake.suppressed == 1:
-            self._nursery.start_soon(self._tell_suppressed)
+    def _brake_for(self, caller: Caller) -> Brake:
+        return self._proved if caller.proved else self._strangers
 
-    async def _tell_suppressed(self) -> None:
-        await trio.sleep_until(self._brake.ends)
-        event(log, logging.INFO, "handshakes-failed", more=self._brake.take_suppressed())
+    def _tell_failed(self, source: tuple[str, int], reason: str, brake: Brake) -> None:
+        if brake.allows(trio.current_time()):
+            event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason)
+        elif brake.suppressed == 1:
+            self._nursery.start_soon(self._tell_suppressed, brake)
+
+    async def _tell_suppressed(self, brake: Brake) -> None:
+        await trio.sleep_until(brake.ends)
+        event(log, logging.INFO, "handshakes-failed", more=brake.take_suppressed())
 
     async def _identify(self, arrival: Arrival) -> Agent | Denial:
         try:

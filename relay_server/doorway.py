@@ -36,6 +36,7 @@ class _Source:
 class Caller:
     evict: Callable[[], None]
     _source: _Source
+    proved: bool = False  # message 1 was genuine
 
 
 class Doorway:
@@ -82,6 +83,7 @@ class Doorway:
 
     def prove(self, caller: Caller) -> None:
         """Message 1 was genuine: others are evicted first."""
+        caller.proved = True
         if caller in self._unproved:
             del self._unproved[caller]
             self._proved[caller] = None

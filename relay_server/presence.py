@@ -40,9 +40,9 @@ class Presence:
     def link(self) -> Link | None:
         return None if self.endpoint is None else self.endpoint.link
 
-    def ready(self, listener: Listener) -> bool:
-        """Whether a visitor on `listener` can be passed on now."""
-        return self.tenure.attached and listener.publication != 0
+    def ready(self, listener: Listener) -> Endpoint | None:
+        """The session that a visitor on `listener` can be passed on to now."""
+        return self.endpoint if self.tenure.attached and listener.publication else None
 
     async def wait_change(self) -> None:
         """Until it may be worth asking `ready` again."""

@@ -10,6 +10,7 @@ import trio
 
 from protocol.errors import SessionLost
 from protocol.process.logs import event
+from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from relay_server.listeners import Listener
@@ -35,8 +36,8 @@ async def visit(
         except OSError:  # gone already
             return
         about = {"agent": presence.name, "service": listener.service, "source": source[0]}
-        refusal = await _wait_ready(config, presence, listener)
-        splice = refusal or _open(presence, listener, source)
+        ready = await _wait_ready(config, presence, listener)
+        splice = ready if isinstance(ready, str) else _open(presence, ready, listener, source)
         if isinstance(splice, str):
             event(log, logging.INFO, "visitor-refused", **about, reason=splice)
             return
@@ -54,8 +55,10 @@ async def visit(
         )
 
 
-async def _wait_ready(config: ServerConfig, presence: Presence, listener: Listener) -> str | None:
-    """None once a stream can be opened, or why it cannot."""
+async def _wait_ready(
+    config: ServerConfig, presence: Presence, listener: Listener
+) -> Endpoint | str:
+    """The session to open a stream in, or why there is none."""
     if not (presence.ready(listener) or listener.closed):
         if presence.held >= config.held_visitors:
             return "too many visitors wait for the agent"
@@ -68,13 +71,12 @@ async def _wait_ready(config: ServerConfig, presence: Presence, listener: Listen
             presence.held -= 1
     if listener.closed:
         return "the port is closed"
-    return None if presence.ready(listener) else "the agent is away"
+    return presence.ready(listener) or "the agent is away"
 
 
-def _open(presence: Presence, listener: Listener, source: tuple[str, int]) -> Splice | str:
-    endpoint = presence.endpoint
-    if endpoint is None:
-        return "the agent is away"
+def _open(
+    presence: Presence, endpoint: Endpoint, listener: Listener, source: tuple[str, int]
+) -> Splice | str:
     try:
         stream = endpoint.session.open(listener.publication, source)
     except SessionLost as exc:

@@ -216,6 +216,23 @@ async def test_a_flood_is_ten_lines_and_a_count(
         assert len(told(log, "handshakes-failed")) == 1
 
 
+async def test_the_noise_of_strangers_does_not_hide_the_trouble_of_agents(
+    relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(LINES + 1):
+        await answer_to(caller_without_a_word(relay))
+    await quiet()
+    before = len(told(log, "handshake-failed"))
+    sock = await idle_caller(relay)
+    await send_all(sock, first_flight(relay) + b"\0\0")
+    await answer_to(sock)
+    await quiet()
+    assert before == LINES
+    assert told(log, "handshake-failed")[before:] == [
+        {"address": "127.0.0.1", "reason": "handshake message of 0 bytes"}
+    ]
+
+
 # Agents
 
 
