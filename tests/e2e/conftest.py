@@ -142,7 +142,7 @@ def new_relay(tmp_path: Path) -> Iterator[Callable[..., Relay]]:
     """Make relays, not yet started, that end with the test."""
     relays: list[Relay] = []
 
-    def make(name: str = "relay", *, bind: str | None = LOOPBACK, config: str = "") -> Relay:
+    def make(name: str = "new-relay", *, bind: str | None = LOOPBACK, config: str = "") -> Relay:
         relays.append(Relay(tmp_path / name, bind=bind, config=config))
         return relays[-1]
 
@@ -156,7 +156,7 @@ def new_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     """Make agents, not yet started, that end with the test."""
     agents: list[Agent] = []
 
-    def make(name: str = "agent") -> Agent:
+    def make(name: str = "new-agent") -> Agent:
         agents.append(Agent(tmp_path / name))
         return agents[-1]
 
