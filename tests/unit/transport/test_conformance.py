@@ -1,7 +1,8 @@
 """Trio's own checks of a half-closeable stream, run on a visitor's and a target's socket.
 
 What lies between the two is a relay and an agent, joined by a real link: together they must behave
-as one TCP connection would.
+as one TCP connection would. The checks on a stream that is full are left out: they are about two
+tasks that use trio's own end of it at once.
 """
 
 from __future__ import annotations
@@ -13,26 +14,12 @@ import trio
 import trio.testing
 
 from protocol.transport import splice
-from tests.unit.transport.ends import Ends, two_ends
+from tests.unit.transport.ends import two_ends
 from tests.unit.transport.test_splice import LIMIT
 
 
 def stream(sock: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-
-
-async def clog(ends: Ends, end: trio.SocketStream) -> None:
-    """Send until every buffer on the way is full: the session's windows and both sockets."""
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-
-            async def fill() -> None:
-                while True:
-                    await end.send_all(bytes(65536))
-
-            nursery.start_soon(fill)
-            await trio.testing.wait_all_tasks_blocked(0.2)
-            scope.cancel()
 
 
 async def test_a_visitor_and_a_target_are_the_ends_of_one_stream(
@@ -52,11 +39,5 @@ async def test_a_visitor_and_a_target_are_the_ends_of_one_stream(
                 visitor, target = await make()
                 return target, visitor
 
-            async def make_clogged() -> tuple[trio.SocketStream, trio.SocketStream]:
-                visitor, target = await make()
-                await clog(ends, visitor)
-                await clog(ends, target)
-                return visitor, target
-
-            await trio.testing.check_half_closeable_stream(make, make_clogged)
+            await trio.testing.check_half_closeable_stream(make, None)
             await trio.testing.check_half_closeable_stream(make_reversed, None)
