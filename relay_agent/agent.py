@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What to do about each denial: how long to wait at least, in seconds. The rest is the backoff's.
+# Denials that last: how long to wait at least, in seconds. They also mean that the relay holds no
+# session of ours any more. All others are the backoff's, and the session is kept.
 RETRY: Final[dict[int, float]] = {
     # Only a person can change these; asking now and then heals by itself once they have.
     DenialCode.VERSION: 60.0,
@@ -45,6 +46,9 @@ RETRY: Final[dict[int, float]] = {
     # The other process may go away any time, yet trying more often would only fill both logs.
     DenialCode.DUPLICATE: 30.0,
 }
+# A link that ends sooner than this was no success: if each brought the next one at once, an agent
+# and a relay that break with each other for some reason would shake hands all day.
+STEADY: Final = 1.0
 # After the goodbye was sent: it is on its way in a millisecond.
 DRAIN: Final = 0.2
 
@@ -86,27 +90,33 @@ class Agent:
         self._epoch = 0
         self._session: bytes | None = None  # the id of the session that `_serving` holds
         self._serving: Serving | None = None
-        self._detached = 0.0  # when the last link was lost, on trio's clock
+        self._leaving = False
         self._pool = BufferPool()
         self._cap = ReplayCap(config.replay)
         self._backoff = Backoff(Random(secrets.randbits(64)))  # noqa: S311 - jitter, no secret
-        self._pause = trio.CancelScope()
+        self._attempt = trio.CancelScope()  # to attach
+        self._pause = trio.CancelScope()  # before the next attempt
+        self._keeping = trio.CancelScope()  # of a session without a link
 
     async def stay_attached(self) -> None:
-        """Never returns."""
-        while True:
+        """Returns only once we are leaving."""
+        while not self._leaving:
             wait = 0.0
+            attached = None
             try:
-                link, welcome = await attach(self._relay, static=self._key, hello=self._hello)
+                with trio.CancelScope() as self._attempt:
+                    attached = await attach(self._relay, static=self._key, hello=self._hello)
             except LinkDenied as exc:
                 wait = max(exc.retry_after, RETRY.get(exc.code, 0.0))
                 event(log, logging.ERROR, "link-denied", reason=str(exc), retry_in=wait)
+                if exc.code in RETRY:
+                    self._end_session()
             except LinkLost as exc:
                 event(log, logging.WARNING, "dial-failed", reason=str(exc))
             else:
-                await self._carry(link, welcome)
-                self._detached = trio.current_time()
-            self._expire_session()
+                if attached is None:  # called off for a better one
+                    continue
+                await self._carry(*attached)
             await self._wait(wait)
 
     def _hello(self) -> Hello:
@@ -128,6 +138,8 @@ class Agent:
 
     async def _carry(self, link: Link, welcome: Welcome) -> None:
         """Carry the session over `link` until it is lost."""
+        self._keeping.cancel()
+        since = trio.current_time()
         try:
             serving = self._serving_for(welcome)
             host, port = link.peername
@@ -140,7 +152,6 @@ class Agent:
                 resumed=welcome.resumed,
                 software=welcome.software,
             )
-            self._backoff.reset()
             await serving.endpoint.carry(link, welcome.received)
         except LinkLost as exc:
             event(log, logging.WARNING, "link-down", reason=str(exc))
@@ -149,6 +160,11 @@ class Agent:
             self._end_session()
         finally:
             link.close()
+        if trio.current_time() - since >= STEADY:
+            self._backoff.reset()
+        if self._serving is not None:
+            self._keeping = trio.CancelScope()
+            self._nursery.start_soon(self._keep_session, self._keeping)
 
     def _serving_for(self, welcome: Welcome) -> Serving:
         if welcome.resumed:
@@ -162,17 +178,26 @@ class Agent:
             peer=welcome.limits,
         )
         self._session = welcome.session
-        self._serving = Serving(session, self._services, pool=self._pool, nursery=self._nursery)
+        self._serving = Serving(
+            session,
+            self._services,
+            max_streams=self._config.max_streams,
+            pool=self._pool,
+            nursery=self._nursery,
+        )
         return self._serving
 
-    def _expire_session(self) -> None:
-        """As at the relay: who waits this long at a dead shell has left."""
-        if trio.current_time() - self._detached > self._config.detached_keep:
+    async def _keep_session(self, keeping: trio.CancelScope) -> None:
+        """As at the relay: who has waited this long at a dead shell has left."""
+        with keeping:
+            await trio.sleep(self._config.detached_keep)
+        if not keeping.cancel_called:  # also not in the very turn in which the time was up
+            event(log, logging.WARNING, "session-expired")
             self._end_session()
 
     def _end_session(self) -> None:
         if self._serving is not None:
-            self._serving.endpoint.lose()
+            self._serving.lose()
         self._serving = self._session = None
 
     async def _wait(self, least: float) -> None:
@@ -183,15 +208,18 @@ class Agent:
             await trio.sleep(delay)
 
     def look_again(self) -> None:
-        """The network may have changed: dial now, or ask the link for a sign of life."""
+        """The network may have changed: dial now, or ask the link for a sign of life.
+
+        An attempt under way starts over: it may be waiting for an answer to where we were.
+        """
+        self._attempt.cancel()
         self._pause.cancel()
-        serving = self._serving
-        if serving is not None and serving.endpoint.link is not None:
-            serving.endpoint.session.probe(trio.current_time())
-            serving.endpoint.flush()
+        if self._serving is not None:
+            self._serving.endpoint.probe()
 
     def say_goodbye(self) -> bool:
         """Tell the relay that this process ends; whether there was a link to say it over."""
+        self._leaving = True
         serving = self._serving
         if serving is None or serving.endpoint.link is None:
             return False

@@ -61,7 +61,7 @@ async def attach(
 
 
 def preferred_suite(cpuinfo: Path = Path("/proc/cpuinfo")) -> Suite:
-    """AES-GCM where the processor has instructions for it; elsewhere ChaCha20, several times faster.
+    """AES-GCM where the processor has instructions for it; elsewhere ChaCha20, far faster there.
 
     x86 lists its abilities as "flags", ARM as "Features"; both call it "aes".
     """

@@ -68,6 +68,14 @@ async def dial(hosts: Sequence[HostPort], *, deadline: float | None = None) -> S
     return sock
 
 
+async def look_up(name: str) -> list[_Address]:
+    """The addresses of `name`, port 0, for others who dial; they share the one look-up in flight.
+
+    Raises OSError, or ValueError if that cannot be a host's name.
+    """
+    return await _names_of_this_run().look_up(name)
+
+
 def _describe(host: HostPort, seen: _Progress) -> str:
     if not seen:
         return f"{host}: not tried in time"

@@ -58,7 +58,7 @@ async def join(
     config: AgentConfig,
     state: StateFolder,
 ) -> None:
-    """Raises CommandFailed with one line that says what to do."""
+    """Raises CommandFailed, perhaps in a group, with one line that says what to do."""
     services = list(services) or [await _ssh_service()]
     key = load_or_make_key(state, invitation.token)
     relay = Relay(
@@ -148,20 +148,24 @@ async def _prove(
         peer=welcome.limits,
     )
     host, _ = link.peername
-    answers, inbox = trio.open_memory_channel[tuple[Service, str | None]](len(services) * 2)
+    answers = _Answers(services)
     async with trio.open_nursery() as nursery:
         serving = Serving(
             session,
             services,
+            max_streams=config.max_streams,
             pool=pool,
             nursery=nursery,
-            outcome=lambda service, refusal: answers.send_nowait((service, refusal)),
+            outcome=answers.take,
         )
         nursery.start_soon(_carry, serving, link, welcome)
-        await _await_ports(inbox, services)
-        unproved = [await _visit(host, service) for service in services]
-        session.close_link(CloseCode.GONE)
-        serving.endpoint.flush()
+        try:
+            await answers.wait()
+            unproved = [await _visit(host, service) for service in services]
+        finally:
+            # Also after a failure: else the relay would keep the ports open for our return.
+            session.close_link(CloseCode.GONE)
+            serving.endpoint.flush()
         nursery.cancel_scope.cancel()
     return "; ".join(filter(None, unproved))
 
@@ -173,18 +177,29 @@ async def _carry(serving: Serving, link: Link, welcome: Welcome) -> None:
         raise CommandFailed(f"the link to the relay was lost: {exc}; run join again") from exc
 
 
-async def _await_ports(
-    inbox: trio.MemoryReceiveChannel[tuple[Service, str | None]], services: Sequence[Service]
-) -> None:
-    waiting = {service.name for service in services}
-    with trio.move_on_after(PUBLISH_TIMEOUT):
-        while waiting:
-            service, refusal = await inbox.receive()
-            if refusal is not None:
-                raise CommandFailed(f"the relay refuses to publish {service.name}: {refusal}")
-            waiting.discard(service.name)
-        return
-    raise CommandFailed("the relay did not open the ports in time; run join again")
+class _Answers:
+    """What the relay says to our publications."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self._waiting = {service.name for service in services}
+        self._refusal = ""
+        self._settled = trio.Event()
+
+    def take(self, service: Service, refusal: str | None) -> None:
+        self._waiting.discard(service.name)
+        if refusal is not None:
+            self._refusal = f"the relay refuses to publish {service.name}: {refusal}"
+        if refusal is not None or not self._waiting:
+            self._settled.set()
+
+    async def wait(self) -> None:
+        """Until all services are published. Raises CommandFailed if one is not."""
+        with trio.move_on_after(PUBLISH_TIMEOUT):
+            await self._settled.wait()
+        if self._refusal:
+            raise CommandFailed(self._refusal)
+        if self._waiting:
+            raise CommandFailed("the relay did not open the ports in time; run join again")
 
 
 async def _visit(host: str, service: Service) -> str:

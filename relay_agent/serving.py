@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -17,6 +18,7 @@ from protocol.events import (
     PublicationRefused,
     StreamOpened,
 )
+from protocol.frame import Refused
 from protocol.process.logs import event
 from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
@@ -40,63 +42,107 @@ class Serving:
         session: Session,
         services: Sequence[Service],
         *,
+        max_streams: int,
         pool: BufferPool,
         nursery: trio.Nursery,
         outcome: Outcome = lambda service, refusal: None,
     ) -> None:
         """`outcome` hears of each answer to a publication: None, or why it was refused."""
         self.endpoint = Endpoint(session, pool=pool, on_event=self._on_event)
+        # A stream that ended may leave a socket behind that is being emptied or dialled. As many
+        # again as may be open: a visitor who comes and goes must not use up our descriptors.
+        self._most_sockets = 2 * max_streams
         self._nursery = nursery
         self._outcome = outcome
         self._published: dict[int, Service] = {}
+        # By publication. The last answer, so that a relay that repeats itself fills no log: None
+        # or why it was refused. And the wait until a refused one is tried again.
+        self._answers: dict[int, str | None] = {}
+        self._again: dict[int, trio.CancelScope] = {}
         for service in services:
             self._publish(service)
+
+    def lose(self) -> None:
+        """The session is over: every socket is reset, and nothing is published any more."""
+        for scope in self._again.values():
+            scope.cancel()
+        self.endpoint.lose()
+
+    def _on_event(self, happened: Event) -> None:
+        if isinstance(happened, StreamOpened):
+            self._opened(happened)
+        elif isinstance(happened, PublicationConfirmed):
+            self._confirmed(happened.published.publication)
+        elif isinstance(happened, PublicationRefused):
+            self._refused(happened.refused)
+        elif isinstance(happened, PeerClosing):
+            event(log, logging.INFO, "relay-closing")
+
+    # Publications
 
     def _publish(self, service: Service) -> None:
         self._published[self.endpoint.session.publish(service.name, service.port or 0)] = service
 
-    def _on_event(self, happened: Event) -> None:
-        if isinstance(happened, StreamOpened):
-            service = self._published[happened.open.publication]
-            # Joined at once: data may follow OPEN in the same record.
-            splice = self.endpoint.join(happened.stream)
-            self._nursery.start_soon(self._serve, splice, service, happened.open.source)
-        elif isinstance(happened, PublicationConfirmed):
-            service = self._published[happened.published.publication]
+    def _confirmed(self, publication: int) -> None:
+        waiting = self._again.pop(publication, None)
+        if waiting is not None:
+            waiting.cancel()
+        if self._is_news(publication, None):
+            service = self._published[publication]
             event(log, logging.INFO, "service-up", service=service.name, port=service.port)
             self._outcome(service, None)
-        elif isinstance(happened, PublicationRefused):
-            self._refused(
-                happened.refused.publication, happened.refused.code, happened.refused.reason
+
+    def _refused(self, refused: Refused) -> None:
+        publication = refused.publication
+        # A busy port is the relay's to try again: PUBLISHED follows.
+        if refused.code != RefusalCode.PORT_BUSY and publication not in self._again:
+            waiting = self._again[publication] = trio.CancelScope()
+            self._nursery.start_soon(self._publish_again, publication, waiting)
+        if self._is_news(publication, refused.reason):
+            service = self._published[publication]
+            event(
+                log,
+                logging.ERROR,
+                "service-refused",
+                service=service.name,
+                port=service.port,
+                reason=refused.reason,
             )
-        elif isinstance(happened, PeerClosing):
-            event(log, logging.INFO, "relay-closing")
+            self._outcome(service, refused.reason)
 
-    def _refused(self, publication: int, code: int, reason: str) -> None:
-        service = self._published[publication]
-        event(
-            log,
-            logging.ERROR,
-            "service-refused",
-            service=service.name,
-            port=service.port,
-            reason=reason,
-        )
-        self._outcome(service, reason)
-        if code != RefusalCode.PORT_BUSY:  # that one the relay tries again by itself
-            self._nursery.start_soon(self._publish_again, publication)
+    def _is_news(self, publication: int, answer: str | None) -> bool:
+        if publication in self._answers and self._answers[publication] == answer:
+            return False
+        self._answers[publication] = answer
+        return True
 
-    async def _publish_again(self, publication: int) -> None:
-        await trio.sleep(REPUBLISH)
-        service = self._published.pop(publication)
+    async def _publish_again(self, publication: int, waiting: trio.CancelScope) -> None:
+        with waiting:
+            await trio.sleep(REPUBLISH)
+        if waiting.cancel_called:  # also in the very turn in which the time was up
+            return
+        del self._again[publication], self._answers[publication]
         self.endpoint.session.unpublish(publication)
-        self._publish(service)
+        self._publish(self._published.pop(publication))
         self.endpoint.flush()
 
-    async def _serve(self, splice: Splice, service: Service, source: tuple[str, int]) -> None:
-        about = {"service": service.name, "source": source[0], "stream": splice.stream}
+    # Streams
+
+    def _opened(self, opened: StreamOpened) -> None:
+        # Joined at once: data may follow OPEN in the same record.
+        splice = self.endpoint.join(opened.stream)
+        if len(self.endpoint.splices) > self._most_sockets:
+            self.endpoint.refuse(splice, ResetCode.REFUSED)
+            return
+        service = self._published[opened.open.publication]
+        self._nursery.start_soon(self._serve, splice, service, opened.open.source[0])
+
+    async def _serve(self, splice: Splice, service: Service, visitor: str) -> None:
+        about = {"service": service.name, "source": visitor, "stream": splice.stream}
+        sock: socket.socket | None = None
         try:
-            sock = await dial_target(service.target, source[0])
+            with splice.dialling:
+                sock = await dial_target(service.target, visitor)
         except OSError as exc:
             event(
                 log,
@@ -107,6 +153,10 @@ class Serving:
                 reason=exc.strerror or str(exc),
             )
             self.endpoint.refuse(splice, ResetCode.TARGET_UNREACHABLE)
+            return
+        if sock is None:
+            event(log, logging.INFO, "visitor-left", **about)
+            self.endpoint.forget(splice)
             return
         event(log, logging.INFO, "visitor-in", **about)
         await splice.run(sock)

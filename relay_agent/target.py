@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import ipaddress
+import os
 import socket
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from protocol.process.address import HostPort
-from protocol.transport.sockets import plain, prepare_spliced
+from protocol.transport.sockets import prepare_spliced
+from relay_agent.dial import look_up
 
 # A target on this machine or in its LAN answers in milliseconds; a visitor's ssh waits longer.
 TARGET_TIMEOUT: Final = 10.0
@@ -28,31 +30,59 @@ async def dial_target(target: HostPort, visitor: str) -> socket.socket:
     Raises OSError.
     """
     with trio.move_on_after(TARGET_TIMEOUT):
-        addresses = await trio.socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-        failure = OSError(errno.EHOSTUNREACH, "no address")
-        for family, kind, proto, _, address in addresses:
-            sock = trio.socket.socket(family, kind, proto)
+        failure = OSError(errno.EHOSTUNREACH, "the name has no address")
+        for family, (host, _, *scope) in await _addresses(target.host):
             try:
-                if family == socket.AF_INET and str(address[0]).startswith("127."):
-                    await _bind(sock, loopback_source(visitor))
-                await sock.connect(address)
-                taken = plain(sock)
+                return await _connect(family, (host, target.port, *scope), visitor)
             except OSError as exc:
-                sock.close()
                 failure = exc
-                continue
-            except BaseException:
-                sock.close()
-                raise
-            prepare_spliced(taken)
-            return taken
         raise failure
     raise TimeoutError(errno.ETIMEDOUT, f"no answer within {TARGET_TIMEOUT:g} s")
 
 
-async def _bind(sock: trio.socket.SocketType, source: str) -> None:
+async def _addresses(name: str) -> list[tuple[int, tuple[Any, ...]]]:
     try:
-        await sock.bind((source, 0))
+        return await look_up(name)
+    except ValueError as exc:  # no valid host name
+        raise OSError(errno.EINVAL, str(exc)) from exc
+
+
+async def _connect(family: int, address: tuple[Any, ...], visitor: str) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        prepare_spliced(sock)
+        if family == socket.AF_INET and _is_here(address[0]):
+            _bind(sock, loopback_source(visitor))
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock.fileno())
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_here(host: str) -> bool:
+    """Whether the IPv4 address is this machine's own, such as a router's in its LAN."""
+    if host.startswith("127."):
+        return True
+    # Connecting UDP sends nothing, but shows which source the kernel would take: for an address of
+    # its own, that address.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
+        try:
+            question.connect((host, 9))
+        except OSError:
+            return False
+        return bool(question.getsockname()[0] == host)
+
+
+def _bind(sock: socket.socket, source: str) -> None:
+    try:
+        sock.bind((source, 0))
     except OSError as exc:
         # Off Linux only 127.0.0.1 itself exists; visitors then look alike, as they would anyway.
         if exc.errno != errno.EADDRNOTAVAIL:
@@ -69,6 +99,10 @@ def loopback_source(visitor: str) -> str:
         address = ipaddress.ip_address(visitor.partition("%")[0])
     except ValueError:
         return "127.0.0.1"
-    whole = address.packed if address.version == 4 else address.packed[:8]
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        whole = mapped.packed if mapped else address.packed[:8]
+    else:
+        whole = address.packed
     digest = hashlib.sha256(whole).digest()
     return f"127.{1 + digest[0] % 254}.{digest[1]}.{1 + digest[2] % 254}"
