@@ -202,7 +202,7 @@ def test_black_hole_while_idle(trial: Trial) -> None:
     assert noticed < NOTICED_IDLE
 
 
-@pytest.mark.lengths(short=[42], full=[120])
+@pytest.mark.lengths(short=[22], full=[120])
 def test_idle_traffic(trial: Trial, length: float) -> None:
     """What keeps an idle link alive must be affordable on a line that is paid by the megabyte."""
     time.sleep(trial.pace.before)

@@ -179,7 +179,7 @@ def processor_time(pid: int) -> float:
 
 def test_what_the_queue_cannot_hold_is_dropped_at_its_tail(clear: Lab) -> None:
     room = 20
-    clear.wan.shape("up", rate=1e6, queue=room * (SIZE + HEADERS))
+    clear.wan.shape("up", rate=1e6, queue=room * (SIZE + HEADERS) + SIZE // 2)
     with datagrams(clear, "up") as ends:
         ends.send(*range(200))
         arrived = ends.receive()
