@@ -20,14 +20,24 @@ from protocol.transport.splice import Splice
 
 class Endpoint:
     def __init__(
-        self, session: Session, *, pool: BufferPool, on_event: Callable[[Event], None]
+        self,
+        session: Session,
+        *,
+        pool: BufferPool,
+        on_event: Callable[[Event], None],
+        on_suspicion: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_event` takes, without waiting, each event that is not about an open stream."""
+        """Both callbacks return at once.
+
+        `on_event` takes each event that is not about an open stream; `on_suspicion` hears that the
+        link may be dead.
+        """
         self.session = session
         self.pool = pool
         self.link: Link | None = None
         self.splices: dict[int, Splice] = {}
         self._on_event = on_event
+        self._on_suspicion = on_suspicion
 
     def join(self, stream: int) -> Splice:
         """A splice for `stream`; run it with a socket, or `refuse` the stream."""
@@ -52,7 +62,12 @@ class Endpoint:
         self.session.attach(peer_received, trio.current_time())
         self.link = link
         try:
-            await link.run(self.session, self._deliver, self._wake)
+            await link.run(
+                self.session,
+                deliver=self._deliver,
+                wake=self._wake,
+                suspect=self._on_suspicion,
+            )
         finally:
             if self.link is link:
                 self._detach()

@@ -25,6 +25,7 @@ from protocol.events import Event
 from protocol.liveness import Verdict
 from protocol.record import MAX_FRAME, RECORD_OVERHEAD, Opener, Sealer
 from protocol.session import Session
+from protocol.transport.tcpinfo import tcp_info
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Link:
         self._timer = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._lost: ProtocolError | None = None
+        self._acked = 0  # bytes, as the kernel last said
 
     @property
     def peername(self) -> tuple[str, int]:
@@ -87,19 +89,26 @@ class Link:
     # With a session
 
     async def run(
-        self, session: Session, deliver: Callable[[Event], None], wake: Callable[[], None]
+        self,
+        session: Session,
+        *,
+        deliver: Callable[[Event], None],
+        wake: Callable[[], None],
+        suspect: Callable[[], None],
     ) -> None:
         """Carry `session` until the link ends; always raises LinkLost or SessionLost.
 
-        `deliver` takes each event at once, `wake` is called when readers may try again. The socket
-        stays open; `close` it.
+        `deliver` takes each event at once, `wake` is called when readers may try again, `suspect`
+        when the link may be dead and another one should be looked for. The socket stays open;
+        `close` it.
         """
         self._session = session
+        self._note_progress(session)
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, session, deliver, wake)
                 nursery.start_soon(self._write, session, wake)
-                nursery.start_soon(self._watch, session)
+                nursery.start_soon(self._watch, session, suspect)
                 self.flush()
         raise self._lost or LinkLost("replaced")
 
@@ -269,21 +278,31 @@ class Link:
             self.flush()
             wake()
 
-    async def _watch(self, session: Session) -> None:
+    async def _watch(self, session: Session, suspect: Callable[[], None]) -> None:
         while True:
             self._timer = trio.CancelScope(deadline=session.next_deadline())
             with self._timer:
                 await trio.sleep_forever()
             if self._lost is not None:
                 return
+            self._note_progress(session)
             verdict = session.handle_deadline(trio.current_time())
-            if verdict is Verdict.DEAD:
+            if verdict is Verdict.SUSPECT:
+                suspect()
+            elif verdict is Verdict.DEAD:
                 if not self._has_unread():
                     self._end(LinkLost("no sign of life"))
                     return
                 # It came in this very turn; the reader is next.
                 session.heard(trio.current_time())
             self.flush()
+
+    def _note_progress(self, session: Session) -> None:
+        """A full or very lossy path is slow to answer, but its acks advance."""
+        info = tcp_info(self._sock)
+        if info is not None and info.bytes_acked > self._acked:
+            self._acked = info.bytes_acked
+            session.liveness.progress(trio.current_time() - info.ack_age)
 
     def _has_unread(self) -> bool:
         try:

@@ -58,12 +58,21 @@ class Ends:
     opened: list[StreamOpened] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    suspicions: int = 0
     _wake: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.relay = Endpoint(new_session(relay=True), pool=BufferPool(), on_event=self._at_relay)
-        self.agent = Endpoint(new_session(relay=False), pool=BufferPool(), on_event=self._at_agent)
+        self.agent = Endpoint(
+            new_session(relay=False),
+            pool=BufferPool(),
+            on_event=self._at_agent,
+            on_suspicion=self._suspect,
+        )
         self.agent.session.publish("ssh", 11111)
+
+    def _suspect(self) -> None:
+        self.suspicions += 1
 
     def _at_relay(self, event: Event) -> None:
         self.events.append(event)

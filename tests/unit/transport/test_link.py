@@ -14,6 +14,7 @@ from protocol.frame import FrameType
 from protocol.transport import link as link_module
 from protocol.transport.link import Link
 from protocol.transport.sockets import receive_exactly, send_all
+from protocol.transport.tcpinfo import TcpInfo
 from tests.unit.transport.ends import cancelled_at, check_pool, two_ends, until
 from tests.unit.transport.test_splice import LIMIT, receive_to_end, reset, until_over
 
@@ -143,8 +144,10 @@ async def _nothing(*_: object) -> None:
 
 
 async def test_a_question_is_heeded_though_the_socket_is_full(
-    jumping_clock: trio.testing.MockClock,
+    jumping_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # On a clock that jumps, what the kernel acked a moment ago would count as acked just now.
+    monkeypatch.setattr(link_module, "tcp_info", lambda sock: None)
     async with two_ends() as ends:
         visitor, target = await ends.visit()
         ends.cut()
@@ -160,6 +163,56 @@ async def test_a_question_is_heeded_though_the_socket_is_full(
         await until(lambda: "no sign of life" in ends.lost)
         for sock in (visitor, target, silent):
             sock.close()
+
+
+@pytest.mark.parametrize(("acks_until", "dead_after"), [(0.0, 3.0), (9.5, 12.0), (1000.0, 30.0)])
+async def test_while_acks_advance_a_silent_link_is_not_dead(
+    jumping_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    acks_until: float,
+    dead_after: float,
+) -> None:
+    """A saturated path answers late. It has until 3 s after the last ack, and 30 s in all."""
+    async with two_ends() as ends:
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        asked = None
+
+        def info(_: socket.socket) -> TcpInfo:
+            late = 0.0 if asked is None else max(0.0, trio.current_time() - asked - acks_until)
+            return TcpInfo(bytes_acked=int((trio.current_time() - late) * 1000), ack_age=late)
+
+        monkeypatch.setattr(link_module, "tcp_info", info)
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await until(lambda: ends.agent.link is link)
+        asked = trio.current_time()
+        ends.agent.probe()
+        await trio.sleep(dead_after - 0.6)
+        assert "no sign of life" not in ends.lost
+        await trio.sleep(1.2)
+        assert "no sign of life" in ends.lost
+        silent.close()
+
+
+async def test_a_link_under_suspicion_says_so(
+    jumping_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something was sent and nothing is heard: 2 s later another link should be looked for."""
+    monkeypatch.setattr(link_module, "tcp_info", lambda sock: None)
+    async with two_ends() as ends:
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await until(lambda: ends.agent.link is link)
+        ends.agent.session.publish("late", 11112)
+        ends.agent.flush()
+        await trio.sleep(1.9)
+        assert ends.suspicions == 0
+        await trio.sleep(0.2)
+        assert ends.suspicions == 1
+        await trio.sleep(3.0)
+        assert "no sign of life" in ends.lost
+        silent.close()
 
 
 def _clog(link: Link) -> None:
