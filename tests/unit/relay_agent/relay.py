@@ -1,0 +1,240 @@
+"""A relay in the test's own process: the real handshake and session, everything else scripted."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+
+from protocol.buffers import BufferPool
+from protocol.errors import DenialCode, LinkLost, RemoteProtocolError, SessionLost
+from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
+from protocol.frame import Publish
+from protocol.hello import Denial, Hello, Limits, Welcome
+from protocol.noise import StaticKey
+from protocol.process.address import HostPort
+from protocol.replay import ReplayCap
+from protocol.session import Session, SessionOptions
+from protocol.transport.endpoint import Endpoint
+from protocol.transport.handshake import Arrival, respond
+from protocol.transport.sockets import prepare_spliced
+from relay_agent.attachment import Relay
+
+LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)
+LIMIT = 3600.0  # on a clock that jumps; a test that needs it has failed
+VISITOR = ("203.0.113.9", 4711)
+
+Greeting = Callable[[socket.socket], Awaitable[None]]
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        caller = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    caller.setblocking(False)
+    accepted.setblocking(False)
+    return caller, accepted
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Turn after turn; a jumping clock does not move meanwhile."""
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+class TestRelay:
+    """Greets each caller by the next of `greetings`, or else as a relay does."""
+
+    __test__ = False
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.key = StaticKey.generate()
+        self.greetings: list[Greeting] = []
+        self.callers = 0
+        self.times: list[float] = []  # when each came
+        self.hellos: list[Hello] = []
+        self.published: list[Publish] = []
+        self.withdrawn: list[int] = []
+        self.goodbyes: list[object] = []
+        self.sessions: dict[bytes, Endpoint] = {}
+        self.endpoint: Endpoint | None = None
+        self.ports: tuple[int, ...] = (11111, 11112)
+        self.answer: Callable[[Endpoint, Publish], None] = self.confirm
+        self._nursery = nursery
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server.setblocking(False)
+        self.port = self._server.getsockname()[1]
+
+    @property
+    def address(self) -> Relay:
+        return Relay(hosts=[HostPort("127.0.0.1", self.port)], key=self.key.public)
+
+    @property
+    def now(self) -> Endpoint:
+        """The session that is carried."""
+        assert self.endpoint is not None
+        return self.endpoint
+
+    async def serve(self) -> None:
+        with self._server:
+            while True:
+                try:
+                    sock, _ = self._server.accept()
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(self._server.fileno())
+                    continue
+                self.callers += 1
+                self.times.append(trio.current_time())
+                greet = self.greetings.pop(0) if self.greetings else self.greet
+                self._nursery.start_soon(self._close_after, greet, sock)
+
+    async def _close_after(self, greet: Greeting, sock: socket.socket) -> None:
+        with sock, suppress(LinkLost, RemoteProtocolError, EOFError, OSError):
+            await greet(sock)
+
+    async def shake(self, sock: socket.socket) -> Arrival:
+        arrival = await respond(sock, static=self.key, verified=lambda: None)
+        self.hellos.append(arrival.hello)
+        return arrival
+
+    def welcome(self, session: bytes, *, resumed: bool, received: int = 0) -> Welcome:
+        return Welcome(
+            session=session,
+            resumed=resumed,
+            received=received,
+            limits=LIMITS,
+            name="home",
+            ports=self.ports,
+            features=(),
+            software="test",
+        )
+
+    async def greet(self, sock: socket.socket) -> None:
+        """Resume the session asked for if it is here, else begin one."""
+        arrival = await self.shake(sock)
+        resume = arrival.hello.resume
+        endpoint = self.sessions.get(resume.session) if resume else None
+        if endpoint is None or resume is None:
+            session, received = len(self.hellos).to_bytes(16, "big"), 0
+            endpoint = self.sessions[session] = self._new_endpoint()
+            welcome = self.welcome(session, resumed=False)
+        else:
+            endpoint.drop_link("another came")
+            received = resume.received
+            welcome = self.welcome(resume.session, resumed=True, received=endpoint.session.received)
+        await arrival.welcome(welcome)
+        self.endpoint = endpoint
+        try:
+            await endpoint.carry(arrival.link, received)
+        except (LinkLost, SessionLost):
+            pass
+        finally:
+            arrival.link.close()
+
+    def denying(self, code: int, *, retry_after: float = 0.0) -> Greeting:
+        async def greet(sock: socket.socket) -> None:
+            arrival = await self.shake(sock)
+            reason = f"denied with {code}"
+            await arrival.deny(
+                replace(
+                    Denial(code=DenialCode.BUSY, reason=reason, retry_after=retry_after), code=code
+                )
+            )
+
+        return greet
+
+    def resuming(self, session: bytes) -> Greeting:
+        """Claims to resume `session`, whatever was asked for."""
+
+        async def greet(sock: socket.socket) -> None:
+            arrival = await self.shake(sock)
+            await arrival.welcome(self.welcome(session, resumed=True))
+            await trio.sleep_forever()
+
+        return greet
+
+    def _new_endpoint(self) -> Endpoint:
+        options = SessionOptions(
+            limits=LIMITS,
+            window_limit=256 * 1024,
+            replay_limit=1024 * 1024,
+            replay_cap=ReplayCap(2**30),
+        )
+        session = Session(relay=True, options=options, peer=self.hellos[-1].limits)
+        endpoint = Endpoint(
+            session, pool=BufferPool(), on_event=lambda event: self._on_event(endpoint, event)
+        )
+        return endpoint
+
+    def _on_event(self, endpoint: Endpoint, event: Event) -> None:
+        if isinstance(event, PublishRequested):
+            self.published.append(event.publish)
+            self.answer(endpoint, event.publish)
+        elif isinstance(event, PublicationWithdrawn):
+            self.withdrawn.append(event.publication)
+        elif isinstance(event, PeerClosing):
+            self.goodbyes.append(event.code)
+
+    def confirm(self, endpoint: Endpoint, publish: Publish) -> None:
+        endpoint.session.published(publish.publication, publish.port)
+
+    def refusing(self, code: int) -> Callable[[Endpoint, Publish], None]:
+        def answer(endpoint: Endpoint, publish: Publish) -> None:
+            endpoint.session.refused(publish.publication, code, f"refused with {code}")
+
+        return answer
+
+    def cut(self) -> None:
+        self.now.drop_link("cut")
+
+    def open(self, publication: int = 1, source: tuple[str, int] = VISITOR) -> int:
+        stream = self.now.session.open(publication, source)
+        assert stream is not None
+        return stream
+
+    def visit(self, publication: int = 1) -> socket.socket:
+        """A visitor's end of a stream for `publication`."""
+        visitor, accepted = tcp_pair()
+        prepare_spliced(accepted)
+        splice = self.now.join(self.open(publication))
+        self._nursery.start_soon(splice.run, accepted)
+        self.now.flush()
+        return visitor
+
+
+class Target:
+    """A listening socket that the agent may dial."""
+
+    def __init__(self) -> None:
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.setblocking(False)
+        self.address = HostPort("127.0.0.1", self.sock.getsockname()[1])
+
+    async def accept(self) -> tuple[socket.socket, str]:
+        while True:
+            try:
+                sock, (host, _) = self.sock.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock.fileno())
+                continue
+            sock.setblocking(False)
+            return sock, host
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def events(caplog: pytest.LogCaptureFixture, name: str = "") -> list[dict[str, Any]]:
+    """The fields of each event logged, of those called `name` if given."""
+    return [
+        {"event": record.msg, "level": logging.getLevelName(record.levelno)}
+        | getattr(record, "event_fields", {})
+        for record in caplog.records
+        if name in ("", record.msg)
+    ]
