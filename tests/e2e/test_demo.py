@@ -78,8 +78,8 @@ def test_it_cleans_up_when_stopped_half_way(tmp_path: Path) -> None:
 
 
 def test_it_says_what_is_missing(tmp_path: Path) -> None:
-    environment = plain_environment(tmp_path) | {"TMPDIR": str(tmp_path)}
-    # A Python beside which no relay-server is installed.
+    environment = plain_environment(tmp_path) | {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    # A Python beside which no relay-server is installed, nor anywhere on that PATH.
     python = tmp_path / "python"
     python.symlink_to(sys.executable)
     done = run([python, DEMO], environment=environment)
