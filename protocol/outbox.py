@@ -17,9 +17,9 @@ from typing import Final
 from protocol import frame as wire
 from protocol.buffers import BufferPool
 from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
-from protocol.replay import FRAME_OVERHEAD, Budget, Replay, Sent
+from protocol.replay import FRAME_OVERHEAD, Budget, Replay
 from protocol.scheduler import Scheduler
-from protocol.stream import Stream
+from protocol.stream import Sent, Stream
 
 # Payloads up to this are copied out, so that a keystroke does not hold a 64 KiB buffer until acked.
 COPY_BELOW: Final = 16 * 1024

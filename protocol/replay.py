@@ -17,12 +17,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 from protocol.errors import RemoteProtocolError, SessionLost
-
-if TYPE_CHECKING:
-    from protocol.stream import Stream
+from protocol.stream import Sent
 
 # What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded
 # up.
@@ -33,13 +31,6 @@ STREAM_RESERVE: Final = 16 * 1024
 # The part of a budget that bulk never takes: 2 MiB of a relay's 16, the reserve of 128 streams. Set
 # aside before they open, since bulk may hold all the rest by then.
 SET_ASIDE: Final = 8
-
-
-class Sent(NamedTuple):
-    frame: bytes | memoryview
-    cost: int  # memory held, in bytes
-    stream: Stream | None  # whose DATA, FIN or late RESET it is; None for control frames
-    buffer: bytearray | None  # goes back to the pool on ack
 
 
 class ReplayCap:

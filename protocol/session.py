@@ -46,8 +46,8 @@ from protocol.intake import Intake
 from protocol.liveness import Liveness, Verdict
 from protocol.outbox import CONTROL_HEADROOM, Outbox
 from protocol.publications import Publications
-from protocol.replay import Budget, ReplayCap, Sent
-from protocol.stream import End, Stream
+from protocol.replay import Budget, ReplayCap
+from protocol.stream import End, Sent, Stream
 from protocol.window import ReceiveWindow, SendWindow
 
 

@@ -21,13 +21,19 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.window import ReceiveWindow, SendWindow
 
-if TYPE_CHECKING:
-    from protocol.replay import Sent
+
+class Sent(NamedTuple):
+    """A frame on its way: queued, then numbered and kept until acked."""
+
+    frame: bytes | memoryview
+    cost: int  # memory held, in bytes
+    stream: Stream | None  # whose DATA, FIN or late RESET it is; None for control frames
+    buffer: bytearray | None  # goes back to the pool on ack
 
 
 class End(enum.IntEnum):

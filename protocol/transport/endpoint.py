@@ -33,7 +33,7 @@ class Endpoint:
         link may be dead.
         """
         self.session = session
-        self.pool = pool
+        self._pool = pool
         self.link: Link | None = None
         self.splices: dict[int, Splice] = {}
         self._on_event = on_event
@@ -41,7 +41,8 @@ class Endpoint:
 
     def join(self, stream: int) -> Splice:
         """A splice for `stream`; run it with a socket, or `refuse` the stream."""
-        splice = self.splices[stream] = Splice(self, stream)
+        splice = Splice(self.session, stream, pool=self._pool, flush=self.flush, over=self.forget)
+        self.splices[stream] = splice
         return splice
 
     def refuse(self, splice: Splice, code: ResetCode) -> None:

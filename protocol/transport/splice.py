@@ -24,17 +24,17 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import trio
 
+from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
 from protocol.frame import HEADER_SIZE
+from protocol.session import Session
 from protocol.transport.link import TURN_BYTES
 from protocol.transport.sockets import close_finished
-
-if TYPE_CHECKING:
-    from protocol.transport.endpoint import Endpoint
 
 # How long a socket may go on sending to a stream that was reset after all was delivered to it: the
 # kernel's own limit for an orphan in FIN-WAIT-2 (tcp_fin_timeout).
@@ -44,9 +44,20 @@ _scrap: Final = bytearray(64 * 1024)
 
 
 class Splice:
-    def __init__(self, endpoint: Endpoint, stream: int) -> None:
-        self._endpoint = endpoint
-        self._session = endpoint.session
+    def __init__(
+        self,
+        session: Session,
+        stream: int,
+        *,
+        pool: BufferPool,
+        flush: Callable[[], None],
+        over: Callable[[Splice], None],
+    ) -> None:
+        """`flush` sends what the session has, `over` hears that nothing more is to be done."""
+        self._session = session
+        self._pool = pool
+        self._flush = flush
+        self._over = over
         self.stream = stream
         self.sent = 0  # bytes from the socket to the stream
         self.delivered = 0  # bytes from the stream to the socket
@@ -82,7 +93,7 @@ class Splice:
         finally:
             if not finished:
                 self._session.reset(self.stream, ResetCode.ABORTED)
-            self._endpoint.forget(self)
+            self._over(self)
             if finished:
                 close_finished(sock)
             else:
@@ -142,7 +153,7 @@ class Splice:
     def _pump_and_tell(self) -> None:
         """From a task of our own: nobody else would send the peer the credit that this made."""
         self._pump()
-        self._endpoint.flush()
+        self._flush()
 
     def _send(self, sock: socket.socket, data: memoryview) -> int:
         """How much of `data` is dealt with."""
@@ -197,7 +208,7 @@ class Splice:
 
     async def _read_to_end(self, sock: socket.socket) -> None:
         session, stream = self._session, self.stream
-        pool = self._endpoint.pool
+        pool = self._pool
         quota = TURN_BYTES
         while True:
             # A task woken in the turn in which it is cancelled runs once more, and an error that
@@ -231,7 +242,7 @@ class Splice:
                 self._finish_outbound()
                 return
             self.sent += count
-            self._endpoint.flush()
+            self._flush()
             quota -= count
             if quota <= 0:
                 quota = TURN_BYTES
@@ -242,7 +253,7 @@ class Splice:
         self._session.finish(self.stream)
         if self.deaf:
             self._reset_after_fin()
-        self._endpoint.flush()
+        self._flush()
 
     def _reset_after_fin(self) -> None:
         """Tell the peer that nobody listens; the session sends it behind our FIN."""

@@ -30,9 +30,9 @@ from protocol.events import (
 from protocol.frame import HEADER_SIZE, FrameType
 from protocol.hello import Limits
 from protocol.liveness import Verdict
-from protocol.replay import ReplayCap, Sent
+from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
-from protocol.stream import End, Stream
+from protocol.stream import End, Sent, Stream
 
 SOURCE = ("203.0.113.9", 4711)
 _PERIOD = 65537

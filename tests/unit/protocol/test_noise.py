@@ -348,7 +348,7 @@ class TestHandshake:
             assert len(message) == size
             reader.read_message(message)
 
-    @pytest.mark.parametrize("pinned", [None, StaticKey.generate().public])
+    @pytest.mark.parametrize("pinned", [None, StaticKey.generate().public], ids=["none", "key"])
     def test_only_the_initiator_pins(self, pinned: bytes | None) -> None:
         with pytest.raises(LocalProtocolError):
             Handshake(

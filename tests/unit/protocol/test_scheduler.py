@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.replay import Sent
 from protocol.scheduler import Scheduler
-from protocol.stream import Stream
+from protocol.stream import Sent, Stream
 from protocol.window import ReceiveWindow, SendWindow
 
 QUANTUM = 1000

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.replay import Sent
-from protocol.stream import End, Stream
+from protocol.stream import End, Sent, Stream
 from protocol.window import ReceiveWindow, SendWindow
 
 LOCAL, REMOTE = LocalProtocolError, RemoteProtocolError

@@ -445,7 +445,7 @@ async def test_cancelled_at_any_step_a_link_leaves_a_session_that_goes_on() -> N
                 target.shutdown(socket.SHUT_WR)
                 rest = await receive_to_end(visitor)
                 assert blob.endswith(rest)
-                check_pool(ends.agent.pool)
+                check_pool(ends.agent._pool)
                 visitor.close()
                 target.close()
     assert step > 10

@@ -289,7 +289,7 @@ async def test_after_a_finished_direction_and_a_reset_the_target_is_heard_out() 
             await until_over(ends)
             assert target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             target.close()
-            check_pool(ends.agent.pool)
+            check_pool(ends.agent._pool)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -449,8 +449,8 @@ async def test_cancelled_at_any_step_a_splice_closes_its_socket_and_tells_the_pe
                 assert results["target"] in (b"from the visitor", None)
                 assert at_agent.fileno() == -1
                 await until_over(ends)
-                check_pool(ends.agent.pool)
-                check_pool(ends.relay.pool)
+                check_pool(ends.agent._pool)
+                check_pool(ends.relay._pool)
                 session = ends.relay.session
                 await until(lambda: not session.statistics().replay_held)  # noqa: B023 - in this round
                 visitor.close()
