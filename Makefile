@@ -1,6 +1,7 @@
 # Both main targets do all set-up themselves and are quick about it the second time.
 #   make test   everything: lint, types, import contracts, unit and end-to-end tests
 #   make demo   relay, agent and a real ssh through the public port, on this machine
+#   make lab    every fault of the network lab at full length, with the table of what it cost
 
 BIN := .venv/bin
 
@@ -9,14 +10,22 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# pytest last: its summary is what one wants to see at the end.
+# `make test LAB=--no-lab` leaves out the network lab, which needs root; nothing else does.
+LAB :=
+
+# Side by side, since most tests wait for processes; those of one end-to-end file share theirs.
 test: setup lint types contracts oldest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n 2 tests/unit
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/e2e
+	$(BIN)/python -m pytest -q -n 8 tests/lab $(LAB)
+
+lab: setup
+	$(BIN)/python -m pytest -n 8 tests/lab --lab-full
 
 demo: setup-demo
 	@$(BIN)/python deploy/demo.py
@@ -35,7 +44,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/e2e
+	$(BIN)/mypy deploy tests/e2e tests/lab
 
 contracts: setup
 	$(BIN)/lint-imports
@@ -44,13 +53,13 @@ contracts: setup
 oldest: setup
 	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -c \
 	    'import cryptography as c; print("cryptography", c.__version__); assert c.__version__ < "42"'
-	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -m pytest -q tests/unit
+	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -m pytest -q -n 2 tests/unit
 
 unit: setup
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit
 
 e2e: setup
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest -n 4 --dist loadfile tests/e2e
 
 coverage: setup
 	$(BIN)/python -m pytest tests/unit --cov --cov-branch --cov-report=term-missing:skip-covered
