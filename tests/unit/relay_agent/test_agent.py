@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from protocol.errors import DenialCode, ResetCode
+from protocol.frame import CloseCode
+from protocol.noise import StaticKey
+from protocol.process.address import HostPort
+from protocol.transport.sockets import receive_exactly, send_all
+from relay_agent import agent as module
+from relay_agent.agent import RETRY, Agent
+from relay_agent.attachment import Relay
+from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP
+from relay_agent.config import AgentConfig
+from relay_agent.services import Service
+from tests.unit.relay_agent.relay import Target, TestRelay, events, until
+from tests.unit.transport.test_splice import is_reset, receive_to_end
+
+KEY = StaticKey.generate()
+SLACK = 0.5  # what a handshake may take on the jumping clock
+
+
+@dataclass
+class House:
+    relay: TestRelay
+    agent: Agent
+    target: Target
+
+    async def attached(self) -> None:
+        """Until the relay carries a session of this agent with its service up."""
+        await until(
+            lambda: (
+                self.relay.endpoint is not None
+                and self.relay.endpoint.link is not None
+                and self.agent._serving is not None
+                and self.agent._serving.endpoint.link is not None
+                and self.agent._serving._answers
+            )
+        )
+
+    async def visit(self) -> tuple[socket.socket, socket.socket]:
+        visitor = self.relay.visit(self.relay.published[-1].publication)
+        accepted, _ = await self.target.accept()
+        return visitor, accepted
+
+
+@asynccontextmanager
+async def a_house(
+    *, config: AgentConfig | None = None, relay_at: Relay | None = None, begin: bool = True
+) -> AsyncIterator[House]:
+    target = Target()
+    async with trio.open_nursery() as nursery:
+        relay = TestRelay(nursery)
+        nursery.start_soon(relay.serve)
+        agent = Agent(
+            config or AgentConfig(),
+            relay_at or relay.address,
+            [Service("ssh", target.address, 11111)],
+            KEY,
+            nursery,
+        )
+        house = House(relay, agent, target)
+        if begin:
+            nursery.start_soon(agent.stay_attached)
+        yield house
+        nursery.cancel_scope.cancel()
+    target.close()
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[..., list[dict[str, Any]]]:
+    caplog.set_level("INFO")
+    return lambda name="": events(caplog, name)
+
+
+Logged = Callable[..., list[dict[str, Any]]]
+
+
+# The network does not end it
+
+
+async def test_it_attaches_and_publishes(logged: Logged) -> None:
+    async with a_house() as house:
+        await house.attached()
+        assert [each.service for each in house.relay.published] == ["ssh"]
+        (up,) = logged("link-up")
+        assert up["name"] == "home"
+        assert up["relay"] == f"127.0.0.1:{house.relay.port}"
+        assert up["resumed"] is False
+
+
+async def test_without_a_name_or_a_relay_it_goes_on_trying(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    class NoNames(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+        async def getnameinfo(self, *_: Any, **__: Any) -> Any:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = HostPort("127.0.0.1", server.getsockname()[1])
+    relay = Relay(hosts=[HostPort("vps.example.net", 7022), refusing], key=KEY.public)
+    async with a_house(relay_at=relay):
+        await trio.sleep(120)
+        failures = logged("dial-failed")
+        assert len(failures) >= 120 / CAP_WITHOUT_STREAMS
+        assert "Temporary failure" in failures[-1]["reason"]
+        assert "Connection refused" in failures[-1]["reason"]
+
+
+async def test_whatever_answers_it_comes_again(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def close(sock: socket.socket) -> None:
+            """Before anything."""
+
+        async def reset_at_once(sock: socket.socket) -> None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        async def reset_after_message_1(sock: socket.socket) -> None:
+            await trio.lowlevel.wait_readable(sock.fileno())
+            await reset_at_once(sock)
+
+        async def reset_after_message_3(sock: socket.socket) -> None:
+            await relay.shake(sock)
+            await reset_at_once(sock)
+
+        async def garbage(sock: socket.socket) -> None:
+            await send_all(sock, b"HTTP/1.0 200 OK\r\n\r\n" * 10)
+            await trio.lowlevel.wait_readable(sock.fileno())
+
+        async def silence(sock: socket.socket) -> None:
+            await trio.sleep_forever()
+
+        async def garbage_instead_of_a_welcome(sock: socket.socket) -> None:
+            await relay.shake(sock)
+            await send_all(sock, b"\x00\x30" + bytes(48))
+            await trio.sleep_forever()
+
+        async def no_welcome(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            await arrival.link.send_frame(b"\x43\x00\x00\x00\x00" + bytes(8))
+            await trio.sleep_forever()
+
+        async def impossible_count(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            await arrival.welcome(relay.welcome(bytes(16), resumed=False, received=99))
+            await trio.sleep_forever()
+
+        async def hostile_frame(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            await arrival.welcome(relay.welcome(bytes(16), resumed=False))
+            await arrival.link.send_frame(b"\x3f\x00\x00\x00\x00")
+            await trio.sleep_forever()
+
+        async def hostile_record(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            await arrival.welcome(relay.welcome(bytes(16), resumed=False))
+            await send_all(sock, b"\xff\xff" + bytes(70_000))
+            await trio.sleep_forever()
+
+        relay.greetings = [
+            close,
+            reset_at_once,
+            reset_after_message_1,
+            reset_after_message_3,
+            garbage,
+            silence,
+            garbage_instead_of_a_welcome,
+            no_welcome,
+            impossible_count,
+            hostile_frame,
+            hostile_record,
+        ]
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(200)
+        await house.attached()
+        assert not relay.greetings
+        lost = [each["reason"] for each in logged("session-lost")]
+        assert any("claims 99 frames" in reason for reason in lost)
+        assert any("protocol error" in reason for reason in lost)
+        assert any("protocol error" in each["reason"] for each in logged("link-down"))
+
+
+@pytest.mark.parametrize("code", [*DenialCode, 99])
+@pytest.mark.parametrize("retry_after", [0.0, 90.0])
+async def test_each_denial_has_its_interval(
+    jumping_clock: trio.testing.MockClock, logged: Logged, code: int, retry_after: float
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+        relay.greetings.append(relay.denying(code, retry_after=retry_after))
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(95)
+        await house.attached()
+        (denied,) = logged("link-denied")
+        assert denied["reason"] == f"denied with {code}"
+        waited = relay.times[1] - relay.times[0]
+        # The backoff's own first delay is none.
+        expected = max(retry_after, RETRY.get(code, 0.0))
+        assert expected <= waited <= expected + FIRST_STEP + SLACK
+        assert denied["retry_in"] == expected
+
+
+# Sessions
+
+
+async def test_streams_outlive_links(logged: Logged) -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        await send_all(visitor, b"before ")
+        house.relay.cut()
+        await send_all(visitor, b"after")
+        assert await receive_exactly(accepted, 12) == b"before after"
+        await house.attached()
+        accepted.close()
+        assert await receive_to_end(visitor) == b""
+        visitor.close()
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        first, second = house.relay.hellos
+        assert first.instance == second.instance
+        assert first.epoch < second.epoch
+        assert len(house.relay.published) == 1
+
+
+async def test_a_relay_that_forgot_the_session_gets_a_new_one(logged: Logged) -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        house.relay.sessions.clear()
+        house.relay.cut()
+        assert await is_reset(accepted)
+        await until(lambda: len(house.relay.published) == 2)
+        await house.attached()
+        assert house.agent._cap.held == 0
+        again, accepted_again = await house.visit()
+        await send_all(again, b"x")
+        assert await receive_exactly(accepted_again, 1) == b"x"
+        for sock in (visitor, accepted, again, accepted_again):
+            sock.close()
+
+
+async def test_a_session_that_is_not_ours_is_not_taken(logged: Logged) -> None:
+    async with a_house() as house:
+        await house.attached()
+        _, accepted = visit = await house.visit()
+        house.relay.greetings.append(house.relay.resuming(b"somebody else's!"))
+        house.relay.cut()
+        assert await is_reset(accepted)
+        await until(lambda: logged("session-lost"))
+        assert "not ours" in logged("session-lost")[0]["reason"]
+        await until(lambda: len(house.relay.published) == 2)
+        assert house.relay.hellos[-1].resume is None
+        for sock in visit:
+            sock.close()
+
+
+async def test_a_first_welcome_cannot_resume(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+        house.relay.greetings.append(house.relay.resuming(bytes(16)))
+        house.relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(5)
+        assert len(logged("session-lost")) == 1
+        await house.attached()
+
+
+@pytest.mark.parametrize("code", sorted(RETRY))
+async def test_a_relay_that_knows_us_no_more_has_no_session_of_ours(
+    jumping_clock: trio.testing.MockClock, code: int
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        house.relay.greetings.append(house.relay.denying(code))
+        began = trio.current_time()
+        house.relay.cut()
+        assert await is_reset(accepted)
+        assert trio.current_time() - began < SLACK
+        visitor.close()
+        accepted.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_session_without_a_link_is_kept_for_its_time_and_no_longer(
+    jumping_clock: trio.testing.MockClock, logged: Logged, kept: bool
+) -> None:
+    """Whatever the attempts are up to: here, the agent has been told to wait."""
+    keep = 100.0
+    async with a_house(config=AgentConfig(detached_keep=keep)) as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        relay = house.relay
+        relay.now.drop_link("cut")
+        retry_after = keep - SLACK / 2 if kept else 10 * keep
+        relay.greetings = [relay.denying(DenialCode.BUSY, retry_after=retry_after)]
+        lost_at = trio.current_time()
+        await send_all(accepted, bytes(50_000))  # nobody acks it: memory of the replay
+        await trio.sleep_until(lost_at + keep - SLACK)
+        assert house.agent._cap.held > 50_000
+        await trio.sleep_until(lost_at + keep + SLACK)
+        if kept:
+            await house.attached()
+            assert logged("link-up")[-1]["resumed"] is True
+            assert len(await receive_exactly(visitor, 50_000)) == 50_000
+            await trio.sleep(2 * keep)
+            assert not logged("session-expired")
+        else:
+            assert await is_reset(accepted)
+            assert house.agent._cap.held == 0
+            assert len(logged("session-expired")) == 1
+            assert house.agent._session is None
+        visitor.close()
+        accepted.close()
+
+
+async def test_an_end_that_falls_into_the_turn_of_a_new_link_does_not_happen() -> None:
+    async with a_house() as house:
+        await house.attached()
+        keeping = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            object.__setattr__(house.agent._config, "detached_keep", 0.0)
+            nursery.start_soon(house.agent._keep_session, keeping)
+            keeping.cancel()
+        assert house.agent._serving is not None
+
+
+# Backoff
+
+
+async def test_only_a_link_that_lasts_makes_the_next_attempt_immediate(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        relay = house.relay
+
+        async def welcome_and_close(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            await arrival.welcome(relay.welcome(bytes(16), resumed=False))
+            arrival.link.close()
+
+        relay.greetings = [welcome_and_close] * 40
+        relay.cut()
+        await trio.sleep(60)
+        # Else there would have been a handshake in every turn.
+        assert 60 / CAP_WITHOUT_STREAMS < relay.callers < 40
+        relay.greetings = []
+        await trio.sleep(CAP_WITHOUT_STREAMS + SLACK)
+        await house.attached()
+        for _ in range(3):
+            await trio.sleep(module.STEADY)
+            cut_at = trio.current_time()
+            relay.cut()
+            await house.attached()
+            assert relay.times[-1] - cut_at < SLACK
+
+
+async def test_with_a_shell_open_it_tries_more_often(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        await send_all(visitor, b"x")
+        await receive_exactly(accepted, 1)
+        house.agent._backoff._step = 1000.0
+        await house.agent._wait(0.0)
+        assert house.agent._backoff.cap == module.CAP_WITH_STREAMS
+        visitor.close()
+        accepted.close()
+
+
+# Changes of the network
+
+
+async def test_a_change_while_waiting_dials_at_once(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+        relay.greetings.append(relay.denying(DenialCode.BUSY, retry_after=3000.0))
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(100)
+        assert relay.callers == 1
+        began = trio.current_time()
+        house.agent.look_again()
+        await house.attached()
+        assert relay.times[1] - began < SLACK
+
+
+async def test_a_change_starts_a_stuck_attempt_over(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def silence(sock: socket.socket) -> None:
+            await trio.sleep_forever()
+
+        relay.greetings.append(silence)
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(3)
+        house.agent.look_again()
+        await house.attached()
+        assert relay.times[1] - relay.times[0] == pytest.approx(3, abs=SLACK)
+        assert not logged("dial-failed")
+
+
+async def test_a_change_while_attached_asks_for_a_sign_of_life(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        house.agent.look_again()
+        await trio.sleep(10)
+        assert len(logged("link-up")) == 1
+        assert not logged("link-down")
+
+
+# Leaving
+
+
+async def test_goodbye_is_said_and_no_link_follows(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        assert house.agent.say_goodbye()
+        await until(lambda: house.relay.goodbyes)
+        assert house.relay.goodbyes == [CloseCode.GONE]
+        house.relay.cut()
+        await trio.sleep(60)
+        assert house.relay.callers == 1
+
+
+async def test_without_a_link_there_is_nobody_to_tell() -> None:
+    async with a_house(begin=False) as house:
+        assert not house.agent.say_goodbye()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_with_a_goodbye(number: signal.Signals, logged: Logged) -> None:
+    target = Target()
+    async with trio.open_nursery() as nursery:
+        relay = TestRelay(nursery)
+        nursery.start_soon(relay.serve)
+
+        async def run() -> None:
+            services = [Service("ssh", target.address, 11111)]
+            await module.run(AgentConfig(), relay.address, services, KEY)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(run)
+        await until(lambda: relay.published and logged("service-up"))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        visitor = relay.visit()
+        accepted, _ = await target.accept()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        os.kill(os.getpid(), number)
+        assert await is_reset(accepted)
+    assert relay.goodbyes == [CloseCode.GONE]
+    assert logged("stopping")[0]["signal"] == number.name
+    visitor.close()
+    accepted.close()
+    target.close()
+
+
+async def test_without_a_link_a_signal_ends_it_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = HostPort("127.0.0.1", server.getsockname()[1])
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            relay = Relay(hosts=[refusing], key=KEY.public)
+            nursery.start_soon(module.run, AgentConfig(), relay, [], KEY)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def test_a_visitor_that_is_reset_resets_its_target() -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        house.relay.now.session.reset(1, ResetCode.ABORTED)
+        house.relay.now.flush()
+        assert await is_reset(accepted)
+        visitor.close()
+        accepted.close()
