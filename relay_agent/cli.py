@@ -133,10 +133,10 @@ def _state(options: argparse.Namespace) -> StateFolder:
     return StateFolder(options.state_dir or default_state_dir("relay-agent"))
 
 
-def _configure_logs(options: argparse.Namespace, config: AgentConfig) -> None:
+def _configure_logs(options: argparse.Namespace, config: AgentConfig, level: str) -> None:
     from protocol.process import logs
 
-    logs.configure(options.log_level or config.log_level, options.log_format or config.log_format)
+    logs.configure(options.log_level or level, options.log_format or config.log_format)
 
 
 # --- join
@@ -151,7 +151,8 @@ def _join(options: argparse.Namespace) -> None:
     services = _services(options.service)
     state = _state(options)
     config = load_config(state)
-    _configure_logs(options, config)
+    # It talks to a person: what goes as planned is said in its own words.
+    _configure_logs(options, config, "warning")
     # Last, so that nobody pastes an invitation only to hear of a mistake elsewhere.
     state.ensure()
     with state.lock(LOCK_FILE):
@@ -208,7 +209,7 @@ def _run(options: argparse.Namespace) -> None:
 
     state = _state(options)
     config = load_config(state, options.config)
-    _configure_logs(options, config)
+    _configure_logs(options, config, config.log_level)
     enrolment = load_enrolment(state)
     key = load_key(state)
     services = config.services_over(enrolment.services)

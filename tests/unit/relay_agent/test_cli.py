@@ -304,6 +304,17 @@ def test_the_command_line_overrides_the_file(
     assert logging.getLogger().level == level
 
 
+@pytest.mark.parametrize(
+    ("options", "level"), [([], logging.WARNING), (["--log-level", "info"], logging.INFO)]
+)
+def test_join_does_not_mix_what_goes_as_planned_into_its_own_words(
+    calls: Calls, joined: StateFolder, options: Sequence[str], level: int
+) -> None:
+    arguments = ["join", INVITATION.encode(), "--state-dir", str(joined.path)]
+    assert command_line([*arguments, *options]) == 0
+    assert logging.getLogger().level == level
+
+
 def test_the_default_state_folder(
     calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
