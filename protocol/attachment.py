@@ -13,8 +13,8 @@ class Attachment:
 
     __slots__ = ("_acks", "_pending", "_unacked_since", "liveness")
 
-    def __init__(self, acks: Acks, now: float) -> None:
-        self.liveness = Liveness(now)
+    def __init__(self, acks: Acks, now: float, *, relay: bool) -> None:
+        self.liveness = Liveness(now, relay=relay)
         self._acks = acks
         self._unacked_since: float | None = None
         # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
@@ -72,7 +72,8 @@ class Attachment:
 
     def handle_deadline(self, now: float, *, streams: bool) -> Verdict:
         self._acks.check(now)
+        asked = self.liveness.questioned
         verdict = self.liveness.judge(now, streams=streams, unacked_since=self._unacked_since)
-        if verdict in (Verdict.PING, Verdict.SUSPECT):
+        if verdict is Verdict.PING or (verdict is Verdict.SUSPECT and not asked):
             self._ping(now)
         return verdict

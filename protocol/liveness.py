@@ -3,9 +3,12 @@
 Any received byte is life. Silence is questioned by a PING, and a PING without any byte after it for
 `DEAD_AFTER` is death:
 
-    heard ──silence──▶ PING ──silence──▶ DEAD
-      ▲                  │
-      └───any byte───────┘
+    heard ──silence──▶ PING ──a second──▶ SUSPECT ──silence──▶ DEAD
+      ▲                  │                   │
+      └──any byte────────┴───────────────────┘
+
+Sent frames that stay unacked lead to SUSPECT at once: another link is to be looked for. The agent
+asks first; the relay, which hears it ask, need not.
 
 A saturated or very lossy path is not a dead one: while the kernel sees its acks advance
 (`progress`), death waits up to `PROGRESS_GRACE`. A deadline handled much too late (the process was
@@ -21,9 +24,14 @@ from typing import Final
 # shortest common timeout is 30 s) at about 15 bytes a second.
 PING_AFTER_BUSY: Final = 4.0
 PING_AFTER_IDLE: Final = 20.0
+# How much longer the relay waits: a round trip over any path, so that one PING keeps both content.
+RELAY_PATIENCE: Final = 1.0
 # From PING to death; 4 RTTs leave room for one lost segment and its retransmission.
 DEAD_AFTER: Final = 3.0
 DEAD_RTTS: Final = 4
+# From PING to looking for another link, which is then at hand when this one is found dead.
+DOUBT_AFTER: Final = 1.0
+DOUBT_RTTS: Final = 2
 # Unacked data with nothing heard is questioned sooner: TCP should have answered within an RTT.
 SUSPECT_AFTER: Final = 2.0
 SUSPECT_RTTS: Final = 6
@@ -38,17 +46,19 @@ _LONGEST_RTT: Final = 60.0
 class Verdict(enum.Enum):
     ALIVE = enum.auto()
     PING = enum.auto()  # send one now
-    SUSPECT = enum.auto()  # send one now, and look for another link meanwhile
+    SUSPECT = enum.auto()  # the same, unless one is unanswered; and look for another link
     DEAD = enum.auto()
 
 
 class Liveness:
     """Judges one link; made anew for each."""
 
-    __slots__ = ("_heard", "_pinged", "_progress", "min_rtt", "rtt")
+    __slots__ = ("_heard", "_patience", "_pinged", "_progress", "_suspected", "min_rtt", "rtt")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, relay: bool) -> None:
+        self._patience = RELAY_PATIENCE if relay else 0.0
         self._heard = now
+        self._suspected = False  # since it was last heard
         self._pinged: float | None = None  # when the unanswered PING was sent
         self._progress = now  # when the kernel last saw an ack advance
         self.rtt = 0.0  # smoothed, seconds (RFC 6298's 1/8); 0 until measured
@@ -57,6 +67,7 @@ class Liveness:
     def heard(self, now: float) -> None:
         self._heard = now
         self._pinged = None
+        self._suspected = False
 
     def progress(self, now: float) -> None:
         """The kernel's TCP saw the peer ack something new."""
@@ -77,34 +88,37 @@ class Liveness:
     def deadline(self, *, streams: bool, unacked_since: float | None) -> float:
         """When `judge` wants to be called, absent further news."""
         if self._pinged is not None:
-            dead = self._pinged + max(DEAD_AFTER, DEAD_RTTS * self.rtt)
-            if self._progress > self._pinged:
-                dead = max(dead, self._progress + max(DEAD_AFTER, DEAD_RTTS * self.rtt))
-                return min(dead, self._pinged + PROGRESS_GRACE)
-            return dead
-        silence = self._heard + (PING_AFTER_BUSY if streams else PING_AFTER_IDLE)
+            dead = self._death(self._pinged)
+            if self._suspected:
+                return dead
+            return min(dead, self._pinged + max(DOUBT_AFTER, DOUBT_RTTS * self.rtt))
+        silence = PING_AFTER_BUSY if streams else PING_AFTER_IDLE
+        asking = self._heard + silence + self._patience
         if unacked_since is not None:
-            return min(silence, self._suspicion(unacked_since))
-        return silence
+            return min(asking, self._suspicion(unacked_since))
+        return asking
 
     def judge(self, now: float, *, streams: bool, unacked_since: float | None) -> Verdict:
         due = self.deadline(streams=streams, unacked_since=unacked_since)
         if now < due:
             return Verdict.ALIVE
-        if self._pinged is not None:
-            if now - due > LATE:
-                # We did not run: ask again, judge by what the sockets hold now.
-                self._pinged = now
-                return Verdict.PING
+        late = now - due > LATE
+        if self._pinged is None or late:
+            # After a time in which we did not run, by what the sockets hold now.
+            self._pinged = now
+            unacked = unacked_since is not None and now >= self._suspicion(unacked_since)
+            self._suspected = unacked and not late
+        elif now >= self._death(self._pinged):
             return Verdict.DEAD
-        self._pinged = now
-        if (
-            unacked_since is not None
-            and now >= self._suspicion(unacked_since)
-            and now - due <= LATE
-        ):
-            return Verdict.SUSPECT
-        return Verdict.PING
+        else:
+            self._suspected = True
+        return Verdict.SUSPECT if self._suspected else Verdict.PING
+
+    def _death(self, pinged: float) -> float:
+        patience = max(DEAD_AFTER, DEAD_RTTS * self.rtt)
+        if self._progress <= pinged:
+            return pinged + patience
+        return min(self._progress + patience, pinged + PROGRESS_GRACE)
 
     def question(self, now: float) -> None:
         """The caller sends a PING now."""

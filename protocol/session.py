@@ -89,6 +89,7 @@ class Session:
         self._acks = Acks()
         self._link: Attachment | None = None
         self._ignored = 0
+        self._relay = relay
         self._receivers = self._relay_receivers() if relay else self._agent_receivers()
 
     def _relay_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
@@ -133,7 +134,7 @@ class Session:
         Raises SessionLost if that cannot be.
         """
         self._fins_acked(self._outbox.resume(peer_received))
-        self._link = Attachment(self._acks, now)
+        self._link = Attachment(self._acks, now, relay=self._relay)
         self._intake.attached = True
 
     def detach(self) -> None:

@@ -3,6 +3,11 @@
 Nothing that the network or the relay does ends this loop, and it needs no wall clock: routers boot
 in the wrong year. A session goes on over as many links as it takes; when the relay no longer has
 it, its sockets are reset and the next begins.
+
+    dialling ──welcome──▶ attached ──silence, or the network changed──▶ in doubt
+       ▲                     │  ▲                                          │  │
+       └──pause──link lost───┘  └──it speaks, or a rival link replaces it──┘  │
+       └──────────────────────────────────────────────────────────dead────────┘
 """
 
 from __future__ import annotations
@@ -10,9 +15,10 @@ from __future__ import annotations
 import logging
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
@@ -21,12 +27,15 @@ from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.frame import CloseCode
 from protocol.hello import ID_SIZE, Hello, Resume, Welcome
 from protocol.noise import StaticKey
+from protocol.process.address import is_address
 from protocol.process.logs import event
 from protocol.replay import ReplayCap
 from protocol.session import Session
+from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from relay_agent.attachment import SOFTWARE, Relay, attach
 from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
+from relay_agent.netlink import watch
 from relay_agent.serving import Serving
 
 if TYPE_CHECKING:
@@ -49,8 +58,18 @@ RETRY: Final[dict[int, float]] = {
 # A link that ends sooner than this was no success: if each brought the next one at once, an agent
 # and a relay that break with each other for some reason would shake hands all day.
 STEADY: Final = 1.0
+# Between attempts to attach beside a link in doubt, which has seconds left: as often as a SYN is
+# sent again.
+RIVAL_PAUSE: Final = 1.0
 # After the goodbye was sent: it is on its way in a millisecond.
 DRAIN: Final = 0.2
+
+
+_Attached: TypeAlias = tuple[Link, Welcome]
+
+
+class _Needless(Exception):  # noqa: N818 - an outcome, not a defect
+    """The link in doubt has spoken, so its rival is not wanted."""
 
 
 async def run(
@@ -61,6 +80,7 @@ async def run(
         async with trio.open_nursery() as nursery:
             agent = Agent(config, relay, services, key, nursery)
             nursery.start_soon(agent.stay_attached)
+            nursery.start_soon(watch, agent.ways, agent.look_again)
             async for number in signals:
                 if number == signal.SIGUSR1:
                     agent.look_again()
@@ -91,33 +111,47 @@ class Agent:
         self._session: bytes | None = None  # the id of the session that `_serving` holds
         self._serving: Serving | None = None
         self._leaving = False
+        self._last_failure = ""  # to attach, as it was told
         self._pool = BufferPool()
         self._cap = ReplayCap(config.replay)
         self._backoff = Backoff(Random(secrets.randbits(64)))  # noqa: S311 - jitter, no secret
         self._attempt = trio.CancelScope()  # to attach
         self._pause = trio.CancelScope()  # before the next attempt
         self._keeping = trio.CancelScope()  # of a session without a link
+        self._doubt = trio.Event()  # the link may be dead
+        self._committed = False  # to the link that an attempt made
+        self._relay_address = ""  # where the last link led
 
     async def stay_attached(self) -> None:
         """Returns only once we are leaving."""
         while not self._leaving:
-            wait = 0.0
-            attached = None
+            attached, wait = await self._try_to_attach(self._hello)
+            while attached is not None:
+                attached = await self._carry(*attached)
+            await self._wait(wait)
+
+    async def _try_to_attach(self, hello: Callable[[], Hello]) -> tuple[_Attached | None, float]:
+        """One attempt; what it brought, or how long to wait at least. Raises what `hello` does."""
+        while True:
             try:
                 with trio.CancelScope() as self._attempt:
-                    attached = await attach(self._relay, static=self._key, hello=self._hello)
+                    return await attach(self._relay, static=self._key, hello=hello), 0.0
             except LinkDenied as exc:
                 wait = max(exc.retry_after, RETRY.get(exc.code, 0.0))
                 event(log, logging.ERROR, "link-denied", reason=str(exc), retry_in=wait)
                 if exc.code in RETRY:
                     self._end_session()
+                return None, wait
             except LinkLost as exc:
-                event(log, logging.WARNING, "dial-failed", reason=str(exc))
-            else:
-                if attached is None:  # called off for a better one
-                    continue
-                await self._carry(*attached)
-            await self._wait(wait)
+                self._tell_failure(str(exc))
+                return None, 0.0
+            # Called off, to start over from where we are now.
+
+    def _tell_failure(self, reason: str) -> None:
+        """A relay may be away for days: the same reason is told once, until something changes."""
+        level = logging.DEBUG if reason == self._last_failure else logging.WARNING
+        self._last_failure = reason
+        event(log, level, "dial-failed", reason=reason)
 
     def _hello(self) -> Hello:
         """Made when the handshake commits to its link: from here on the old one is silent."""
@@ -136,35 +170,81 @@ class Agent:
             resume=resume,
         )
 
-    async def _carry(self, link: Link, welcome: Welcome) -> None:
-        """Carry the session over `link` until it is lost."""
+    async def _carry(self, link: Link, welcome: Welcome) -> _Attached | None:
+        """Carry the session over `link` until it is lost; the link that replaced it, if one did.
+
+        Make before break: while the link is in doubt, another is sought beside it.
+        """
         self._keeping.cancel()
+        self._last_failure = ""
         since = trio.current_time()
+        rivals: list[_Attached] = []
         try:
             serving = self._serving_for(welcome)
-            host, port = link.peername
-            event(
-                log,
-                logging.INFO,
-                "link-up",
-                name=welcome.name,
-                relay=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-                resumed=welcome.resumed,
-                software=welcome.software,
-            )
-            await serving.endpoint.carry(link, welcome.received)
-        except LinkLost as exc:
-            event(log, logging.WARNING, "link-down", reason=str(exc))
-        except SessionLost as exc:
+            self._tell_link_up(link, welcome)
+            async with trio.open_nursery() as nursery:
+                self._doubt, self._committed = trio.Event(), False
+                nursery.start_soon(self._seek_rival, serving.endpoint, rivals)
+                await self._carry_alone(serving.endpoint, link, welcome.received)
+                if not self._committed:
+                    nursery.cancel_scope.cancel()
+        except SessionLost as exc:  # not even begun
             event(log, logging.ERROR, "session-lost", reason=str(exc))
             self._end_session()
         finally:
             link.close()
         if trio.current_time() - since >= STEADY:
             self._backoff.reset()
-        if self._serving is not None:
+        if self._serving is not None and not rivals:
             self._keeping = trio.CancelScope()
             self._nursery.start_soon(self._keep_session, self._keeping)
+        return rivals[0] if rivals else None
+
+    def _tell_link_up(self, link: Link, welcome: Welcome) -> None:
+        host, port = link.peername
+        self._relay_address = host
+        event(
+            log,
+            logging.INFO,
+            "link-up",
+            name=welcome.name,
+            relay=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            resumed=welcome.resumed,
+            software=welcome.software,
+        )
+
+    async def _carry_alone(self, endpoint: Endpoint, link: Link, received: int) -> None:
+        try:
+            await endpoint.carry(link, received)
+        except LinkLost as exc:
+            event(log, logging.WARNING, "link-down", reason=str(exc))
+        except SessionLost as exc:
+            event(log, logging.ERROR, "session-lost", reason=str(exc))
+            self._end_session()
+
+    async def _seek_rival(self, endpoint: Endpoint, found: list[_Attached]) -> None:
+        """Once the link is in doubt, try to attach beside it until it speaks or is dead."""
+        while True:
+            await self._doubt.wait()
+            self._doubt = trio.Event()
+            while endpoint.silent:
+                event(log, logging.INFO, "link-in-doubt")
+                try:
+                    rival, _ = await self._try_to_attach(partial(self._commit, endpoint))
+                except _Needless:
+                    event(log, logging.INFO, "link-alive")
+                    break
+                if rival is not None:
+                    found.append(rival)
+                if self._committed:
+                    return
+                await trio.sleep(RIVAL_PAUSE)
+
+    def _commit(self, endpoint: Endpoint) -> Hello:
+        if not endpoint.silent:
+            raise _Needless
+        self._committed = True
+        return self._hello()
 
     def _serving_for(self, welcome: Welcome) -> Serving:
         if welcome.resumed:
@@ -184,8 +264,12 @@ class Agent:
             max_streams=self._config.max_streams,
             pool=self._pool,
             nursery=self._nursery,
+            on_suspicion=self._suspect,
         )
         return self._serving
+
+    def _suspect(self) -> None:
+        self._doubt.set()
 
     async def _keep_session(self, keeping: trio.CancelScope) -> None:
         """As at the relay: who has waited this long at a dead shell has left."""
@@ -212,10 +296,16 @@ class Agent:
 
         An attempt under way starts over: it may be waiting for an answer to where we were.
         """
+        event(log, logging.INFO, "network-changed")
         self._attempt.cancel()
         self._pause.cancel()
         if self._serving is not None:
             self._serving.endpoint.probe()
+
+    def ways(self) -> list[str]:
+        """The addresses whose way from here matters."""
+        literal = [host.host for host in self._relay.hosts if is_address(host.host)]
+        return [self._relay_address, *literal] if self._relay_address else literal
 
     def say_goodbye(self) -> bool:
         """Tell the relay that this process ends; whether there was a link to say it over."""

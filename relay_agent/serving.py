@@ -46,9 +46,12 @@ class Serving:
         pool: BufferPool,
         nursery: trio.Nursery,
         outcome: Outcome = lambda service, refusal: None,
+        on_suspicion: Callable[[], None] = lambda: None,
     ) -> None:
         """`outcome` hears of each answer to a publication: None, or why it was refused."""
-        self.endpoint = Endpoint(session, pool=pool, on_event=self._on_event)
+        self.endpoint = Endpoint(
+            session, pool=pool, on_event=self._on_event, on_suspicion=on_suspicion
+        )
         # A stream that ended may leave a socket behind that is being emptied or dialled. As many
         # again as may be open: a visitor who comes and goes must not use up our descriptors.
         self._most_sockets = 2 * max_streams

@@ -91,6 +91,11 @@ class Endpoint:
         if self.link is not None:
             self.link.probe()
 
+    @property
+    def silent(self) -> bool:
+        """Whether there is a link that owes us a sign of life."""
+        return self.link is not None and self.session.liveness.questioned
+
     async def shows_life(self, seconds: float) -> bool:
         """Whether a byte comes over the current link within `seconds` of asking for one."""
         return self.link is not None and await self.link.shows_life(seconds)

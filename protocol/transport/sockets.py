@@ -18,7 +18,8 @@ _LINGER_OFF: Final = struct.pack("ii", 0, 0)
 
 # Backstop only, above every rule in protocol.liveness: ends a link whose process does not run.
 LINK_USER_TIMEOUT_MS: Final = 45_000
-_KEEPALIVE_IDLE: Final = 10
+# Longer than any silence that a PING leaves, so that it adds no traffic to an idle link.
+_KEEPALIVE_IDLE: Final = 30
 _KEEPALIVE_INTERVAL: Final = 5
 _KEEPALIVE_COUNT: Final = 3
 

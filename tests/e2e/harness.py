@@ -592,7 +592,9 @@ class Agent:
 
     def start(self, *ports: int) -> ProcessUnderTest:
         """Run the agent, and wait until the relay listens on all of `ports`."""
+        # At debug level also failures that repeat are told, which tests count.
         argv = [script("relay-agent"), "run", "--state-dir", str(self.state)]
+        argv += ["--log-level", "debug"]
         self._process = ProcessUnderTest(argv, environment=self.environment)
         for port in ports:
             wait_until_listening(port)

@@ -17,7 +17,7 @@ def u64(value: int) -> bytes:
 class Bench:
     def __init__(self) -> None:
         self.acks = Acks()
-        self.link = Attachment(self.acks, NOW)
+        self.link = Attachment(self.acks, NOW, relay=False)
 
     def frames(self) -> list[bytes]:
         frames = []
@@ -30,7 +30,7 @@ def test_nothing_to_say_at_first() -> None:
     acks = Acks()
     for _ in range(ACK_FRAMES):
         acks.count(5, NOW)
-    link = Attachment(acks, NOW)
+    link = Attachment(acks, NOW, relay=False)
     assert link.next_frame() is None, "the handshake told the peer"
     assert acks.deadline == math.inf
 
@@ -80,6 +80,7 @@ def test_silence_sends_a_ping() -> None:
     assert bench.frames() == []
     assert bench.link.handle_deadline(NOW + 4, streams=True) is Verdict.PING
     assert [frame[0] for frame in bench.frames()] == [0x44]
+    assert bench.link.handle_deadline(NOW + 5, streams=True) is Verdict.SUSPECT
     assert bench.link.handle_deadline(NOW + 7, streams=True) is Verdict.DEAD
     assert bench.frames() == []
 

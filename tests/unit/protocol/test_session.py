@@ -586,7 +586,7 @@ def test_a_ping_and_a_pong_carry_the_ack() -> None:
     lone.get(frame(DATA, 1, b"x"))
     lone.get(frame(PING, 0, u64(1, 77)))
     assert lone.sent() == [frame(PONG, 0, u64(3, 77))]
-    assert lone.session.next_deadline() > lone.now + 1, "nothing is left to ack"
+    assert lone.session.next_deadline() >= lone.now + 1, "nothing is left to ack"
 
 
 def test_acks_never_run_backwards_whatever_waited() -> None:
@@ -1316,6 +1316,7 @@ def test_a_probe_asks_once() -> None:
     lone.session.probe(lone.now)
     lone.session.probe(lone.now + 1)
     assert len(lone.sent()) == 1
+    assert lone.session.handle_deadline(lone.now + 1) is Verdict.SUSPECT
     assert lone.session.handle_deadline(lone.now + 3) is Verdict.DEAD
 
 

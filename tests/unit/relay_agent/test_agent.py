@@ -79,7 +79,7 @@ async def a_house(
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[..., list[dict[str, Any]]]:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     return lambda name="": events(caplog, name)
 
 
