@@ -149,6 +149,18 @@ class TestRelay:
 
         return greet
 
+    async def freeze(self, sock: socket.socket) -> None:
+        """Welcome to a new session, and then not a byte more: a process that was stopped."""
+        await self.welcome_and_be_silent(sock)
+        await trio.sleep_forever()
+
+    async def welcome_and_be_silent(self, sock: socket.socket) -> Arrival:
+        arrival = await self.shake(sock)
+        session = len(self.hellos).to_bytes(16, "big")
+        self.sessions[session] = self._new_endpoint()
+        await arrival.welcome(self.welcome(session, resumed=False))
+        return arrival
+
     def resuming(self, session: bytes) -> Greeting:
         """Claims to resume `session`, whatever was asked for."""
 

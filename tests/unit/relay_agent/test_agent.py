@@ -504,3 +504,136 @@ async def test_a_visitor_that_is_reset_resets_its_target() -> None:
         assert await is_reset(accepted)
         visitor.close()
         accepted.close()
+
+
+# Make before break
+
+
+async def attach_in_doubt(house: House, *rivals: Any) -> None:
+    """Attach to a relay that falls silent at once; `rivals` greet the links that follow."""
+    house.relay.greetings += [house.relay.freeze, *rivals]
+    house.relay._nursery.start_soon(house.agent.stay_attached)
+    await trio.sleep(2.9)
+
+
+async def test_a_silent_link_is_replaced_before_it_is_dead(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+        await attach_in_doubt(house)
+        await house.attached()
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        assert [each["reason"] for each in logged("link-down")] == ["another link takes over"]
+        assert len(logged("link-in-doubt")) == 1
+        assert house.relay.hellos[1].epoch > house.relay.hellos[0].epoch
+
+
+async def test_a_link_that_speaks_again_is_kept_and_its_rival_dropped(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    spoken = trio.Event()
+
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def speak_late(sock: socket.socket) -> None:
+            arrival = await relay.welcome_and_be_silent(sock)
+            await trio.sleep(2.2)
+            # An ACK of the PUBLISH, as after a pause of the path.
+            await arrival.link.send_frame(b"\x43\x00\x00\x00\x00" + (1).to_bytes(8, "big"))
+            spoken.set()
+            await trio.sleep_forever()
+
+        async def answer_slowly(sock: socket.socket) -> None:
+            await spoken.wait()
+            with pytest.raises(EOFError):
+                await relay.shake(sock)
+
+        relay.greetings += [speak_late, answer_slowly]
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(3.5)
+        assert len(logged("link-up")) == 1
+        assert len(logged("link-alive")) == 1
+        assert not logged("link-down")
+        assert len(relay.hellos) == 1, "the rival never said who it is"
+
+
+async def test_a_rival_that_fails_is_followed_by_another(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async def close(sock: socket.socket) -> None:
+        """Before anything."""
+
+    async with a_house(begin=False) as house:
+        await attach_in_doubt(house, close)
+        assert len(logged("dial-failed")) == 1
+        assert not logged("link-down")
+        await trio.sleep(1.0)
+        await house.attached()
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        assert "no sign of life" not in str(logged("link-down"))
+
+
+async def test_a_rival_that_is_lost_once_committed_leaves_the_usual_way_back(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+
+        async def vanish(sock: socket.socket) -> None:
+            await house.relay.shake(sock)
+
+        await attach_in_doubt(house, vanish)
+        await house.attached()
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        assert len(house.relay.hellos) == 3
+        assert house.relay.hellos[2].resume is not None
+
+
+async def test_a_changed_network_leaves_a_link_that_answers_alone(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        for _ in range(3):
+            house.agent.look_again()
+            await trio.sleep(0.5)
+        await trio.sleep(5)
+        assert len(logged("link-up")) == 1
+        assert not logged("link-in-doubt")
+
+
+async def test_a_changed_network_over_a_dead_link_is_answered_within_a_second(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+        house.relay.greetings.append(house.relay.freeze)
+        house.relay._nursery.start_soon(house.agent.stay_attached)
+        await until(lambda: bool(logged("link-up")))
+        house.agent.look_again()
+        await trio.sleep(1.2)
+        await house.attached()
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+
+
+def test_the_way_to_the_relay_is_watched() -> None:
+    relay = Relay(hosts=[HostPort("vps.example.net", 7022), HostPort("203.0.113.5", 443)], key=b"")
+
+    async def ways() -> list[list[str]]:
+        async with trio.open_nursery() as nursery:
+            agent = Agent(AgentConfig(), relay, [], KEY, nursery)
+            before = agent.ways()
+            agent._relay_address = "198.51.100.7"
+            return [before, agent.ways()]
+
+    assert trio.run(ways) == [["203.0.113.5"], ["198.51.100.7", "203.0.113.5"]]
+
+
+async def test_the_same_failure_is_told_once(
+    jumping_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refusing = HostPort("127.0.0.1", server.getsockname()[1])
+    async with a_house(relay_at=Relay(hosts=[refusing], key=KEY.public)):
+        await trio.sleep(600)
+        assert len(events(caplog, "dial-failed")) == 1
