@@ -238,6 +238,8 @@ class Agents:
             self._ports.withdraw(presence, happened.publication)
         elif isinstance(happened, PeerClosing):
             presence.goodbye = happened.code
+            if happened.code is CloseCode.GONE and presence.endpoint is not None:
+                presence.endpoint.drop_link("the agent said goodbye")
 
     # Changes from outside
 
