@@ -27,7 +27,7 @@ from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.frame import CloseCode
 from protocol.hello import ID_SIZE, Hello, Resume, Welcome
 from protocol.noise import StaticKey
-from protocol.process.address import is_address
+from protocol.process.address import HostPort, is_address
 from protocol.process.logs import event
 from protocol.replay import ReplayCap
 from protocol.session import Session
@@ -208,7 +208,7 @@ class Agent:
             logging.INFO,
             "link-up",
             name=welcome.name,
-            relay=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            relay=str(HostPort(host, port)),
             resumed=welcome.resumed,
             software=welcome.software,
         )
