@@ -79,8 +79,9 @@ examples:
   relay-server invite office --port 2201 --port 8080 --expires 1d
 
 The line printed is for one router: give it to "relay-agent join" there before
-it expires. Inviting a name again keeps its ports; once the new invitation is
-used, the key of the router that had the name before is revoked.
+it expires. Inviting a name again keeps its ports, or replaces them at once by
+those given with --port. Once the new invitation is used, the key of the router
+that had the name before is revoked.
 """
 
 
@@ -283,6 +284,7 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             relay_key=key.public,
             token=token,
         )
+        before = registry.agent(options.name)
         invited = registry.invite(
             options.name,
             token,
@@ -295,8 +297,11 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
         if not registry.hosts():
             registry.remember_hosts(hosts)
     say(invitation.encode() + "\n")
-    ports = ", ".join(map(str, invited.ports))
-    _hint(f"{invited.name} may publish port{'s'[: len(invited.ports) > 1]} {ports}.")
+    _hint(f"{invited.name} may publish {_ports_in_words(invited.ports)}.")
+    lost = [port for port in before.ports if port not in invited.ports] if before else []
+    if lost:
+        # Perhaps the only way to that router: whoever only meant to add a port must hear of it.
+        _hint(f"It had {_ports_in_words(lost)}, closed from now on; to keep them, name all ports.")
     _hint(f"Within {_span(options.expires)}, run this on the router:")
     _hint("  relay-agent join INVITATION     (the line above)")
     _hint("  relay-agent run")
@@ -460,6 +465,10 @@ def _say_json(entries: Iterable[dict[str, Any]]) -> None:
 def _hint(text: str) -> None:
     """For the person at the terminal; standard output is for what was asked for."""
     sys.stderr.write(text + "\n")
+
+
+def _ports_in_words(ports: Sequence[int]) -> str:
+    return f"port{'s'[: len(ports) > 1]} {', '.join(map(str, ports))}"
 
 
 def _port_list(ports: Sequence[int]) -> str:

@@ -121,6 +121,16 @@ def test_several_ports_are_named(run: Run) -> None:
     assert "home may publish ports 90, 80.\n" in err
 
 
+def test_ports_that_a_name_loses_are_named(run: Run) -> None:
+    run("invite", "home", "--host", "vps", "--port", "90", "--port", "80", "--port", "70")
+    _, _, err = run("invite", "home")
+    assert "home may publish ports 90, 80, 70.\n" in err
+    assert "It had" not in err
+    _, _, err = run("invite", "home", "--port", "60", "--port", "80")
+    assert "home may publish ports 60, 80.\n" in err
+    assert "It had ports 90, 70, closed from now on; to keep them, name all ports.\n" in err
+
+
 def test_hosts_keep_their_order_and_are_remembered_if_none_were(run: Run) -> None:
     _, out, _ = run("invite", "home", "--host", "a:443", "--host", "[::1]")
     assert Invitation.decode(out).hosts == (("a", 443), ("::1", 7022))
