@@ -12,8 +12,10 @@ import pytest
 from .conftest import House
 from .harness import (
     LOOPBACK,
+    PATTERN,
     Agent,
     Login,
+    ProcessUnderTest,
     Relay,
     SshServer,
     Target,
@@ -21,6 +23,7 @@ from .harness import (
     free_port,
     listens,
     pair,
+    program,
     read_banner,
     receive,
     services,
@@ -65,6 +68,31 @@ def test_killing_the_relay_is_a_reset_and_never_an_end(own_house: House) -> None
     wait_until_listening(own_house.raw_port)
     with pair(own_house.raw_port, own_house.target):
         pass
+
+
+@pytest.mark.parametrize("killed", ["agent", "relay"])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_copy_that_is_cut_short_fails(
+    own_house: House, login: Login, tmp_path: Path, killed: str, way: str
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(PATTERN * 64)
+    ends = (
+        [str(source), f"{LOOPBACK}:{copy}"] if way == "up" else [f"{LOOPBACK}:{source}", str(copy)]
+    )
+    # Slow enough, in kbit/s, to be met half-way.
+    argv = [program("scp"), *login.options, "-q", "-O", "-l", "100000"]
+    argv += ["-P", str(own_house.dropbear_port), *ends]
+    with ProcessUnderTest(argv, environment=login.environment) as scp:
+        eventually(
+            lambda: copy.exists() and copy.stat().st_size > 2**20,
+            what="the copy is under way",
+        )
+        side = own_house.agent if killed == "agent" else own_house.relay
+        side.process.kill()
+        side.start()
+        assert scp.wait() == 1, scp.describe()
+    assert copy.stat().st_size < source.stat().st_size
 
 
 def test_a_killed_agent_takes_its_port_back(own_house: House) -> None:
