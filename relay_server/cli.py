@@ -79,9 +79,10 @@ examples:
   relay-server invite office --port 2201 --port 8080 --expires 1d
 
 The line printed is for one router: give it to "relay-agent join" there before
-it expires. Inviting a name again keeps its ports, or replaces them at once by
-those given with --port. Once the new invitation is used, the key of the router
-that had the name before is revoked.
+it expires. Inviting a name again keeps its ports, and puts those given with
+--port in front; once the new invitation is used, the key of the router that had
+the name before is revoked. To take a port away, revoke the name and invite it
+anew.
 """
 
 
@@ -284,7 +285,6 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             relay_key=key.public,
             token=token,
         )
-        before = registry.agent(options.name)
         invited = registry.invite(
             options.name,
             token,
@@ -298,10 +298,6 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             registry.remember_hosts(hosts)
     say(invitation.encode() + "\n")
     _hint(f"{invited.name} may publish {_ports_in_words(invited.ports)}.")
-    lost = [port for port in before.ports if port not in invited.ports] if before else []
-    if lost:
-        # Perhaps the only way to that router: whoever only meant to add a port must hear of it.
-        _hint(f"It had {_ports_in_words(lost)}, closed from now on; to keep them, name all ports.")
     _hint(f"Within {_span(options.expires)}, run this on the router:")
     _hint("  relay-agent join INVITATION     (the line above)")
     _hint("  relay-agent run")

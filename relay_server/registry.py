@@ -165,9 +165,10 @@ class Registry:
             found = _agents(self._reader, "public_key = ?", (public_key,))
             return found[0] if found else None
 
-    def is_revoked(self, public_key: bytes) -> bool:
+    def revoked_name(self, public_key: bytes) -> str | None:
+        """The name that a revoked key had; None for a key that is not revoked."""
         with self._errors():
-            return _is_revoked(self._reader, public_key)
+            return _revoked_name(self._reader, public_key)
 
     def invitations(self) -> list[Invited]:
         """The pending invitations by name, expired ones too: those still hold their ports."""
@@ -206,12 +207,10 @@ class Registry:
     ) -> Invited:
         """Let whoever shows `token` within `lifetime` seconds enrol as `name`.
 
-        Without `ports` an existing name keeps those it has, and a new one is granted the lowest
-        free port of `port_range` that is `usable`. A pending invitation of that name is replaced.
+        `ports` come first. An existing name keeps those it has, since its agent may be serving
+        them; a name without any is granted the lowest free port of `port_range` that is `usable`.
+        A pending invitation of that name is replaced.
         """
-        if len(ports) > MAX_PORTS:
-            raise Refused(f"expected at most {MAX_PORTS} ports, not {len(ports)}")
-        ports = tuple(dict.fromkeys(ports))
         with self._change() as db:
             db.execute(
                 "DELETE FROM invitations WHERE state IN ('cancelled', 'replaced', 'expired')"
@@ -222,11 +221,11 @@ class Registry:
                 "INSERT INTO agents (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (name, now),
             )
-            kept = _ports(db, name)
-            if not ports and not kept:
-                ports = (_free_port(db, port_range, usable, now),)
-            if ports:
-                _grant(db, name, ports, now)
+            granted = tuple(dict.fromkeys((*ports, *_ports(db, name))))
+            if len(granted) > MAX_PORTS:
+                raise Refused(f"expected at most {MAX_PORTS} ports, not {len(granted)}")
+            granted = granted or (_free_port(db, port_range, usable, now),)
+            _grant(db, name, granted, now)
             db.execute(
                 "UPDATE invitations SET state = 'replaced' WHERE name = ? AND state = 'pending'",
                 (name,),
@@ -236,7 +235,7 @@ class Registry:
                 " VALUES (?, ?, 'pending', ?, ?)",
                 (_hash(token), name, now, now + lifetime),
             )
-        return Invited(name=name, ports=ports or kept, created=now, expires=now + lifetime)
+        return Invited(name=name, ports=granted, created=now, expires=now + lifetime)
 
     def cancel(self, name: str) -> None:
         """Make the pending invitation of `name` worthless; Refused if there is none."""
@@ -259,7 +258,7 @@ class Registry:
             if row is None:
                 raise TokenRefused("this invitation is unknown here; ask for a new one")
             name, state, expires, bound_key = row
-            if _is_revoked(db, public_key):
+            if _revoked_name(db, public_key) is not None:
                 raise TokenRefused("this agent's key was revoked; a new invitation needs a new key")
             match state:
                 case "redeemed" if bound_key != public_key:
@@ -464,9 +463,9 @@ def _ports(db: sqlite3.Connection, name: str) -> tuple[int, ...]:
     return tuple(port for (port,) in rows)
 
 
-def _is_revoked(db: sqlite3.Connection, public_key: bytes) -> bool:
-    query = "SELECT 1 FROM revoked WHERE public_key = ?"
-    return _value(db, query, (public_key,)) is not None
+def _revoked_name(db: sqlite3.Connection, public_key: bytes) -> str | None:
+    name: str | None = _value(db, "SELECT name FROM revoked WHERE public_key = ?", (public_key,))
+    return name
 
 
 def _revoke_key(db: sqlite3.Connection, public_key: bytes, name: str, now: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -114,6 +115,11 @@ class Relay:
             name, token, now=0.0, lifetime=1e12, ports=ports, port_range=range(11111, 12111)
         )
         return token
+
+    def take_away(self, port: int) -> None:
+        """As an owner may who edits the database: no command takes a single port away."""
+        with closing(sqlite3.connect(self.registry._path)) as db, db:
+            db.execute("DELETE FROM ports WHERE port = ?", (port,))
 
     def presence(self, router: Router) -> Presence:
         return self.agents._present[router.key.public]

@@ -299,7 +299,7 @@ async def test_a_port_that_is_no_longer_granted_is_closed_and_the_agent_told(
     router: Router, port: int, relay: Relay, log: pytest.LogCaptureFixture
 ) -> None:
     await router.serve(port)
-    relay.invite("home", free_port())
+    relay.take_away(port)
     relay.agents.refresh()
     assert refuses(port)
     reason = f"port {port} is no longer granted to home"
@@ -314,7 +314,7 @@ async def test_a_port_that_is_no_longer_granted_is_closed_while_the_agent_is_awa
     await router.cut()
     held = caller_of(port)
     await until(lambda: relay.presence(router).held)
-    relay.invite("home", free_port())
+    relay.take_away(port)
     relay.agents.refresh()
     assert refuses(port)
     assert await was_reset(held)
@@ -341,6 +341,6 @@ async def test_an_orphan_that_is_no_longer_granted_is_nobodys_news(
     await quiet()
     mock_clock.jump(relay.config.detached_keep_idle)
     await until(lambda: relay.presence(router).endpoint is None)
-    relay.invite("home", free_port())
+    relay.take_away(port)
     relay.agents.refresh()
     assert refuses(port)
