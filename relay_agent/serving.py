@@ -164,5 +164,11 @@ class Serving:
         event(log, logging.INFO, "visitor-in", **about)
         await splice.run(sock)
         event(
-            log, logging.INFO, "visitor-out", **about, received=splice.delivered, sent=splice.sent
+            log,
+            logging.INFO,
+            "visitor-out",
+            **about,
+            received=splice.delivered,
+            sent=splice.sent,
+            reset=splice.reset_by_peer,
         )

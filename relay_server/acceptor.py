@@ -161,10 +161,10 @@ class Acceptor:
         enrolled = self._registry.agent_by_key(key)
         if enrolled is not None:
             return enrolled
-        if self._registry.is_revoked(key):
-            return Denial(
-                code=DenialCode.REVOKED, reason="this agent's key is revoked", retry_after=0.0
-            )
+        revoked = self._registry.revoked_name(key)
+        if revoked is not None:
+            reason = f"this key of {revoked} is revoked"
+            return Denial(code=DenialCode.REVOKED, reason=reason, retry_after=0.0)
         return Denial(
             code=DenialCode.UNKNOWN_AGENT,
             reason="this agent is not enrolled here; it needs an invitation",

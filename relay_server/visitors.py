@@ -52,6 +52,7 @@ async def visit(
             stream=stream,
             received=splice.sent,
             sent=splice.delivered,
+            reset=splice.reset_by_peer,
         )
 
 

@@ -100,6 +100,14 @@ class Splice:
                 sock.close()
 
     @property
+    def reset_by_peer(self) -> str | None:
+        """Why the peer, or the loss of the session, reset the stream; None if neither did."""
+        if self._reset is None:
+            return None
+        known = self._reset in ResetCode.__members__.values()
+        return ResetCode(self._reset).name.lower().replace("_", " ") if known else "unknown reason"
+
+    @property
     def inbound_finished(self) -> bool:
         """Whether the peer's FIN came: what it sent is complete, delivered or not."""
         return self._fin

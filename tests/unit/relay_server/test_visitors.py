@@ -54,7 +54,7 @@ async def test_a_visitor_is_joined_to_a_stream_and_told_of_by_its_address(
     await until(lambda: told(log, "visitor-out"))
     about = {"agent": "home", "service": "ssh", "source": "127.0.0.1", "stream": 1}
     assert told(log, "visitor-in") == [about]
-    assert told(log, "visitor-out") == [about | {"received": 8, "sent": 9}]
+    assert told(log, "visitor-out") == [about | {"received": 8, "sent": 9, "reset": None}]
 
 
 async def test_who_comes_while_the_agent_is_away_waits_unread(

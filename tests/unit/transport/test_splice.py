@@ -203,11 +203,21 @@ async def test_a_refused_stream_resets_the_visitor() -> None:
         async with two_ends() as ends:
             visitor, at_relay = await _visitor_only(ends)
             splice = ends.agent.join(ends.opened[-1].stream)
+            (at_visitor,) = ends.relay.splices.values()
+            assert at_visitor.reset_by_peer is None
             ends.agent.refuse(splice, ResetCode.TARGET_UNREACHABLE)
             assert await is_reset(visitor)
+            assert at_visitor.reset_by_peer == "target unreachable"
             visitor.close()
             assert not ends.agent.splices
             assert at_relay.fileno() == -1
+
+
+async def test_a_reason_of_a_later_version_is_told_as_unknown() -> None:
+    async with two_ends() as ends:
+        splice = ends.relay.join(1)
+        splice.on_reset(99, finished=False)
+        assert splice.reset_by_peer == "unknown reason"
 
 
 async def test_data_before_the_target_is_connected_waits() -> None:
