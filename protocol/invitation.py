@@ -64,11 +64,12 @@ class Invitation:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """White space anywhere and upper case are forgiven."""
+        """White space anywhere, upper case, and words in front are forgiven."""
         text = "".join(text.split()).lower()
-        prefix = _ANY_VERSION.match(text)
+        prefix = _ANY_VERSION.search(text)
         if prefix is None:
             raise InvitationError("not an invitation: expected one line that starts with relay1_")
+        text = text[prefix.start() :]
         if prefix[0] != _PREFIX:
             raise InvitationError(
                 f"this invitation is of a newer kind ({prefix[0]:.16}): update relay-agent"

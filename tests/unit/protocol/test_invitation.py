@@ -70,6 +70,9 @@ class TestForgiven:
     def test_upper_case(self) -> None:
         assert Invitation.decode(make().encode().upper()) == make()
 
+    def test_words_in_front(self) -> None:
+        assert Invitation.decode("here it is:\n" + make().encode()) == make()
+
     @given(st.randoms(use_true_random=False))
     def test_white_space_anywhere(self, rng: random.Random) -> None:
         text = "".join(char + rng.choice(["", "", "\n", " ", "\r\n\t"]) for char in make().encode())
