@@ -18,9 +18,12 @@ help:
 # `make test LAB=no` leaves out the network lab, which needs root; nothing else does.
 LAB := yes
 
+# Every branch of the sans-IO core, by the unit tests (what counts as core: pyproject.toml).
+CORE_COVERED := --cov=protocol --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
+
 # Side by side, since most tests wait for processes; those of one end-to-end file share theirs.
 test: setup lint types contracts oldest
-	$(BIN)/python -m pytest -q -n 2 tests/unit
+	$(BIN)/python -m pytest -q -n 2 tests/unit $(CORE_COVERED)
 	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/e2e
 ifeq ($(LAB),no)
 	@echo "The network lab is left out, as LAB=no says."
@@ -57,7 +60,8 @@ contracts: setup
 oldest: setup
 	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -c \
 	    'import cryptography as c; print("cryptography", c.__version__); assert c.__version__ < "42"'
-	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -m pytest -q -n 2 tests/unit
+	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -m pytest -q -n 2 tests/unit \
+	    tests/e2e/test_second_implementation.py
 
 unit: setup
 	$(BIN)/python -m pytest -n 2 tests/unit
