@@ -100,16 +100,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
     )
+    _add_state_option(parser, default=None)
     for command in (join, run):
-        command.add_argument(
-            "--state-dir",
-            type=Path,
-            metavar="DIR",
-            help="where the key and the enrolment are (default: /etc/relay-agent as root, else"
-            " relay-agent in the XDG state folder)",
-        )
+        _add_state_option(command, default=argparse.SUPPRESS)
         add_log_options(command)
     return parser
+
+
+def _add_state_option(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """Before the command or after it, as the log options."""
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        default=default,
+        metavar="DIR",
+        help="where the key and the enrolment are (default: /etc/relay-agent as root, else"
+        " relay-agent in the XDG state folder)",
+    )
 
 
 def _add_command(

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_common_options(parser, __version__)
-    parser.set_defaults(state_dir=None)
+    _add_state_option(parser, default=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = _command(commands, "run", run_server, "run the relay until it is told to stop")
@@ -195,16 +195,21 @@ def _command(
         allow_abbrev=False,
     )
     parser.set_defaults(command=function)
+    _add_state_option(parser, default=argparse.SUPPRESS)
+    add_log_options(parser)
+    return parser
+
+
+def _add_state_option(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """Before the command or after it, as the log options."""
     parser.add_argument(
         "--state-dir",
         type=Path,
-        default=argparse.SUPPRESS,
+        default=default,
         metavar="DIR",
         help="where keys and registry are (default: /var/lib/relay-server as root,"
         " else ~/.local/state/relay-server)",
     )
-    add_log_options(parser)
-    return parser
 
 
 def _add_host_option(parser: argparse.ArgumentParser, what: str) -> None:
@@ -285,6 +290,9 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             relay_key=key.public,
             token=token,
         )
+        before = registry.agent(options.name)
+        its_own = before.ports if before is not None else ()
+        held = [port for port in options.port if port not in its_own and not _is_free(port)]
         invited = registry.invite(
             options.name,
             token,
@@ -298,6 +306,8 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             registry.remember_hosts(hosts)
     say(invitation.encode() + "\n")
     _hint(f"{invited.name} may publish {_ports_in_words(invited.ports)}.")
+    if held:
+        _hint(f"Another program listens on {_ports_in_words(held)} now; it has to let go first.")
     _hint(f"Within {_span(options.expires)}, run this on the router:")
     _hint("  relay-agent join INVITATION     (the line above)")
     _hint("  relay-agent run")

@@ -301,6 +301,7 @@ def test_the_command_line_overrides_the_file(
 ) -> None:
     (joined.path / "agent.toml").write_text(file)
     assert command_line([*before, "run", "--state-dir", str(joined.path), *after]) == 0
+    assert command_line(["--state-dir", str(joined.path), *before, "run", *after]) == 0
     assert logging.getLogger().level == level
 
 

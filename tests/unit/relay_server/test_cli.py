@@ -121,6 +121,26 @@ def test_several_ports_are_named(run: Run) -> None:
     assert "home may publish ports 90, 80.\n" in err
 
 
+def test_a_port_that_another_program_holds_is_remarked_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_is_free", lambda port: port != 90)
+    status, _, err = run("invite", "home", "--host", "vps", "--port", "80", "--port", "90")
+    assert status == 0
+    assert "Another program listens on port 90 now; it has to let go first.\n" in err
+    # A name that has the port already may be the one who listens.
+    _, _, err = run("invite", "home", "--port", "90")
+    assert "Another program" not in err
+
+
+def test_the_state_folder_may_be_named_before_the_command(
+    state: StateFolder, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("invite", "home", "--host", "vps")
+    assert cli.main(["--state-dir", str(state.path), "invitations"]) == 0
+    assert "home" in capsys.readouterr().out
+
+
 def test_more_ports_come_before_those_it_has(run: Run) -> None:
     run("invite", "home", "--host", "vps", "--port", "90", "--port", "80", "--port", "70")
     _, _, err = run("invite", "home")
