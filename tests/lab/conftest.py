@@ -6,12 +6,12 @@ import fcntl
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from .lab import Lab, bare_network, missing
+from .lab import Lab, Network, bare_network, missing
+from .trial import Pace
 
 # Beyond the lengths of its faults, for a test that waits for what never comes.
 TEST_LIMIT = 180.0
@@ -31,14 +31,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         full = metafunc.config.getoption("--lab-full")
         lengths = marker.kwargs["full" if full else "short"]
         metafunc.parametrize("length", lengths, ids=[f"{length:g}s" for length in lengths])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """What is the same for all faults, in seconds."""
-
-    before: float
-    after: float  # from when it is usable again until the traffic is told to end
 
 
 @pytest.fixture
@@ -72,7 +64,7 @@ def possible() -> None:
 
 
 @pytest.fixture
-def network(possible: None, pytestconfig: pytest.Config) -> Iterator[Lab]:
+def network(possible: None, pytestconfig: pytest.Config) -> Iterator[Network]:
     """Namespaces and the path between them; nothing runs there."""
     with bare_network(seed=pytestconfig.getoption("--lab-seed")) as lab:
         yield lab

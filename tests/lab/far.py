@@ -1,10 +1,11 @@
 """The far end of the traffic, run by the router's SSH server with nothing but Python.
 
     far.py lines SECONDS   say a numbered line so often, and check those that come
-    far.py take            check the pattern on stdin to its end
-    far.py give            write the pattern until stdin ends
+    far.py take TALLY      check the pattern on stdin to its end
+    far.py give TALLY      write the pattern until stdin ends
 
 Each says on stdout or stderr what it counted, and ends with status 3 if a line or a byte was amiss.
+The file TALLY holds the count of bytes at any time: what it was when the connection broke.
 The near end, `traffic`, imports the pattern from here.
 """
 
@@ -60,21 +61,31 @@ def lines(pace: float) -> int:
     return 0
 
 
-def take() -> int:
+class Tally:
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT)
+
+    def write(self, count: int) -> None:
+        os.pwrite(self._file, b"%020d" % count, 0)
+
+
+def take(tally: Tally) -> int:
     position = 0
     while data := os.read(0, 1 << 16):
         if data != pattern(position, len(data)):
             sys.stderr.write(f"not the pattern between {position} and {position + len(data)}\n")
             return 3
         position += len(data)
+        tally.write(position)
     os.write(1, b"%d\n" % position)
     return 0
 
 
-def give() -> int:
+def give(tally: Tally) -> int:
     position = 0
     while not select.select([0], [], [], 0)[0]:
         position += os.write(1, pattern(position, PIECE))
+        tally.write(position)
     os.write(2, b"%d\n" % position)
     return 0
 
@@ -83,10 +94,10 @@ def main() -> int:
     match sys.argv[1:]:
         case ["lines", pace]:
             return lines(float(pace))
-        case ["take"]:
-            return take()
-        case ["give"]:
-            return give()
+        case ["take", path]:
+            return take(Tally(path))
+        case ["give", path]:
+            return give(Tally(path))
     return 2
 
 

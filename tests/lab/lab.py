@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -40,7 +41,6 @@ from tests.e2e.harness import (
     eventually,
     listens,
     program,
-    read_banner,
     run,
     script,
     services,
@@ -62,6 +62,8 @@ ROUTER_SECOND: Final = "198.51.100.3"
 RELAY_PORT: Final = 7022
 SSH_PORT: Final = 11111
 RELAY_NAME: Final = "vps.lab"
+# Of a visitor who only wants to know whether anybody answers, before the next one tries.
+PATIENCE: Final = 1.0
 
 # What a link is like where the test says nothing: a modest DSL line. The queue holds 80 ms.
 DELAY: Final = 0.010
@@ -307,9 +309,21 @@ class Journal:
                 return line
         return None
 
-    def count(self, *events: str, since: float = 0.0) -> int:
+    def count(self, *events: str, since: float = 0.0, who: str | None = None) -> int:
         self.look()
-        return sum(line.at >= since and names_one(line.text, events) for line in self.lines)
+        return sum(
+            line.at >= since and who in (None, line.who) and names_one(line.text, events)
+            for line in self.lines
+        )
+
+    def matching(self, pattern: re.Pattern[str], *, since: float) -> list[Line]:
+        """Those of whose "WHO: TEXT" `pattern` matches a part."""
+        self.look()
+        return [
+            line
+            for line in self.lines
+            if line.at >= since and pattern.search(f"{line.who}: {line.text}")
+        ]
 
     def describe(self, *, since: float) -> str:
         self.look()
@@ -328,29 +342,17 @@ def names_one(text: str, events: Sequence[str]) -> bool:
     return any(word in events for word in text.split()[:4])
 
 
-class Lab:
-    """Everything at work from the first line of the `with` on, and nothing left after it."""
+class Network:
+    """The three machines, the router's SSH server, and what leads to it from the VPS.
+
+    All is at work from the first line of the `with` on, and nothing is left after it.
+    """
 
     _number = 0
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        seed: int | None = None,
-        relay_config: str = "",
-        agent_config: str = "",
-        enrolled: Path | None = None,
-    ) -> None:
-        """`enrolled` is the folder of a lab that is over: relay and agent know each other from it.
-
-        That spares an invitation and a join, which take more than everything else together.
-        """
+    def __init__(self, folder: Path, *, seed: int | None = None) -> None:
         self.folder = folder
-        self._enrolled = enrolled
         self._seed = seed
-        self._relay_config = relay_config
-        self._agent_config = agent_config
         self._undo = contextlib.ExitStack()
         self.began = time.monotonic()
 
@@ -374,23 +376,13 @@ class Lab:
             self.ssh_server = Dropbear(self.folder / "dropbear", self.login)
         undo.callback(self.ssh_server.stop)
         self.journal.watch("dropbear", self.ssh_server.process)
-        self.relay = LabRelay(self.folder / "relay", config=self._relay_config)
-        undo.callback(self.relay.stop)
-        self.agent = LabAgent(self.folder / "agent", self.router)
-        undo.callback(self.agent.stop)
-        if self._enrolled is not None:
-            for side in ("relay", "agent"):
-                shutil.copytree(self._enrolled / side / "state", self.folder / side / "state")
-        # Its port is another one than when it was enrolled.
-        ssh = services(("ssh", self.ssh_server.port, SSH_PORT))
-        self.agent.configure(self._agent_config + ssh)
-        self.start_relay()
-        if self._enrolled is None:
-            service = f"ssh={LOOPBACK}:{self.ssh_server.port}@{SSH_PORT}"
-            self.agent.join(self.relay.invite("home", SSH_PORT), service)
-        self.start_agent()
+        self._build_way(undo)
         with self.vps.entered():
             wait_until_listening(SSH_PORT)
+
+    def _build_way(self, undo: contextlib.ExitStack) -> None:
+        """Start what makes the router's SSH server answer at SSH_PORT of the VPS."""
+        raise NotImplementedError
 
     def build_network(self, undo: contextlib.ExitStack) -> None:
         """Namespaces and paths, without a process in them."""
@@ -430,13 +422,6 @@ class Lab:
 
     # What a test does to it
 
-    def start_relay(self) -> ProcessUnderTest:
-        with self.vps.entered():
-            return self.journal.watch("relay", self.relay.start())
-
-    def start_agent(self) -> ProcessUnderTest:
-        return self.journal.watch("agent", self.agent.start())
-
     def set_router_interface(self, *, is_up: bool) -> None:
         """Coming up, it gets its route back, as by DHCP."""
         device = self.wan.device
@@ -471,17 +456,19 @@ class Lab:
                 argv, env=self.login.environment, stdin=pipe, stdout=pipe, stderr=pipe
             )
 
-    def banner(self) -> bytes:
-        """What a new visitor hears first."""
-        with self.laptop.entered():
-            return read_banner(SSH_PORT, VPS_TO_LAPTOP)
+    def answers(self) -> bool:
+        """Whether the SSH server answers a new visitor, who waits no longer than `PATIENCE`."""
+        address = (VPS_TO_LAPTOP, SSH_PORT)
+        with (
+            self.laptop.entered(),
+            contextlib.suppress(OSError),
+            socket.create_connection(address, timeout=PATIENCE) as visitor,
+        ):
+            return visitor.recv(8) == b"SSH-2.0-"
+        return False
 
     def wait_for_banner(self, *, limit: float) -> None:
-        eventually(
-            lambda: self.banner().startswith(b"SSH-2.0-"),
-            what="an SSH banner through the public port",
-            limit=limit,
-        )
+        eventually(self.answers, what="an SSH banner through the public port", limit=limit)
 
     def describe(self) -> str:
         parts = [self.journal.describe(since=self.began)]
@@ -490,9 +477,55 @@ class Lab:
 
 
 @contextlib.contextmanager
-def bare_network(*, seed: int | None = None) -> Iterator[Lab]:
-    """A lab with nothing running in it, which therefore needs no folder."""
-    lab = Lab(Path("/nonexistent"), seed=seed)
+def bare_network(*, seed: int | None = None) -> Iterator[Network]:
+    """One with nothing running in it, which therefore needs no folder."""
+    network = Network(Path("/nonexistent"), seed=seed)
     with contextlib.ExitStack() as undo:
-        lab.build_network(undo)
-        yield lab
+        network.build_network(undo)
+        yield network
+
+
+class Lab(Network):
+    """With relay and agent."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int | None = None,
+        relay_config: str = "",
+        agent_config: str = "",
+        enrolled: Path | None = None,
+    ) -> None:
+        """`enrolled` is the folder of a lab that is over: relay and agent know each other from it.
+
+        That spares an invitation and a join, which take more than everything else together.
+        """
+        super().__init__(folder, seed=seed)
+        self._enrolled = enrolled
+        self._relay_config = relay_config
+        self._agent_config = agent_config
+
+    def _build_way(self, undo: contextlib.ExitStack) -> None:
+        self.relay = LabRelay(self.folder / "relay", config=self._relay_config)
+        undo.callback(self.relay.stop)
+        self.agent = LabAgent(self.folder / "agent", self.router)
+        undo.callback(self.agent.stop)
+        if self._enrolled is not None:
+            for side in ("relay", "agent"):
+                shutil.copytree(self._enrolled / side / "state", self.folder / side / "state")
+        # Its port is another one than when it was enrolled.
+        ssh = services(("ssh", self.ssh_server.port, SSH_PORT))
+        self.agent.configure(self._agent_config + ssh)
+        self.start_relay()
+        if self._enrolled is None:
+            service = f"ssh={LOOPBACK}:{self.ssh_server.port}@{SSH_PORT}"
+            self.agent.join(self.relay.invite("home", SSH_PORT), service)
+        self.start_agent()
+
+    def start_relay(self) -> ProcessUnderTest:
+        with self.vps.entered():
+            return self.journal.watch("relay", self.relay.start())
+
+    def start_agent(self) -> ProcessUnderTest:
+        return self.journal.watch("agent", self.agent.start())

@@ -27,6 +27,7 @@ from .lab import (
     VPS_TO_LAPTOP,
     Lab,
     Names,
+    Network,
     bare_network,
     missing,
 )
@@ -45,7 +46,7 @@ def greet(near: Namespace, far: Namespace, address: str) -> str:
     return str(peer[0])
 
 
-def test_who_reaches_whom(network: Lab) -> None:
+def test_who_reaches_whom(network: Network) -> None:
     assert greet(network.laptop, network.vps, VPS_TO_LAPTOP) == LAPTOP
     assert greet(network.router, network.vps, VPS) == ROUTER
     assert greet(network.router, network.vps, VPS_SECOND) == ROUTER
@@ -53,21 +54,21 @@ def test_who_reaches_whom(network: Lab) -> None:
     assert greet(network.router, network.vps, VPS) == ROUTER_SECOND
 
 
-def test_the_laptop_does_not_reach_the_router(network: Lab) -> None:
+def test_the_laptop_does_not_reach_the_router(network: Network) -> None:
     with network.laptop.entered(), socket.socket() as laptop:
         laptop.settimeout(0.3)
         with pytest.raises(TimeoutError):
             laptop.connect((ROUTER, PORT))
 
 
-def test_nobody_reaches_beyond_the_machine(network: Lab) -> None:
+def test_nobody_reaches_beyond_the_machine(network: Network) -> None:
     for namespace in (network.laptop, network.vps, network.router):
         with namespace.entered():
             interfaces = {name for _, name in socket.if_nameindex()}
         assert interfaces <= {"lo", "lan0", network.wan.device}
 
 
-def test_two_labs_share_nothing(network: Lab) -> None:
+def test_two_labs_share_nothing(network: Network) -> None:
     with (
         bare_network() as other,
         network.vps.entered(),
@@ -79,7 +80,7 @@ def test_two_labs_share_nothing(network: Lab) -> None:
             socket.create_connection((VPS, PORT), timeout=LIMIT).close()
 
 
-def test_a_thread_comes_back_from_a_namespace(network: Lab) -> None:
+def test_a_thread_comes_back_from_a_namespace(network: Network) -> None:
     mine = Path("/proc/thread-self/ns/net")
     here = mine.readlink()
     with contextlib.suppress(KeyError), network.vps.entered():
@@ -91,7 +92,7 @@ def test_a_thread_comes_back_from_a_namespace(network: Lab) -> None:
 # --- Names ---------------------------------------------------------------------------------------
 
 
-def look_up(lab: Lab, name: str) -> str:
+def look_up(lab: Network, name: str) -> str:
     """What the router's C library makes of `name`: its address, or why there is none."""
     code = "import socket, sys; print(*{a[4][0] for a in socket.getaddrinfo(sys.argv[1], 1)})"
     argv = [program("ip"), "netns", "exec", lab.router.name, sys.executable, "-c", code, name]
@@ -99,7 +100,7 @@ def look_up(lab: Lab, name: str) -> str:
     return done.stdout.strip() or done.stderr.splitlines()[-1]
 
 
-def test_names(network: Lab) -> None:
+def test_names(network: Network) -> None:
     names = Names(network.router)
     try:
         assert look_up(network, RELAY_NAME) == VPS

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.harness import eventually
 
 from . import far
-from .lab import Lab
+from .lab import Network
 from .traffic import Download, Lines, Ssh, Upload
 
 AMISS = "expected line|not the pattern|arrived|did not say"
@@ -34,7 +34,7 @@ class Pipeline(subprocess.Popen[bytes]):
             os.killpg(self.pid, signal.SIGKILL)
 
 
-class Pipe(Lab):
+class Pipe(Network):
     """Runs the far end right here, with commands before and after it to pass all through."""
 
     def __init__(self, *, before: str = "cat", after: str = "cat") -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.e2e.harness import LIMIT, eventually, receive, sending
 
-from .lab import BOTH, DELAY, ROUTER, VPS, Lab, Way
+from .lab import BOTH, DELAY, ROUTER, VPS, Network, Way
 from .namespace import Namespace
 from .wan import Direction, Middlebox, Segment, Shape, checksum, parse_segment, reset_for
 
@@ -33,7 +33,7 @@ VPS_IPV6, ROUTER_IPV6 = "2001:db8::1", "2001:db8::2"
 
 
 @pytest.fixture
-def clear(network: Lab) -> Lab:
+def clear(network: Network) -> Network:
     """A path that does nothing to what goes over it."""
     network.wan.shape(delay=0, rate=0)
     return network
@@ -42,7 +42,7 @@ def clear(network: Lab) -> Lab:
 class Datagrams:
     """UDP sockets at both ends of the path, joined in one way."""
 
-    def __init__(self, lab: Lab, way: Way) -> None:
+    def __init__(self, lab: Network, way: Way) -> None:
         near, far = (lab.router, lab.vps) if way == "up" else (lab.vps, lab.router)
         address = VPS if way == "up" else ROUTER
         self.sink = udp_socket(far)
@@ -76,7 +76,7 @@ def udp_socket(namespace: Namespace) -> socket.socket:
 
 
 @contextlib.contextmanager
-def datagrams(lab: Lab, way: Way) -> Iterator[Datagrams]:
+def datagrams(lab: Network, way: Way) -> Iterator[Datagrams]:
     ends = Datagrams(lab, way)
     try:
         yield ends
@@ -86,7 +86,7 @@ def datagrams(lab: Lab, way: Way) -> Iterator[Datagrams]:
 
 @contextlib.contextmanager
 def tcp_pair(
-    lab: Lab, *, host: str = VPS, family: socket.AddressFamily = socket.AF_INET
+    lab: Network, *, host: str = VPS, family: socket.AddressFamily = socket.AF_INET
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A TCP connection from the router to the VPS."""
     with lab.vps.entered():
@@ -99,7 +99,7 @@ def tcp_pair(
         yield router, vps
 
 
-def round_trip(lab: Lab, count: int = 15) -> float:
+def round_trip(lab: Network, count: int = 15) -> float:
     """The median, in seconds, of a byte's way to the VPS and back."""
     with tcp_pair(lab) as (router, vps):
         router.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -113,7 +113,7 @@ def round_trip(lab: Lab, count: int = 15) -> float:
     return statistics.median(trips)
 
 
-def goodput(lab: Lab, way: Way, seconds: float, rate: float) -> float:
+def goodput(lab: Network, way: Way, seconds: float, rate: float) -> float:
     """Bits a second that TCP carries over the path, by a transfer that should take `seconds`."""
     size = int(rate * seconds / 8)
     with tcp_pair(lab) as (router, vps):
@@ -128,18 +128,18 @@ def goodput(lab: Lab, way: Way, seconds: float, rate: float) -> float:
 # --- Delay, rate, queue, loss --------------------------------------------------------------------
 
 
-def test_a_clear_path_adds_little(clear: Lab) -> None:
+def test_a_clear_path_adds_little(clear: Network) -> None:
     assert round_trip(clear) < 0.01
 
 
-def test_delay_is_each_way_s_own(clear: Lab) -> None:
+def test_delay_is_each_way_s_own(clear: Network) -> None:
     clear.wan.shape("up", delay=0.04)
     assert 0.04 <= round_trip(clear) < 0.06
     clear.wan.shape("down", delay=0.03)
     assert 0.07 <= round_trip(clear) < 0.09
 
 
-def test_a_shorter_delay_lets_nothing_overtake(clear: Lab) -> None:
+def test_a_shorter_delay_lets_nothing_overtake(clear: Network) -> None:
     clear.wan.shape(delay=0.3)
     with datagrams(clear, "up") as ends:
         ends.send(1)
@@ -151,19 +151,19 @@ def test_a_shorter_delay_lets_nothing_overtake(clear: Lab) -> None:
 
 @pytest.mark.parametrize("way", BOTH)
 @pytest.mark.parametrize("megabits", [1, 10])
-def test_rate(clear: Lab, way: Way, megabits: int) -> None:
+def test_rate(clear: Network, way: Way, megabits: int) -> None:
     rate = megabits * 1e6
     clear.wan.shape(way, rate=rate, queue=100_000)
     # Headers take 4 %, and a queue that was filled at the start hides a little of the time.
     assert 0.8 * rate < goodput(clear, way, 1.5, rate) < 1.2 * rate
 
 
-def test_one_way_s_rate_is_not_the_other_s(clear: Lab) -> None:
+def test_one_way_s_rate_is_not_the_other_s(clear: Network) -> None:
     clear.wan.shape("up", rate=1e6)
     assert goodput(clear, "down", 0.5, 2e7) > 5e6
 
 
-def test_it_keeps_up_with_50_megabits(clear: Lab) -> None:
+def test_it_keeps_up_with_50_megabits(clear: Network) -> None:
     clear.wan.shape(delay=0.005, rate=5e7, queue=200_000)
     began = processor_time(clear.wan.pid)
     reached = goodput(clear, "down", 2.0, 5e7)
@@ -177,7 +177,7 @@ def processor_time(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_what_the_queue_cannot_hold_is_dropped_at_its_tail(clear: Lab) -> None:
+def test_what_the_queue_cannot_hold_is_dropped_at_its_tail(clear: Network) -> None:
     room = 20
     clear.wan.shape("up", rate=1e6, queue=room * (SIZE + HEADERS) + SIZE // 2)
     with datagrams(clear, "up") as ends:
@@ -189,7 +189,7 @@ def test_what_the_queue_cannot_hold_is_dropped_at_its_tail(clear: Lab) -> None:
     assert clear.wan.statistics()["up"]["queue"] == 200 - len(arrived)
 
 
-def test_the_queue_delays_what_waits_in_it(clear: Lab) -> None:
+def test_the_queue_delays_what_waits_in_it(clear: Network) -> None:
     clear.wan.shape("up", rate=1e6, queue=1 << 20)
     with datagrams(clear, "up") as ends:
         began = time.monotonic()
@@ -201,7 +201,7 @@ def test_the_queue_delays_what_waits_in_it(clear: Lab) -> None:
         assert 0.95 * due < time.monotonic() - began < 1.3 * due
 
 
-def test_loss(clear: Lab) -> None:
+def test_loss(clear: Network) -> None:
     clear.wan.shape("up", loss=0.1)
     with datagrams(clear, "up") as ends:
         ends.send(*range(2000), size=100)
@@ -242,7 +242,7 @@ def survivors(seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("way", BOTH)
-def test_a_black_hole_is_one_way_s(clear: Lab, way: Way) -> None:
+def test_a_black_hole_is_one_way_s(clear: Network, way: Way) -> None:
     other: Way = "down" if way == "up" else "up"
     clear.wan.hole(way)
     with datagrams(clear, way) as ends:
@@ -257,7 +257,7 @@ def test_a_black_hole_is_one_way_s(clear: Lab, way: Way) -> None:
         assert ends.receive() == [3]
 
 
-def test_a_black_hole_takes_what_is_underway(clear: Lab) -> None:
+def test_a_black_hole_takes_what_is_underway(clear: Network) -> None:
     clear.wan.shape(delay=0.3)
     with datagrams(clear, "up") as ends:
         ends.send(1)
@@ -270,7 +270,9 @@ def test_a_black_hole_takes_what_is_underway(clear: Lab) -> None:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_forgotten_flows_are_reset_at_both_ends(network: Lab, family: socket.AddressFamily) -> None:
+def test_forgotten_flows_are_reset_at_both_ends(
+    network: Network, family: socket.AddressFamily
+) -> None:
     for namespace, address in ((network.vps, VPS_IPV6), (network.router, ROUTER_IPV6)):
         namespace.ip(f"addr add {address}/64 dev {network.wan.device} nodad")
     host = VPS if family == socket.AF_INET else VPS_IPV6
@@ -285,7 +287,7 @@ def test_forgotten_flows_are_reset_at_both_ends(network: Lab, family: socket.Add
         assert receive(vps, 11) == b"known again"
 
 
-def test_an_idle_forgotten_flow_learns_of_nothing(network: Lab) -> None:
+def test_an_idle_forgotten_flow_learns_of_nothing(network: Network) -> None:
     with tcp_pair(network) as (_, vps):
         network.wan.forget_flows(answer="reset")
         vps.settimeout(20 * DELAY)
@@ -293,7 +295,7 @@ def test_an_idle_forgotten_flow_learns_of_nothing(network: Lab) -> None:
             vps.recv(1)
 
 
-def test_flows_are_forgotten_in_silence(network: Lab) -> None:
+def test_flows_are_forgotten_in_silence(network: Network) -> None:
     with tcp_pair(network) as (router, vps):
         network.wan.forget_flows(answer="silence")
         router.sendall(b"anybody there?")
@@ -303,7 +305,7 @@ def test_flows_are_forgotten_in_silence(network: Lab) -> None:
     assert round_trip(network, 3) > 0
 
 
-def test_an_interface_that_is_down(network: Lab) -> None:
+def test_an_interface_that_is_down(network: Network) -> None:
     with datagrams(network, "down") as ends:
         network.set_router_interface(is_up=False)
         ends.send(1)
@@ -315,7 +317,7 @@ def test_an_interface_that_is_down(network: Lab) -> None:
     assert round_trip(network, 3) > 0
 
 
-def test_it_ends_with_its_stdin(network: Lab) -> None:
+def test_it_ends_with_its_stdin(network: Network) -> None:
     network.wan.stop()
     with pytest.raises(AssertionError, match="wan0"):
         network.router.ip("link show wan0")

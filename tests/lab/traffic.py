@@ -13,6 +13,7 @@ import itertools
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import IO, Final
 from tests.e2e.harness import LIMIT, LONG_LIMIT, eventually
 
 from . import far
-from .lab import Lab
+from .lab import Network
 
 # The finest that a silence can be told by.
 PACE: Final = 0.05
@@ -34,7 +35,7 @@ RESET: Final = ("Connection reset", "Broken pipe")
 class Ssh:
     """An ssh that runs far.py, and the threads that talk to it."""
 
-    def __init__(self, lab: Lab, *arguments: str) -> None:
+    def __init__(self, lab: Network, *arguments: str) -> None:
         # -I: whatever PYTHON… variables there are, they are not for the far end.
         command = f"exec {sys.executable} -I {FAR} {' '.join(arguments)}"
         self._popen = lab.start_ssh(command)
@@ -87,6 +88,10 @@ class Ssh:
         raise NotImplementedError
 
     @property
+    def ended(self) -> bool:
+        return self._popen.poll() is not None
+
+    @property
     def errors(self) -> str:
         return self._errors.decode("utf-8", "replace")
 
@@ -124,7 +129,7 @@ class Ssh:
 
 
 class Lines(Ssh):
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Network) -> None:
         self._said: list[float] = []  # when line N + 1 was
         self._heard: list[float] = []
         self._confirmed: list[float] = []
@@ -178,24 +183,53 @@ class Lines(Ssh):
         """The same at the far end, over its whole life; once it has ended well."""
         return self._end[1] / 1000
 
+    def confirmed(self, *, since: float) -> float | None:
+        """When a line said at `since` or later was first confirmed."""
+        first = sum(at < since for at in list(self._said))
+        return self._confirmed[first] if len(self._confirmed) > first else None
+
     def usable_again(self, *, since: float, limit: float) -> float:
         """How long after `since` a line said from then on was confirmed; fails at `limit`."""
-        first = sum(at < since for at in list(self._said))
-        eventually(
-            lambda: len(self._confirmed) > first,
+        at = eventually(
+            lambda: self.confirmed(since=since),
             what=f"a line said after the fault is confirmed ({self.errors})",
             limit=max(0.0, since + limit - time.monotonic()),
         )
-        return self._confirmed[first] - since
+        return at - since
 
 
-class Upload(Ssh):
+class Copy(Ssh):
+    """One direction; both ends know at any time how far they are."""
+
+    def __init__(self, lab: Network, do: str) -> None:
+        self.position = 0
+        # Both ends are on this machine, whatever the network between them looks like.
+        self._tally = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115 - see kill
+        super().__init__(lab, do, self._tally.name)
+
+    @property
+    def far_position(self) -> int:
+        self._tally.seek(0)
+        return int(self._tally.read() or b"0")
+
+    def lost(self) -> int:
+        """Bytes that one end was rid of and the other never got, once the connection is broken."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        super().kill()
+        self._tally.close()
+
+
+class Upload(Copy):
     """From the laptop to the router."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.position = 0
+    def __init__(self, lab: Network) -> None:
         self._taken = -1
         super().__init__(lab, "take")
+
+    def lost(self) -> int:
+        return max(0, self.position - self.far_position)
 
     def talk(self, far_end: IO[bytes]) -> None:
         while not self.stopping.is_set():
@@ -212,12 +246,14 @@ class Upload(Ssh):
         assert self._taken == self.position, f"{self._taken} of {self.position} bytes arrived"
 
 
-class Download(Ssh):
+class Download(Copy):
     """From the router to the laptop."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.position = 0
+    def __init__(self, lab: Network) -> None:
         super().__init__(lab, "give")
+
+    def lost(self) -> int:
+        return max(0, self.far_position - self.position)
 
     def talk(self, far_end: IO[bytes]) -> None:
         self.stopping.wait()
@@ -236,7 +272,7 @@ class Download(Ssh):
 class Traffic:
     """The shell and both copies, at once."""
 
-    def __init__(self, lab: Lab, *, copies: bool = True) -> None:
+    def __init__(self, lab: Network, *, copies: bool = True) -> None:
         self.lines = Lines(lab)
         self.upload = Upload(lab) if copies else None
         self.download = Download(lab) if copies else None
@@ -250,6 +286,10 @@ class Traffic:
         if self.download is not None:
             download = self.download
             eventually(lambda: download.position > 1 << 16, what="the copies move")
+
+    def lost(self) -> int:
+        """Bytes of the copies that are on neither side, once they are broken."""
+        return sum(copy.lost() for copy in (self.upload, self.download) if copy is not None)
 
     def finish(self) -> None:
         """Everything that was said has arrived, and nothing else."""
@@ -265,7 +305,7 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def traffic(lab: Lab, *, copies: bool = True) -> Iterator[Traffic]:
+def traffic(lab: Network, *, copies: bool = True) -> Iterator[Traffic]:
     under_way = Traffic(lab, copies=copies)
     try:
         under_way.wait_until_moving()
