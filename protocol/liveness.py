@@ -11,8 +11,10 @@ Sent frames that stay unacked lead to SUSPECT at once: another link is to be loo
 asks first; the relay, which hears it ask, need not.
 
 A saturated or very lossy path is not a dead one: while the kernel sees its acks advance
-(`progress`), death waits up to `PROGRESS_GRACE`. A deadline handled much too late (the process was
-stopped, the machine slept) judges nothing: sockets may be full of unread life.
+(`progress`), there is no doubt, and death waits up to `PROGRESS_GRACE`. A link that takes seconds
+for one record would else be given up for another again and again, and the record never arrive.
+A deadline handled much too late (the process was stopped, the machine slept) judges nothing:
+sockets may be full of unread life.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ class Liveness:
             dead = self._death(self._pinged)
             if self._suspected:
                 return dead
-            return min(dead, self._pinged + max(DOUBT_AFTER, DOUBT_RTTS * self.rtt))
+            doubt = max(DOUBT_AFTER, DOUBT_RTTS * self.rtt)
+            return min(dead, max(self._pinged, self._progress) + doubt)
         silence = PING_AFTER_BUSY if streams else PING_AFTER_IDLE
         asking = self._heard + silence + self._patience
         if unacked_since is not None:
@@ -131,4 +134,5 @@ class Liveness:
         return self._pinged is not None
 
     def _suspicion(self, unacked_since: float) -> float:
-        return max(self._heard, unacked_since) + max(SUSPECT_AFTER, SUSPECT_RTTS * self.rtt)
+        quiet_since = max(self._heard, unacked_since, self._progress)
+        return quiet_since + max(SUSPECT_AFTER, SUSPECT_RTTS * self.rtt)

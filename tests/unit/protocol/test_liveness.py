@@ -217,3 +217,19 @@ def test_there_is_always_a_deadline() -> None:
     for unacked in (None, T):
         for streams in (True, False):
             assert deadline(liveness, streams=streams, unacked=unacked) < math.inf
+
+
+def test_a_path_that_takes_long_for_one_record_is_not_in_doubt() -> None:
+    """64 KiB at 100 kbit/s: our PING waits behind it, and a rival would begin it all over."""
+    liveness = Liveness(T, relay=False)
+    now = T
+    verdicts = []
+    while now < T + 6.5:
+        now += 0.25
+        liveness.progress(now - 0.1)
+        verdicts.append(judge(liveness, now, unacked=T))
+    assert verdicts.count(Verdict.PING) == 1
+    assert Verdict.SUSPECT not in verdicts
+    # It stands still: doubt a second later.
+    assert deadline(liveness, unacked=T) == pytest.approx(now - 0.1 + 1)
+    assert judge(liveness, now + 0.9, unacked=T) is Verdict.SUSPECT
