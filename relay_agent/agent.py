@@ -66,6 +66,8 @@ DRAIN: Final = 0.2
 
 
 _Attached: TypeAlias = tuple[Link, Welcome]
+# What an attempt brought, and how long to wait at least before the next.
+_Outcome: TypeAlias = tuple[_Attached | None, float]
 
 
 class _Needless(Exception):  # noqa: N818 - an outcome, not a defect
@@ -127,11 +129,11 @@ class Agent:
         while not self._leaving:
             attached, wait = await self._try_to_attach(self._hello)
             while attached is not None:
-                attached = await self._carry(*attached)
+                attached, wait = await self._carry(*attached)
             await self._wait(wait)
 
-    async def _try_to_attach(self, hello: Callable[[], Hello]) -> tuple[_Attached | None, float]:
-        """One attempt; what it brought, or how long to wait at least. Raises what `hello` does."""
+    async def _try_to_attach(self, hello: Callable[[], Hello]) -> _Outcome:
+        """One attempt. Raises what `hello` does."""
         while True:
             try:
                 with trio.CancelScope() as self._attempt:
@@ -170,15 +172,15 @@ class Agent:
             resume=resume,
         )
 
-    async def _carry(self, link: Link, welcome: Welcome) -> _Attached | None:
-        """Carry the session over `link` until it is lost; the link that replaced it, if one did.
+    async def _carry(self, link: Link, welcome: Welcome) -> _Outcome:
+        """Carry the session over `link` until it is lost; what a rival brought that replaced it.
 
         Make before break: while the link is in doubt, another is sought beside it.
         """
         self._keeping.cancel()
         self._last_failure = ""
         since = trio.current_time()
-        rivals: list[_Attached] = []
+        rivals: list[_Outcome] = []
         try:
             serving = self._serving_for(welcome)
             self._tell_link_up(link, welcome)
@@ -195,10 +197,11 @@ class Agent:
             link.close()
         if trio.current_time() - since >= STEADY:
             self._backoff.reset()
-        if self._serving is not None and not rivals:
+        outcome = rivals[0] if rivals else (None, 0.0)
+        if self._serving is not None and outcome[0] is None:
             self._keeping = trio.CancelScope()
             self._nursery.start_soon(self._keep_session, self._keeping)
-        return rivals[0] if rivals else None
+        return outcome
 
     def _tell_link_up(self, link: Link, welcome: Welcome) -> None:
         host, port = link.peername
@@ -222,26 +225,29 @@ class Agent:
             event(log, logging.ERROR, "session-lost", reason=str(exc))
             self._end_session()
 
-    async def _seek_rival(self, endpoint: Endpoint, found: list[_Attached]) -> None:
-        """Once the link is in doubt, try to attach beside it until it speaks or is dead."""
+    async def _seek_rival(self, endpoint: Endpoint, found: list[_Outcome]) -> None:
+        """Once the link is in doubt, try to attach beside it until it speaks or is dead.
+
+        What the attempt brought that gave the link up is `found`.
+        """
         while True:
             await self._doubt.wait()
             self._doubt = trio.Event()
             while endpoint.silent:
                 event(log, logging.INFO, "link-in-doubt")
                 try:
-                    rival, _ = await self._try_to_attach(partial(self._commit, endpoint))
+                    outcome = await self._try_to_attach(partial(self._commit, endpoint))
                 except _Needless:
                     event(log, logging.INFO, "link-alive")
                     break
-                if rival is not None:
-                    found.append(rival)
                 if self._committed:
+                    found.append(outcome)
                     return
                 await trio.sleep(RIVAL_PAUSE)
 
     def _commit(self, endpoint: Endpoint) -> Hello:
-        if not endpoint.silent:
+        # An attempt that was called off after it had committed has no link to go back to.
+        if not (endpoint.silent or self._committed):
             raise _Needless
         self._committed = True
         return self._hello()

@@ -589,6 +589,38 @@ async def test_a_rival_that_is_lost_once_committed_leaves_the_usual_way_back(
         assert house.relay.hellos[2].resume is not None
 
 
+async def test_a_rival_called_off_once_committed_is_followed_by_another(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    """The network changes while the welcome is awaited: the old link is given up already."""
+    async with a_house(begin=False) as house:
+
+        async def no_answer(sock: socket.socket) -> None:
+            await house.relay.shake(sock)
+            await trio.sleep_forever()
+
+        await attach_in_doubt(house, no_answer)
+        await until(lambda: len(house.relay.hellos) == 2)
+        house.agent.look_again()
+        await trio.sleep(SLACK)
+        await house.attached()
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        assert not logged("link-alive")
+        assert len(house.relay.hellos) == 3
+
+
+async def test_a_denied_rival_has_its_interval_like_any_attempt(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+        await attach_in_doubt(house, relay.denying(DenialCode.DUPLICATE))
+        await trio.sleep(RETRY[DenialCode.DUPLICATE] - 1)
+        assert relay.callers == 2
+        await trio.sleep(2)
+        await house.attached()
+
+
 async def test_a_changed_network_leaves_a_link_that_answers_alone(
     jumping_clock: trio.testing.MockClock, logged: Logged
 ) -> None:
@@ -603,8 +635,10 @@ async def test_a_changed_network_leaves_a_link_that_answers_alone(
 
 
 async def test_a_changed_network_over_a_dead_link_is_answered_within_a_second(
-    jumping_clock: trio.testing.MockClock, logged: Logged
+    jumping_clock: trio.testing.MockClock, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Over loopback the frozen relay's kernel acks; over a dead link nobody does.
+    monkeypatch.setattr("protocol.transport.link.tcp_info", lambda _: None)
     async with a_house(begin=False) as house:
         house.relay.greetings.append(house.relay.freeze)
         house.relay._nursery.start_soon(house.agent.stay_attached)
