@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,8 @@ DEBOUNCE: Final = 0.2
 ANYWHERE: Final = ("192.0.2.1", "2001:db8::1")
 # The kernel answers a look-up before send() returns; more means that it will not.
 _ANSWER_TIMEOUT: Final = 1.0
+# After an error of the subscription, which is then begun anew: it may be memory that is short.
+REOPEN: Final = 60.0
 
 # linux/rtnetlink.h, linux/netlink.h, linux/if.h
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # link; addresses and routes of both families
@@ -131,7 +134,7 @@ class Netlink:
 
     def _read_way(self, body: bytes) -> Way:
         found = dict(_attributes(body[_ROUTE.size :]))
-        interface = int.from_bytes(found.get(_RTA_OIF, b""), "little")
+        interface = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
         return Way(
             interface=interface,
             gateway=_address(found.get(_RTA_GATEWAY, b"")),
@@ -181,14 +184,23 @@ async def watch(addresses: Callable[[], list[str]], on_change: Callable[[], None
     """Call `on_change` whenever the way to one of `addresses` becomes another. Never returns.
 
     `addresses` is asked anew at each look; with none, the way to anywhere is watched. Where there
-    is no netlink, nothing is ever called, and the agent's own timers must do.
+    is no netlink, or while it fails, nothing is called, and the agent's own timers must do.
     """
-    try:
-        netlink = Netlink()
-    except OSError as exc:
-        event(log, logging.INFO, "no-network-events", reason=exc.strerror)
-        await trio.sleep_forever()
-        return
+    told = ""
+    while True:
+        try:
+            await _watch(addresses, on_change)
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            if reason != told:
+                event(log, logging.INFO, "no-network-events", reason=reason)
+            told = reason
+        await trio.sleep(REOPEN)
+
+
+async def _watch(addresses: Callable[[], list[str]], on_change: Callable[[], None]) -> None:
+    """Raises OSError, and does nothing else but watch."""
+    netlink = Netlink()
     try:
         seen: dict[str, Way | None] = {}
         while True:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from relay_agent import netlink
-from relay_agent.netlink import DEBOUNCE, Netlink, Way, watch
+from relay_agent.netlink import DEBOUNCE, REOPEN, Netlink, Way, watch
 
 WIFI = Way(interface=3, gateway="192.0.2.254", source="192.0.2.7", carrier_changes=0)
 LTE = Way(interface=4, gateway="198.51.100.1", source="198.51.100.9", carrier_changes=0)
@@ -117,6 +117,27 @@ async def test_where_there_is_no_netlink_nothing_is_called(
     with trio.move_on_after(1000) as scope:
         await watch(list, lambda: pytest.fail("called"))
     assert scope.cancelled_caught
+
+
+async def test_a_subscription_that_fails_is_begun_anew(
+    kernel: FakeNetlink,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The agent must not end for it."""
+    caplog.set_level("INFO")
+
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(kernel, "wait_change", fail)
+    with trio.move_on_after(2.5 * REOPEN) as scope:
+        await watch(lambda: ["203.0.113.5"], lambda: None)
+    assert scope.cancelled_caught
+    assert len(kernel.asked) == 3
+    assert [record.msg for record in caplog.records] == ["no-network-events"]
 
 
 @pytest.fixture
@@ -228,3 +249,12 @@ def test_a_way_is_read_from_an_ipv6_answer(real: Netlink) -> None:
     assert real._read_way(body) == Way(3, "fe80::1", "2001:db8::7", 0)
     # Attributes that make no sense end the reading.
     assert real._read_way(body[:12] + b"\0\0\0\0") == Way(0, "", "", 0)
+
+
+def test_interfaces_are_numbered_in_the_byte_order_of_the_machine(
+    real: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many routers are big-endian; carriers are counted by the number that struct reads."""
+    monkeypatch.setattr("sys.byteorder", "big")
+    body = bytes(12) + struct.pack("=HH", 8, 4) + (3).to_bytes(4, "big")
+    assert real._read_way(body).interface == 3
