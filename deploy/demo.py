@@ -32,6 +32,8 @@ LIMIT = 30.0
 # What each process is promised to need for leaving, and a margin.
 LEAVE = 5.0
 
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 INTERACTIVE = sys.stdin.isatty() and sys.stdout.isatty()
 
@@ -167,7 +169,12 @@ class Background:
 
 
 def start(argv: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(  # noqa: S603 - all commands are written out below
+    """Start a process; an interruption meanwhile waits until we know what we have started."""
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+    for number in handlers:
+        signal.signal(number, lambda number, _: held.append(number))
+    process = subprocess.Popen(  # noqa: S603 - all commands are written out below
         argv,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -178,6 +185,13 @@ def start(argv: Sequence[str], *, env: dict[str, str] | None = None) -> subproce
         # Out of the terminal's group: Ctrl-C is for the demo, which then ends the others in order.
         start_new_session=True,
     )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if held:
+        with process:
+            process.kill()
+        raise KeyboardInterrupt
+    return process
 
 
 # --- The cast ------------------------------------------------------------------------------------
@@ -363,7 +377,7 @@ def stage_in_a_temporary_folder() -> Iterator[Stage]:
         yield stage
     finally:
         # A second Ctrl-C must not stop the cleaning up half-way; it takes seconds at most.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in INTERRUPTIONS:
             signal.signal(number, signal.SIG_IGN)
         stage.end()
         shutil.rmtree(stage.folder, ignore_errors=True)
