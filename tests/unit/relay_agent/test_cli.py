@@ -383,3 +383,8 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stdout.splitlines()[-1] == b"[]"
+
+
+def test_a_changed_network_while_it_is_being_imported_does_not_end_it() -> None:
+    code = "import os, signal, relay_agent.__main__; os.kill(os.getpid(), signal.SIGUSR1)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
