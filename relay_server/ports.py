@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Container
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from relay_server.registry import Registry
 
 log = logging.getLogger(__name__)
+
+
+# Visitors may be told not to wait at all; a PUBLISH still takes a flight over the link.
+LEAST_ORPHAN_SECONDS: Final = 1.0
 
 
 class Ports:
@@ -75,7 +79,7 @@ class Ports:
     async def close_orphans(self, presence: Presence, endpoint: Endpoint) -> None:
         """A new session publishes at once whatever it will; other ports are of the past."""
         while presence.endpoint is endpoint:
-            await trio.sleep(self._config.visitor_wait)
+            await trio.sleep(max(self._config.visitor_wait, LEAST_ORPHAN_SECONDS))
             # What an agent that has gone away meanwhile sent may be still on its way.
             if presence.endpoint is endpoint and presence.tenure.attached:
                 for listener in list(presence.listeners.values()):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 import trio.testing
@@ -9,6 +10,7 @@ from protocol.errors import RefusalCode
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.listeners import RETRY
+from relay_server.ports import LEAST_ORPHAN_SECONDS
 from tests.unit.relay_server.relay import (
     LOOPBACK,
     Relay,
@@ -17,6 +19,7 @@ from tests.unit.relay_server.relay import (
     free_port,
     quiet,
     refuses,
+    running,
     told,
     until,
     was_reset,
@@ -344,3 +347,20 @@ async def test_an_orphan_that_is_no_longer_granted_is_nobodys_news(
     relay.take_away(port)
     relay.agents.refresh()
     assert refuses(port)
+
+
+async def test_a_relay_whose_visitors_do_not_wait_gives_a_publish_its_time(
+    tmp_path: Path, mock_clock: Clock
+) -> None:
+    port = free_port()
+    async with running(tmp_path, visitor_wait=0.0) as relay:
+        router = relay.enrol("home", port)
+        await router.attach()
+        await router.serve(port)
+        await router.cut()
+        # A new session, whose PUBLISH is under way.
+        await router.attach()
+        await quiet()
+        assert not refuses(port)
+        mock_clock.jump(LEAST_ORPHAN_SECONDS)
+        await until(lambda: refuses(port))
