@@ -149,7 +149,7 @@ def second(request: pytest.FixtureRequest, house: House) -> Iterator[tuple[Secon
         assert kind == WELCOME
         welcome = msgpack.unpackb(body)
         assert welcome["name"] == f"second{request.param}"
-        assert (welcome["ports"], welcome["resumed"], welcome["received"]) == ([port], False, 0)
+        assert (welcome["ports"][0], welcome["resumed"], welcome["received"]) == (port, False, 0)
         agent.send(PUBLISH, 0, msgpack.packb({"id": 1, "service": "echo", "port": port}))
         assert msgpack.unpackb(agent.expect(PUBLISHED)[1]) == {"id": 1, "port": port}
         yield agent, port
