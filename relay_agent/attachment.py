@@ -16,7 +16,7 @@ from protocol.noise import StaticKey, Suite
 from protocol.process.address import HostPort
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
-from protocol.transport.sockets import plain
+from protocol.transport.sockets import plain, reset_on_close
 from relay_agent.dial import DialFailed, dial
 
 SOFTWARE: Final = f"ssh-relay {__version__}"
@@ -46,13 +46,18 @@ async def attach(
         raise LinkLost(str(exc)) from exc
     try:
         with trio.CancelScope(deadline=deadline):
-            return await initiate(
+            attached = await initiate(
                 sock,
                 suite=preferred_suite(),
                 static=static,
                 relay_key=relay.key,
                 hello=hello,
             )
+            # When this process is killed, what lies in a full uplink must not trickle on for
+            # seconds as if it lived: the next one would be taken for its duplicate. Nothing is
+            # lost by it, since what the relay has not acked is sent again or void.
+            reset_on_close(sock)
+            return attached
     except BaseException:
         sock.close()
         raise

@@ -56,11 +56,16 @@ def prepare_spliced(sock: socket.socket) -> None:
     copy would look complete.
     """
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    reset_on_close(sock)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # The SSH server's own keepalive ends at our socket, so a visitor that vanished is ours to
     # notice; after the system's two hours, as it would be without us.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """From here on, whoever closes `sock`, and be it the kernel, sends RST and drops the rest."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 def close_finished(sock: socket.socket) -> None:

@@ -44,6 +44,27 @@ async def test_a_welcome_brings_a_link() -> None:
         link.close()
 
 
+async def test_a_link_that_is_closed_is_reset_so_that_nothing_trickles_on() -> None:
+    seen: list[type[OSError]] = []
+
+    async with a_relay() as relay:
+        over = trio.Event()
+
+        async def watch_the_end(sock: socket.socket) -> None:
+            await relay.welcome_and_be_silent(sock)
+            await trio.lowlevel.wait_readable(sock.fileno())
+            try:
+                sock.recv(1)
+            except OSError as exc:
+                seen.append(type(exc))
+            over.set()
+
+        relay.greetings.append(watch_the_end)
+        (await attach_to(relay.address)).close()
+        await over.wait()
+    assert seen == [ConnectionResetError]
+
+
 async def test_a_denial_says_why() -> None:
     async with a_relay() as relay:
         relay.greetings.append(relay.denying(DenialCode.REVOKED, retry_after=7.0))
