@@ -32,6 +32,7 @@ else
 endif
 
 lab: setup
+	@.ci/system-packages lab
 	$(BIN)/python -m pytest -n 8 tests/lab --lab-full
 
 demo: setup-demo

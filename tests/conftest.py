@@ -41,6 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
 
 
+def _by_fault(row: dict[str, str]) -> tuple[str, bool, str]:
+    """The same fault of ours and of others, ours first."""
+    return row["fault"], row["by"] != "ssh-relay", row["by"]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of faults, of those tests that measured one."""
     rows = [
@@ -57,6 +62,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     widths = [max(len(str(row[key])) for row in [*rows, dict.fromkeys(columns)]) for key in columns]
     widths = [max(width, len(key)) for width, key in zip(widths, columns, strict=True)]
     terminalreporter.section("faults")
-    for cells in (columns, *(list(row.values()) for row in sorted(rows, key=lambda r: r["fault"]))):
+    for cells in (columns, *(list(row.values()) for row in sorted(rows, key=_by_fault))):
         line = "  ".join(str(c).ljust(w) for c, w in zip(cells, widths, strict=True))
         terminalreporter.write_line(line.rstrip())

@@ -14,7 +14,7 @@ from .lab import Lab, Network, bare_network, missing
 from .trial import Pace
 
 # Beyond the lengths of its faults, for a test that waits for what never comes.
-TEST_LIMIT = 180.0
+TEST_LIMIT = 300.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +22,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "lengths(short, full): how many seconds the fault lasts, in turn"
     )
     config.addinivalue_line("markers", "configured(relay, agent): their TOML, above the tables")
+    config.addinivalue_line("markers", "peers: about others than us, at full lengths only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--lab-full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("peers")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -65,10 +65,10 @@ RELAY_NAME: Final = "vps.lab"
 # Of a visitor who only wants to know whether anybody answers, before the next one tries.
 PATIENCE: Final = 1.0
 
-# What a link is like where the test says nothing: a modest DSL line. The queue holds 80 ms.
+# What a link is like where the test says nothing: a modest DSL line.
 DELAY: Final = 0.010
 RATE: Final = 6e6
-QUEUE: Final = 60_000
+QUEUE: Final = 60_000  # 80 ms
 # What routers and most users have; a result must not depend on the machine's own choice. Set by
 # route, as a namespace may not choose for itself what the machine does not allow to everybody.
 CONGESTION: Final = "congctl cubic"

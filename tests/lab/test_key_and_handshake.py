@@ -29,7 +29,7 @@ from protocol.process.state import StateFolder
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
 from relay_agent.enrolment import load_enrolment, load_key
-from tests.e2e.harness import LIMIT, ProcessUnderTest, eventually, reset
+from tests.e2e.harness import LIMIT, ProcessUnderTest, eventually
 
 from .lab import RELAY_PORT, VPS, Lab, LabAgent
 from .traffic import Traffic, traffic
@@ -325,18 +325,3 @@ def test_two_with_one_key_never_alternate(lab: Lab, tmp_path: Path, length: floa
             lab.wait_for_banner(limit=PROBED)
     ups = lab.journal.count("link-up", since=began, who="relay")
     assert ups == 1, lab.journal.describe(since=began)
-
-
-# --- Callers who prove nothing -------------------------------------------------------------------
-
-
-def test_callers_without_a_key(lab: Lab, user: Traffic) -> None:
-    with lab.router.entered():
-        for noise in (b"", b"SRLY", b"\xff" * 200, b"GET / HTTP/1.1\r\n\r\n"):
-            with socket.create_connection((VPS, RELAY_PORT), LIMIT) as stranger:
-                stranger.sendall(noise)
-                if len(noise) < 100:
-                    reset(stranger)
-                    continue
-                with contextlib.suppress(ConnectionResetError):
-                    assert stranger.recv(1) == b""

@@ -36,8 +36,9 @@ class Ssh:
     """An ssh that runs far.py, and the threads that talk to it."""
 
     def __init__(self, lab: Network, *arguments: str) -> None:
-        # -I: whatever PYTHON… variables there are, they are not for the far end.
-        command = f"exec {sys.executable} -I {FAR} {' '.join(arguments)}"
+        # -I: whatever PYTHON… variables there are, they are not for the far end. -S: nor is what is
+        # installed, and looking for it takes longer than all the rest.
+        command = f"exec {sys.executable} -IS {FAR} {' '.join(arguments)}"
         self._popen = lab.start_ssh(command)
         self.name = arguments[0]
         self.stopping = threading.Event()
@@ -252,6 +253,9 @@ class Download(Copy):
     def __init__(self, lab: Network) -> None:
         super().__init__(lab, "give")
 
+    def wait_for(self, position: int) -> None:
+        eventually(lambda: self.position > position, what=f"{position} bytes of the copy")
+
     def lost(self) -> int:
         return max(0, self.far_position - self.position)
 
@@ -284,8 +288,7 @@ class Traffic:
     def wait_until_moving(self) -> None:
         self.lines.wait_until_moving()
         if self.download is not None:
-            download = self.download
-            eventually(lambda: download.position > 1 << 16, what="the copies move")
+            self.download.wait_for(1 << 16)
 
     def lost(self) -> int:
         """Bytes of the copies that are on neither side, once they are broken."""
