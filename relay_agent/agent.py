@@ -13,6 +13,7 @@ it, its sockets are reset and the next begins.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import signal
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from relay_agent.attachment import SOFTWARE, Relay, attach
 from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
-from relay_agent.netlink import watch
+from relay_agent.netlink import DEBOUNCE, watch
 from relay_agent.serving import Serving
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ STEADY: Final = 1.0
 # Between attempts to attach beside a link in doubt, which has seconds left: as often as a SYN is
 # sent again.
 RIVAL_PAUSE: Final = 1.0
+# An attempt younger than this is left alone when the network changes: the change may be what it was
+# begun for, and a network that flaps would else never let one finish.
+YOUNG: Final = 2.0
 # After the goodbye was sent: it is on its way in a millisecond.
 DRAIN: Final = 0.2
 
@@ -86,6 +90,7 @@ async def run(
             async for number in signals:
                 if number == signal.SIGUSR1:
                     agent.look_again()
+                    await trio.sleep(DEBOUNCE)  # those that come meanwhile are one
                     continue
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
@@ -114,6 +119,8 @@ class Agent:
         self._serving: Serving | None = None
         self._leaving = False
         self._last_failure = ""  # to attach, as it was told
+        self._attempt_began = -math.inf
+        self._attempting_rival = False
         self._pool = BufferPool()
         self._cap = ReplayCap(config.replay)
         self._backoff = Backoff(Random(secrets.randbits(64)))  # noqa: S311 - jitter, no secret
@@ -127,33 +134,36 @@ class Agent:
     async def stay_attached(self) -> None:
         """Returns only once we are leaving."""
         while not self._leaving:
+            since = trio.current_time()
             attached, wait = await self._try_to_attach(self._hello)
             while attached is not None:
                 attached, wait = await self._carry(*attached)
-            await self._wait(wait)
+                since = trio.current_time()
+            await self._wait(wait, since=since)
 
     async def _try_to_attach(self, hello: Callable[[], Hello]) -> _Outcome:
         """One attempt. Raises what `hello` does."""
         while True:
+            self._attempt_began = trio.current_time()
             try:
                 with trio.CancelScope() as self._attempt:
                     return await attach(self._relay, static=self._key, hello=hello), 0.0
             except LinkDenied as exc:
                 wait = max(exc.retry_after, RETRY.get(exc.code, 0.0))
-                event(log, logging.ERROR, "link-denied", reason=str(exc), retry_in=wait)
+                self._tell_failure(logging.ERROR, "link-denied", str(exc), retry_in=wait)
                 if exc.code in RETRY:
                     self._end_session()
                 return None, wait
             except LinkLost as exc:
-                self._tell_failure(str(exc))
+                self._tell_failure(logging.WARNING, "dial-failed", str(exc))
                 return None, 0.0
             # Called off, to start over from where we are now.
 
-    def _tell_failure(self, reason: str) -> None:
+    def _tell_failure(self, level: int, name: str, reason: str, **more: object) -> None:
         """A relay may be away for days: the same reason is told once, until something changes."""
-        level = logging.DEBUG if reason == self._last_failure else logging.WARNING
+        told = reason == self._last_failure
         self._last_failure = reason
-        event(log, level, "dial-failed", reason=reason)
+        event(log, logging.DEBUG if told else level, name, reason=reason, **more)
 
     def _hello(self) -> Hello:
         """Made when the handshake commits to its link: from here on the old one is silent."""
@@ -188,12 +198,11 @@ class Agent:
                 self._doubt, self._committed = trio.Event(), False
                 nursery.start_soon(self._seek_rival, serving.endpoint, rivals)
                 await self._carry_alone(serving.endpoint, link, welcome.received)
-                if not self._committed:
+                if not self._attempting_rival:
                     nursery.cancel_scope.cancel()
         except SessionLost as exc:  # not even begun
             event(log, logging.ERROR, "session-lost", reason=str(exc))
             self._end_session()
-        finally:
             link.close()
         if trio.current_time() - since >= STEADY:
             self._backoff.reset()
@@ -217,6 +226,7 @@ class Agent:
         )
 
     async def _carry_alone(self, endpoint: Endpoint, link: Link, received: int) -> None:
+        """Closes the link at once: a rival needs what the old one still has in the uplink."""
         try:
             await endpoint.carry(link, received)
         except LinkLost as exc:
@@ -224,30 +234,35 @@ class Agent:
         except SessionLost as exc:
             event(log, logging.ERROR, "session-lost", reason=str(exc))
             self._end_session()
+        finally:
+            link.close()
 
     async def _seek_rival(self, endpoint: Endpoint, found: list[_Outcome]) -> None:
         """Once the link is in doubt, try to attach beside it until it speaks or is dead.
 
-        What the attempt brought that gave the link up is `found`.
+        What the attempt brought that gave the link up, or outlived it, is `found`.
         """
         while True:
             await self._doubt.wait()
             self._doubt = trio.Event()
             while endpoint.silent:
                 event(log, logging.INFO, "link-in-doubt")
+                self._attempting_rival = True
                 try:
                     outcome = await self._try_to_attach(partial(self._commit, endpoint))
                 except _Needless:
                     event(log, logging.INFO, "link-alive")
                     break
-                if self._committed:
+                finally:
+                    self._attempting_rival = False
+                if self._committed or endpoint.link is None:
                     found.append(outcome)
                     return
                 await trio.sleep(RIVAL_PAUSE)
 
     def _commit(self, endpoint: Endpoint) -> Hello:
-        # An attempt that was called off after it had committed has no link to go back to.
-        if not (endpoint.silent or self._committed):
+        # There may be no link to go back to: it is dead, or was given up before a call-off.
+        if endpoint.link is not None and not endpoint.silent:
             raise _Needless
         self._committed = True
         return self._hello()
@@ -284,18 +299,23 @@ class Agent:
         if not keeping.cancel_called:  # also not in the very turn in which the time was up
             event(log, logging.WARNING, "session-expired")
             self._end_session()
+            self._attempt.cancel()  # it may have asked for this session
 
     def _end_session(self) -> None:
         if self._serving is not None:
             self._serving.lose()
         self._serving = self._session = None
 
-    async def _wait(self, least: float) -> None:
+    async def _wait(self, least: float, *, since: float) -> None:
+        """Until the next attempt: `least` from now, and the backoff from when the last one began.
+
+        One that stayed unanswered until its deadline was pause enough.
+        """
         streams = self._serving.endpoint.session.open_streams if self._serving else 0
         self._backoff.cap = CAP_WITH_STREAMS if streams else CAP_WITHOUT_STREAMS
-        delay = max(least, self._backoff.next_delay())
+        until = max(trio.current_time() + least, since + self._backoff.next_delay())
         with trio.CancelScope() as self._pause:
-            await trio.sleep(delay)
+            await trio.sleep_until(until)
 
     def look_again(self) -> None:
         """The network may have changed: dial now, or ask the link for a sign of life.
@@ -303,7 +323,8 @@ class Agent:
         An attempt under way starts over: it may be waiting for an answer to where we were.
         """
         event(log, logging.INFO, "network-changed")
-        self._attempt.cancel()
+        if trio.current_time() - self._attempt_began >= YOUNG:
+            self._attempt.cancel()
         self._pause.cancel()
         if self._serving is not None:
             self._serving.endpoint.probe()

@@ -99,7 +99,7 @@ class Netlink:
                 if exc.errno != errno.ENOBUFS:  # we missed some; the look that follows sees the sum
                     raise
                 continue
-            for kind, body in _messages(data):
+            for kind, _, body in _messages(data):
                 if kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _LINK.size:
                     _, _, index, flags, _ = _LINK.unpack_from(body)
                     self._note_carrier(index, kind == _RTM_NEWLINK and bool(flags & _IFF_LOWER_UP))
@@ -124,13 +124,12 @@ class Netlink:
         request = _HEADER.pack(length, _RTM_GETROUTE, _NLM_F_REQUEST, self._sequence, 0) + body
         try:
             self._queries.send(request)
-            answer = self._queries.recv(65536)
+            while True:
+                for kind, sequence, body in _messages(self._queries.recv(65536)):
+                    if sequence == self._sequence:  # not what came too late for an earlier one
+                        return self._read_way(body) if kind == _RTM_NEWROUTE else None
         except OSError:
             return None
-        for kind, body in _messages(answer):
-            if kind == _RTM_NEWROUTE:
-                return self._read_way(body)
-        return None
 
     def _read_way(self, body: bytes) -> Way:
         found = dict(_attributes(body[_ROUTE.size :]))
@@ -156,13 +155,14 @@ def _open(groups: int) -> socket.socket:
     return sock
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, sequence number and body of each."""
     offset = 0
     while offset + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
         if length < _HEADER.size:
             return
-        yield kind, data[offset + _HEADER.size : offset + length]
+        yield kind, sequence, data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3  # NLMSG_ALIGN
 
 

@@ -19,7 +19,7 @@ from protocol.process.address import HostPort
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_agent import agent as module
 from relay_agent.agent import RETRY, Agent
-from relay_agent.attachment import Relay
+from relay_agent.attachment import ATTACH_TIMEOUT, Relay
 from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP
 from relay_agent.config import AgentConfig
 from relay_agent.services import Service
@@ -383,13 +383,88 @@ async def test_with_a_shell_open_it_tries_more_often(
         await send_all(visitor, b"x")
         await receive_exactly(accepted, 1)
         house.agent._backoff._step = 1000.0
-        await house.agent._wait(0.0)
+        await house.agent._wait(0.0, since=trio.current_time())
         assert house.agent._backoff.cap == module.CAP_WITH_STREAMS
         visitor.close()
         accepted.close()
 
 
+async def test_an_attempt_that_stayed_unanswered_was_pause_enough(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def silence(sock: socket.socket) -> None:
+            await trio.sleep_forever()
+
+        relay.greetings += [silence] * 4
+        house.agent._backoff._step = 1000.0
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(3 * ATTACH_TIMEOUT + SLACK)
+        assert [round(at - relay.times[0]) for at in relay.times] == [0, 10, 20, 30]
+
+
+async def test_what_the_relay_asks_for_is_waited_from_its_answer_on(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def deny_late(sock: socket.socket) -> None:
+            await trio.sleep(5)
+            await relay.denying(DenialCode.BUSY, retry_after=7.0)(sock)
+
+        relay.greetings.append(deny_late)
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(20)
+        assert relay.times[1] - relay.times[0] == pytest.approx(12, abs=SLACK)
+
+
+async def test_an_attempt_does_not_ask_for_a_session_that_expired_meanwhile(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    async with a_house(config=AgentConfig(detached_keep=4.0)) as house:
+        await house.attached()
+        relay = house.relay
+        asked = trio.Event()
+
+        async def answer_late(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            asked.set()
+            assert arrival.hello.resume is not None
+            await trio.sleep_forever()
+
+        relay.greetings.append(answer_late)
+        relay.cut()
+        await asked.wait()
+        await trio.sleep(4 + SLACK)
+        await house.attached()
+        assert relay.hellos[-1].resume is None
+        assert not logged("session-lost")
+
+
 # Changes of the network
+
+
+async def test_a_change_leaves_a_young_attempt_alone(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    """A flapping interface may not keep every attempt from its end."""
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def answer_in_a_while(sock: socket.socket) -> None:
+            await trio.sleep(module.YOUNG - SLACK)
+            await relay.greet(sock)
+
+        relay.greetings += [answer_in_a_while] * 10
+        relay._nursery.start_soon(house.agent.stay_attached)
+        for _ in range(8):
+            await trio.sleep(0.2)
+            house.agent.look_again()
+        await house.attached()
+        assert relay.callers == 1
 
 
 async def test_a_change_while_waiting_dials_at_once(
@@ -558,6 +633,43 @@ async def test_a_link_that_speaks_again_is_kept_and_its_rival_dropped(
         assert len(relay.hellos) == 1, "the rival never said who it is"
 
 
+async def test_a_rival_under_way_outlives_the_link_that_is_found_dead(
+    jumping_clock: trio.testing.MockClock, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a long path its handshake takes longer than the rest of the dying link's time."""
+    monkeypatch.setattr("protocol.transport.link.tcp_info", lambda _: None)  # which acks here
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def answer_slowly(sock: socket.socket) -> None:
+            await trio.sleep(5)
+            await relay.greet(sock)
+
+        await attach_in_doubt(house, answer_slowly)
+        await trio.sleep(5)
+        await house.attached()
+        assert [each["reason"] for each in logged("link-down")] == ["no sign of life"]
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        assert relay.callers == 2
+
+
+async def test_a_rival_that_fails_after_the_link_is_dead_is_the_attempt_that_failed(
+    jumping_clock: trio.testing.MockClock, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.transport.link.tcp_info", lambda _: None)
+    async with a_house(begin=False) as house:
+
+        async def close_late(sock: socket.socket) -> None:
+            await trio.sleep(5)
+
+        await attach_in_doubt(house, close_late)
+        await trio.sleep(5)
+        await house.attached()
+        assert len(logged("dial-failed")) == 1
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        assert house.relay.callers == 3
+
+
 async def test_a_rival_that_fails_is_followed_by_another(
     jumping_clock: trio.testing.MockClock, logged: Logged
 ) -> None:
@@ -601,6 +713,7 @@ async def test_a_rival_called_off_once_committed_is_followed_by_another(
 
         await attach_in_doubt(house, no_answer)
         await until(lambda: len(house.relay.hellos) == 2)
+        await trio.sleep(module.YOUNG)
         house.agent.look_again()
         await trio.sleep(SLACK)
         await house.attached()
@@ -671,3 +784,15 @@ async def test_the_same_failure_is_told_once(
     async with a_house(relay_at=Relay(hosts=[refusing], key=KEY.public)):
         await trio.sleep(600)
         assert len(events(caplog, "dial-failed")) == 1
+
+
+async def test_the_same_denial_is_told_once(
+    jumping_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with a_house(begin=False) as house:
+        house.relay.greetings = [house.relay.denying(DenialCode.DUPLICATE)] * 30
+        house.relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(600)
+        assert house.relay.callers > 10
+        assert len(events(caplog, "link-denied")) == 1

@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from protocol.process.address import HostPort
 from relay_agent.dial import (
     ADDRESS_HEAD_START,
+    ASK_AGAIN,
     DIAL_TIMEOUT,
     HOST_HEAD_START,
     NAME_HEAD_START,
@@ -308,6 +309,39 @@ async def test_an_answer_just_before_the_deadline_counts(
 ) -> None:
     network.addresses = {"203.0.113.1": Answer(DIAL_TIMEOUT - 0.001)}
     await dial(hosts("203.0.113.1:1"))
+
+
+async def test_a_silent_address_is_asked_again_over_fresh_sockets(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.addresses = {"203.0.113.1": SILENT}
+    assert await reason("203.0.113.1:1") == "203.0.113.1:1: no answer"
+    assert [at for at, _, _ in network.dialled] == [0, 2, 4, 6, 8]
+    assert network.open_sockets == []
+
+
+async def test_a_path_that_heals_answers_the_next_socket(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.addresses = {"203.0.113.1": SILENT}
+
+    async def heal() -> None:
+        await trio.sleep(ASK_AGAIN - 0.5)
+        network.addresses = {}
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heal)
+        sock = await dial(hosts("203.0.113.1:1"))
+    assert trio.current_time() == ASK_AGAIN
+    assert network.open_sockets == [sock]
+
+
+async def test_an_address_that_refuses_is_not_asked_again(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.addresses = {"203.0.113.1": Answer(3.0, REFUSES.error)}
+    await reason("203.0.113.1:1")
+    assert [at for at, _, _ in network.dialled] == [0, 2]
 
 
 async def test_the_caller_may_have_less_time(network: Network, autojump_clock: MockClock) -> None:

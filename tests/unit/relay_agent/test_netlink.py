@@ -174,6 +174,31 @@ def test_an_answer_that_does_not_come_is_no_way(
     assert real.way_to("127.0.0.1") is None
 
 
+def test_an_answer_that_came_too_late_is_not_the_next_one_s(
+    real: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, nowhere = real.way_to("127.0.0.1"), real.way_to("::2")
+    queries = real._queries
+
+    class Late:
+        """Has the answer to an earlier question still in its queue."""
+
+        def send(self, data: bytes) -> int:
+            return queries.send(data)
+
+        def recv(self, size: int) -> bytes:
+            return queries.recv(size)
+
+    monkeypatch.setattr(real, "_sequence", 1000)
+    sent: list[bytes] = []
+    monkeypatch.setattr(Late, "send", lambda _, data: sent.append(data) or queries.send(data))
+    monkeypatch.setattr(real, "_queries", Late())
+    assert real.way_to("127.0.0.1") == there
+    queries.send(sent[0])
+    assert real.way_to("::2") == nowhere
+    assert there != nowhere
+
+
 def link_message(interface: int, *, carrier: bool, kind: int = 16) -> bytes:
     """RTM_NEWLINK or RTM_DELLINK as the kernel lays it out (rtnetlink(7))."""
     body = struct.pack("=BxHiII", 0, 1, interface, 0x1 | (0x10000 if carrier else 0), 0)
