@@ -11,7 +11,7 @@ from protocol.frame import CloseCode, Open, Publish, Published, Refused
 class DataReceived:
     """Bytes for the local socket of `stream`.
 
-    `data` points into the link's receive area: write or copy it before the next frame is read.
+    `data` points into what the link opened last: write or copy it before the link receives again.
     """
 
     stream: int

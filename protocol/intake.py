@@ -21,6 +21,9 @@ from protocol.window import SendWindow
 # While attached a socket is read only if fewer frames than this of its stream wait: enough to keep
 # the link busy, little enough that the scheduler decides what goes next and not a queue.
 UNSENT_FRAMES: Final = 2
+# Full frames that one read of a socket may fill: as many as one send to the link takes. Where
+# records are small the link is slow, and reading ahead would only be a queue.
+BURST_FRAMES: Final = 8
 
 
 class Intake:
@@ -44,18 +47,20 @@ class Intake:
         # Else a stream would send many records before the next one's turn.
         self._outbox.set_quantum(size)
 
-    def allowance(self, state: Stream, streams: int) -> int:
-        """Bytes that `state`, one of `streams`, may queue now: at most one record."""
+    def allowance(self, state: Stream, streams: int, frames: int) -> int:
+        """Bytes that `state`, one of `streams`, may queue now in up to `frames` frames."""
         if state.sending is not End.OPEN:
             return 0
         if not self._has_turn(state):
             state.blocked = True
             return 0
-        shared = min(self._outbox.room(state, streams), self.credit.credit)
+        if self._record_size < MAX_PAYLOAD:
+            frames = 1
+        shared = min(self._outbox.room(state, streams, frames), self.credit.credit)
         if shared <= 0:
             self._starved[state.id] = None
             return 0
-        return min(shared, state.credit.credit, self._record_size)
+        return min(shared, state.credit.credit, self._record_size * frames)
 
     def queue(self, state: Stream, buffer: bytearray, count: int) -> bool:
         """Queue `count` bytes as `Outbox.queue_data` does."""

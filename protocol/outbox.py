@@ -23,6 +23,7 @@ from protocol.stream import Sent, Stream
 
 # Payloads up to this are copied out, so that a keystroke does not hold a 64 KiB buffer until acked.
 COPY_BELOW: Final = 16 * 1024
+_WHOLE_FRAME: Final = FRAME_OVERHEAD + HEADER_SIZE + MAX_PAYLOAD
 # All but DATA has room outside the replay budget. 8 MiB are 30,000 frames: more than 4,096 streams
 # can need, and 200 visitors a second over a link stalled for a minute.
 CONTROL_HEADROOM: Final = 8 * 1024 * 1024
@@ -46,11 +47,13 @@ class Outbox:
         """Bytes that a stream may send before it is the next one's turn."""
         self._scheduler.quantum = quantum
 
-    def room(self, state: Stream, streams: int) -> int:
-        """Payload bytes that `state` may queue now, by memory alone."""
-        room = self.budget.room(state.held, streams) - FRAME_OVERHEAD - HEADER_SIZE
+    def room(self, state: Stream, streams: int, frames: int) -> int:
+        """Payload bytes that `state` may queue now in up to `frames`, by memory alone."""
+        room = self.budget.room(state.held, streams)
+        if whole := min(frames, room // _WHOLE_FRAME):
+            return whole * MAX_PAYLOAD
         # Not enough for a pooled buffer may be enough for a copy of its own size.
-        return room if room >= MAX_PAYLOAD else min(room, COPY_BELOW)
+        return min(room - FRAME_OVERHEAD - HEADER_SIZE, COPY_BELOW)
 
     def queue_data(self, state: Stream, buffer: bytearray, count: int) -> bool:
         """Queue `count` bytes at offset HEADER_SIZE of `buffer`; True if the buffer is kept."""

@@ -63,9 +63,9 @@ class Sealer:
         return end
 
 
-def plaintext_area() -> memoryview:
-    """What openers open frames into; all those of a thread may share one."""
-    return memoryview(bytearray(MAX_FRAME))
+def plaintext_area(capacity: int) -> memoryview:
+    """What openers of that `capacity` open frames into; all those of a thread may share one."""
+    return memoryview(bytearray(capacity))
 
 
 class Opener:
@@ -78,7 +78,7 @@ class Opener:
     Drained like this, it always has space. An error is final: the link is lost.
     """
 
-    __slots__ = ("_area", "_cipher", "_end", "_plaintext", "_rekey_interval", "_start")
+    __slots__ = ("_area", "_cipher", "_end", "_opened", "_plaintext", "_rekey_interval", "_start")
 
     def __init__(
         self,
@@ -92,7 +92,9 @@ class Opener:
             raise LocalProtocolError(f"capacity of {capacity} bytes, a record has {MAX_RECORD}")
         self._cipher = cipher
         self._rekey_interval = rekey_interval
-        self._plaintext = plaintext_area() if plaintext is None else plaintext
+        # All that was received in one go may be open at once: plaintext is shorter than records.
+        self._plaintext = plaintext_area(capacity) if plaintext is None else plaintext
+        self._opened = 0
         # A private mapping: pages never touched take no memory, and a quiet link touches only the
         # first (a relay with 2,000 links would otherwise hold 2,000 whole areas).
         self._area = memoryview(mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE))
@@ -103,6 +105,7 @@ class Opener:
     def space(self) -> memoryview:
         """Where to receive into; room for the rest of any started record, and never empty."""
         area, start, end = self._area, self._start, self._end
+        self._opened = 0
         if start == end:
             self._start = self._end = end = 0
         elif start and len(area) - end < MAX_RECORD:
@@ -123,7 +126,8 @@ class Opener:
     def next_frame(self) -> memoryview | None:
         """The next frame, or None until more is received.
 
-        It is valid until the next call here, or in another opener with the same plaintext area.
+        It is valid until the next call of `space`, here or in another opener with the same
+        plaintext area.
         """
         area, start = self._area, self._start
         available = self._end - start
@@ -137,9 +141,11 @@ class Opener:
         begin = start + LENGTH_SIZE
         end = begin + size
         cipher = self._cipher
-        frame = self._plaintext[: size - TAG_SIZE]
+        opened = self._opened
+        frame = self._plaintext[opened : opened + size - TAG_SIZE]
         cipher.open_into(area[begin:end], frame)
         if cipher.nonce % self._rekey_interval == 0:
             cipher.rekey()
         self._start = end
+        self._opened = opened + size - TAG_SIZE
         return frame

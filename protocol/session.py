@@ -11,7 +11,7 @@ nothing here waits, logs or reads a clock.
     time                    next_deadline(), handle_deadline()
     afterwards              take_ready(): streams whose reader may try again
 
-A frame is cut when its socket is read, never again: `allowance` is at most one record. It is
+A frame is cut when its socket is read, never again. It is
 numbered when it goes out (`next_frame`), so what waits in a queue may still be overtaken or
 dropped.
 Order of sending: link-local frames, what a new link has not seen, control frames, window updates,
@@ -212,13 +212,13 @@ class Session:
         self._add_stream(number)
         return number
 
-    def allowance(self, stream: int) -> int:
-        """How many bytes `send` takes for `stream` now, at most one record.
+    def allowance(self, stream: int, frames: int = 1) -> int:
+        """How many bytes `send` takes for `stream` now, in up to `frames` full frames.
 
         After 0 the stream's id comes out of `take_ready` when asking again may help.
         """
         state = self._streams.get(stream)
-        return 0 if state is None else self._intake.allowance(state, len(self._streams))
+        return 0 if state is None else self._intake.allowance(state, len(self._streams), frames)
 
     def send(self, stream: int, buffer: bytearray, count: int) -> bool:
         """Queue `count` bytes, read into `buffer` from offset HEADER_SIZE on.

@@ -12,7 +12,7 @@ import trio
 
 from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
-from protocol.events import DataReceived, Event, StreamFinished, StreamReset
+from protocol.events import Event, StreamFinished, StreamReset
 from protocol.session import Session
 from protocol.transport.link import Link
 from protocol.transport.splice import Splice
@@ -66,6 +66,7 @@ class Endpoint:
             await link.run(
                 self.session,
                 deliver=self._deliver,
+                deliver_data=self._deliver_data,
                 wake=self._wake,
                 suspect=self._on_suspicion,
             )
@@ -117,12 +118,13 @@ class Endpoint:
             if splice is not None:
                 splice.on_ready()
 
+    def _deliver_data(self, stream: int, data: list[memoryview]) -> None:
+        splice = self.splices.get(stream)
+        if splice is not None:
+            splice.on_data(data)
+
     def _deliver(self, event: Event) -> None:
-        if isinstance(event, DataReceived):
-            splice = self.splices.get(event.stream)
-            if splice is not None:
-                splice.on_data(event.data)
-        elif isinstance(event, StreamFinished):
+        if isinstance(event, StreamFinished):
             splice = self.splices.get(event.stream)
             if splice is not None:
                 splice.on_fin()

@@ -44,7 +44,7 @@ from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 # Eight full records a receive: as many as a fast link sends at once. Untouched, it takes no memory.
 RECEIVE_AREA: Final = 8 * MAX_RECORD
 # Everything above an opened frame is synchronous, so all links open into the same place.
-_plaintext: Final = plaintext_area()
+_plaintext: Final = plaintext_area(RECEIVE_AREA)
 
 _LENGTH: Final = struct.Struct(">H")
 # Message 1 is an ephemeral key and the tag over an empty payload.

@@ -21,7 +21,7 @@ import trio
 
 from protocol.buffers import BufferPool
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
-from protocol.events import Event
+from protocol.events import DataReceived, Event
 from protocol.liveness import Verdict
 from protocol.record import MAX_FRAME, RECORD_OVERHEAD, Opener, Sealer
 from protocol.session import Session
@@ -44,6 +44,8 @@ class Link:
         self._sealer = sealer
         self._opener = opener
         self._session: Session | None = None
+        self._deliver: Callable[[Event], None]
+        self._deliver_data: Callable[[int, list[memoryview]], None]
         self._pending: memoryview | None = None  # sealed, not yet taken by the socket
         self._buffer: bytearray | None = None  # what `_pending` points into
         self._full = trio.Event()
@@ -93,20 +95,23 @@ class Link:
         session: Session,
         *,
         deliver: Callable[[Event], None],
+        deliver_data: Callable[[int, list[memoryview]], None],
         wake: Callable[[], None],
         suspect: Callable[[], None],
     ) -> None:
         """Carry `session` until the link ends; always raises LinkLost or SessionLost.
 
-        `deliver` takes each event at once, `wake` is called when readers may try again, `suspect`
-        when the link may be dead and another one should be looked for. The socket stays open;
-        `close` it.
+        `deliver` takes each event at once, but for DataReceived: what came in a row for one stream
+        goes to `deliver_data` together. `wake` is called when readers may try again, `suspect` when
+        the link may be dead and another one should be looked for. The socket stays open; `close`
+        it.
         """
+        self._deliver, self._deliver_data = deliver, deliver_data
         self._session = session
         self._note_progress(session)
         with self._scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, session, deliver, wake)
+                nursery.start_soon(self._read, session, wake)
                 nursery.start_soon(self._write, session, wake)
                 nursery.start_soon(self._watch, session, suspect)
                 self.flush()
@@ -217,15 +222,13 @@ class Link:
             _batches.give(self._buffer)
             self._buffer = self._pending = None
 
-    async def _read(
-        self, session: Session, deliver: Callable[[Event], None], wake: Callable[[], None]
-    ) -> None:
+    async def _read(self, session: Session, wake: Callable[[], None]) -> None:
         turn_ends = trio.current_time() + TURN_SECONDS
         quota = TURN_BYTES
         try:
             while True:
                 # Also frames that came along with the last one of the handshake.
-                self._open_all(session, deliver)
+                self._open_all(session)
                 self.flush()
                 wake()
                 if self._lost is not None:
@@ -249,19 +252,30 @@ class Link:
             # The record was sealed by the peer's own key, or the bytes were mangled on the way.
             self._end(LinkLost(f"protocol error: {exc}"))
 
-    def _open_all(self, session: Session, deliver: Callable[[Event], None]) -> None:
+    def _open_all(self, session: Session) -> None:
+        """Open what came, and deliver each run of data for one stream with one call."""
         now = trio.current_time()
-        while self._lost is None:
-            frame = self._opener.next_frame()
-            if frame is None:
-                return
-            try:
-                event = session.receive(frame, now)
-            except RemoteProtocolError as exc:
-                # Authenticated nonsense: replaying it over another link would meet it again.
-                raise SessionLost(f"protocol error: {exc}") from exc
-            if event is not None:
-                deliver(event)
+        stream, run = 0, list[memoryview]()
+        try:
+            while self._lost is None and (frame := self._opener.next_frame()) is not None:
+                event = _receive(session, frame, now)
+                if event is None:
+                    continue
+                if not isinstance(event, DataReceived):
+                    if run:
+                        self._deliver_data(stream, run)
+                        run = []
+                    self._deliver(event)
+                    continue
+                if run and event.stream != stream:
+                    self._deliver_data(stream, run)
+                    run = []
+                stream = event.stream
+                run.append(event.data)
+        finally:
+            # Also when a bad record follows: this data is counted as received.
+            if run:
+                self._deliver_data(stream, run)
 
     async def _write(self, session: Session, wake: Callable[[], None]) -> None:
         while True:
@@ -309,3 +323,11 @@ class Link:
             return bool(self._sock.recv(1, socket.MSG_PEEK))
         except OSError:  # nothing there, or the end, which the reader will meet
             return False
+
+
+def _receive(session: Session, frame: memoryview, now: float) -> Event | None:
+    try:
+        return session.receive(frame, now)
+    except RemoteProtocolError as exc:
+        # Authenticated nonsense: replaying it over another link would meet it again.
+        raise SessionLost(f"protocol error: {exc}") from exc

@@ -31,7 +31,8 @@ import trio
 
 from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
-from protocol.frame import HEADER_SIZE
+from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
+from protocol.intake import BURST_FRAMES
 from protocol.session import Session
 from protocol.transport.link import TURN_BYTES
 from protocol.transport.sockets import close_finished
@@ -114,16 +115,20 @@ class Splice:
 
     # Called by the endpoint; none waits
 
-    def on_data(self, data: memoryview) -> None:
+    def on_data(self, data: list[memoryview]) -> None:
+        """Take what came, in order: to the socket at once, and what does not fit is kept."""
+        taken = 0
         if self.deaf:
-            self._session.consumed(self.stream, len(data), kept_up=False)
-        elif self._backlog or self._sock is None:
-            self._backlog += data
-        else:
-            sent = self._send(self._sock, data)
-            if sent < len(data) and not self.deaf:
-                self._backlog += data[sent:]
-                self._writable.set()
+            self._session.consumed(self.stream, sum(map(len, data)), kept_up=False)
+            return
+        if self._sock is not None and not self._backlog:
+            taken = self._send(self._sock, data)
+            if self.deaf or taken == sum(map(len, data)):
+                return
+            self._writable.set()
+        for piece in data:
+            self._backlog += piece[taken:]
+            taken = max(0, taken - len(piece))
 
     def on_fin(self) -> None:
         self._fin = True
@@ -151,7 +156,7 @@ class Splice:
             return
         if self._backlog:
             with memoryview(self._backlog) as view:
-                sent = self._send(self._sock, view)
+                sent = self._send(self._sock, [view])
             del self._backlog[:sent]
         if self._backlog:
             self._writable.set()
@@ -163,16 +168,17 @@ class Splice:
         self._pump()
         self._flush()
 
-    def _send(self, sock: socket.socket, data: memoryview) -> int:
-        """How much of `data` is dealt with."""
+    def _send(self, sock: socket.socket, data: list[memoryview]) -> int:
+        """How many bytes of `data` are dealt with."""
+        count = sum(map(len, data))
         try:
-            sent = sock.send(data)
+            sent = sock.send(data[0]) if len(data) == 1 else sock.sendmsg(data)
         except BlockingIOError:
             return 0
         except OSError as exc:
-            return self._send_failed(exc, len(data))
+            return self._send_failed(exc, count)
         self.delivered += sent
-        self._session.consumed(self.stream, sent, kept_up=sent == len(data))
+        self._session.consumed(self.stream, sent, kept_up=sent == count)
         return sent
 
     def _send_failed(self, exc: OSError, count: int) -> int:
@@ -215,46 +221,62 @@ class Splice:
         return self._eof
 
     async def _read_to_end(self, sock: socket.socket) -> None:
-        session, stream = self._session, self.stream
-        pool = self._pool
         quota = TURN_BYTES
+        frames = 1
         while True:
             # A task woken in the turn in which it is cancelled runs once more, and an error that
             # the other direction has met reads as an end of file from then on.
             await trio.lowlevel.checkpoint_if_cancelled()
-            allowance = session.allowance(stream)
+            allowance = self._session.allowance(self.stream, frames)
             if not allowance:
                 self._ready = trio.Event()
                 await self._ready.wait()
                 quota = TURN_BYTES
                 continue
-            buffer = pool.take()
-            kept = False
-            try:
-                count = sock.recv_into(memoryview(buffer)[HEADER_SIZE : HEADER_SIZE + allowance])
-                if count:
-                    kept = session.send(stream, buffer, count)
-            except BlockingIOError:
-                count = -1
-            except OSError:
-                self._scope.cancel()
-                count = -1
-            finally:
-                if not kept:
-                    pool.give(buffer)
-            if count < 0:
+            count = self._receive(sock, allowance)
+            if count is None:
+                frames = 1
                 await trio.lowlevel.wait_readable(sock.fileno())
                 quota = TURN_BYTES
                 continue
             if count == 0:
                 self._finish_outbound()
                 return
-            self.sent += count
+            # Where one read was not enough there is more, and a system call for each record would
+            # cost as much as sealing it.
+            frames = BURST_FRAMES if count == allowance else 1
             self._flush()
             quota -= count
             if quota <= 0:
                 quota = TURN_BYTES
                 await trio.lowlevel.checkpoint()
+
+    def _receive(self, sock: socket.socket, allowance: int) -> int | None:
+        """Read and queue; 0 at the end of file, None if nothing is there."""
+        pool = self._pool
+        buffers = [pool.take() for _ in range(-(-allowance // MAX_PAYLOAD))]
+        left = 0
+        try:
+            if len(buffers) == 1:
+                area = memoryview(buffers[0])[HEADER_SIZE : HEADER_SIZE + allowance]
+                count = left = sock.recv_into(area)
+            else:
+                areas = [memoryview(buffer)[HEADER_SIZE:] for buffer in buffers]
+                areas[-1] = areas[-1][: allowance - MAX_PAYLOAD * (len(buffers) - 1)]
+                count = left = sock.recvmsg_into(areas)[0]
+        except BlockingIOError:
+            return None
+        except OSError:
+            self._scope.cancel()
+            return None
+        finally:
+            for buffer in buffers:
+                size = min(left, MAX_PAYLOAD)
+                left -= size
+                if not (size and self._session.send(self.stream, buffer, size)):
+                    pool.give(buffer)
+        self.sent += count
+        return count
 
     def _finish_outbound(self) -> None:
         self._eof = True

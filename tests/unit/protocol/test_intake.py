@@ -35,11 +35,20 @@ def stream(number: int = 1, credit: int = MIB) -> Stream:
 
 def test_the_least_of_all_limits_counts() -> None:
     bench = Bench()
-    assert bench.intake.allowance(stream(), 1) == MAX_PAYLOAD
-    assert bench.intake.allowance(stream(credit=7), 1) == 7
-    assert Bench(credit=8).intake.allowance(stream(), 1) == 8
+    assert bench.intake.allowance(stream(), 1, 1) == MAX_PAYLOAD
+    assert bench.intake.allowance(stream(credit=7), 1, 1) == 7
+    assert Bench(credit=8).intake.allowance(stream(), 1, 1) == 8
     bench.intake.record_size = 9
-    assert bench.intake.record_size == bench.intake.allowance(stream(), 1) == 9
+    assert bench.intake.record_size == bench.intake.allowance(stream(), 1, 1) == 9
+
+
+def test_a_burst_is_for_full_records_only() -> None:
+    """On a slow link, what is read ahead is a queue that nobody may overtake."""
+    bench = Bench()
+    assert bench.intake.allowance(stream(), 1, 8) == 8 * MAX_PAYLOAD
+    assert bench.intake.allowance(stream(credit=MAX_PAYLOAD + 1), 1, 8) == MAX_PAYLOAD + 1
+    bench.intake.record_size = MAX_PAYLOAD - 1
+    assert bench.intake.allowance(stream(), 1, 8) == MAX_PAYLOAD - 1
 
 
 def test_queueing_uses_both_credits() -> None:
@@ -60,7 +69,7 @@ def test_a_frame_has_a_size(count: int) -> None:
 def test_what_is_finished_takes_nothing_and_waits_for_nothing(sending: End) -> None:
     bench, state = Bench(), stream()
     state.sending = sending
-    assert bench.intake.allowance(state, 1) == 0
+    assert bench.intake.allowance(state, 1, 1) == 0
     bench.intake.unblock(state)
     assert bench.intake.take_ready() == []
 
@@ -68,20 +77,20 @@ def test_what_is_finished_takes_nothing_and_waits_for_nothing(sending: End) -> N
 def test_two_unsent_records_block_only_while_attached() -> None:
     bench, state = Bench(), stream()
     bench.send(state, 1)
-    assert bench.intake.allowance(state, 1)
+    assert bench.intake.allowance(state, 1, 1)
     bench.send(state, 1)
-    assert bench.intake.allowance(state, 1) == 0
+    assert bench.intake.allowance(state, 1, 1) == 0
     bench.intake.unblock(state)
     assert bench.intake.take_ready() == []
     bench.intake.attached = False
     bench.intake.unblock(state)
     assert bench.intake.take_ready() == [1]
-    assert bench.intake.allowance(state, 1)
+    assert bench.intake.allowance(state, 1, 1)
 
 
 def test_a_stream_without_credit_is_blocked_until_it_has_some() -> None:
     bench, state = Bench(), stream(credit=0)
-    assert bench.intake.allowance(state, 1) == 0
+    assert bench.intake.allowance(state, 1, 1) == 0
     bench.intake.unblock(state)
     assert bench.intake.take_ready() == []
     state.credit.grant(1)
@@ -93,7 +102,7 @@ def test_a_stream_without_credit_is_blocked_until_it_has_some() -> None:
 def test_starved_readers_wait_for_session_credit_in_order() -> None:
     bench = Bench(credit=0)
     for number in (5, 1, 3):
-        assert bench.intake.allowance(stream(number), 3) == 0
+        assert bench.intake.allowance(stream(number), 3, 1) == 0
     assert bench.intake.take_ready() == []
     bench.intake.credit.grant(1)
     assert bench.intake.take_ready() == [5, 1, 3]
@@ -106,7 +115,7 @@ def test_starved_readers_are_woken_as_the_room_allows_while_acks_will_come() -> 
     for number in range(1, 20, 2):
         state = stream(number)
         state.held = MIB
-        assert bench.intake.allowance(state, 10) == 0
+        assert bench.intake.allowance(state, 10, 1) == 0
     assert bench.intake.take_ready() == [1, 3, 5]
     # Those woken have nothing to read; once no ack is to come, nobody else would wake the rest.
     bench.budget.give(MIB - 2 * MAX_PAYLOAD)
@@ -115,7 +124,7 @@ def test_starved_readers_are_woken_as_the_room_allows_while_acks_will_come() -> 
 
 def test_a_closed_stream_waits_no_more() -> None:
     bench, state = Bench(credit=0), stream()
-    bench.intake.allowance(state, 1)
+    bench.intake.allowance(state, 1, 1)
     bench.intake.closed(state)
     bench.intake.closed(state)
     bench.intake.credit.grant(1)

@@ -64,19 +64,30 @@ def test_room_is_for_a_pooled_buffer_or_for_a_copy() -> None:
     bulk = 7 * 1024 * 1024
     bench.budget.held = bulk - whole
     state.held = STREAM_RESERVE
-    assert bench.outbox.room(state, 1) == MAX_PAYLOAD
+    assert bench.outbox.room(state, 1, 1) == MAX_PAYLOAD
     bench.budget.held += 1
-    assert bench.outbox.room(state, 1) == COPY_BELOW
+    assert bench.outbox.room(state, 1, 1) == COPY_BELOW
     bench.budget.held = bulk - FRAME_OVERHEAD - HEADER_SIZE - 1
-    assert bench.outbox.room(state, 1) == 1
+    assert bench.outbox.room(state, 1, 1) == 1
     bench.budget.held += 1
-    assert bench.outbox.room(state, 1) <= 0
+    assert bench.outbox.room(state, 1, 1) <= 0
+
+
+def test_a_burst_gets_as_many_whole_frames_as_fit() -> None:
+    bench, state = Bench(limit=8 * MIB), stream()
+    whole = FRAME_OVERHEAD + HEADER_SIZE + MAX_PAYLOAD
+    state.held = STREAM_RESERVE
+    assert bench.outbox.room(state, 1, 8) == 8 * MAX_PAYLOAD
+    bench.budget.held = 7 * MIB - 3 * whole
+    assert bench.outbox.room(state, 1, 8) == 3 * MAX_PAYLOAD
+    bench.budget.held += 1
+    assert bench.outbox.room(state, 1, 8) == 2 * MAX_PAYLOAD
 
 
 def test_a_keystroke_has_room_beside_bulk() -> None:
     bench, state = Bench(), stream()
     bench.budget.held = 4 * MIB * 7 // 8
-    assert bench.outbox.room(state, 2) == STREAM_RESERVE - FRAME_OVERHEAD - HEADER_SIZE
+    assert bench.outbox.room(state, 2, 1) == STREAM_RESERVE - FRAME_OVERHEAD - HEADER_SIZE
 
 
 def test_an_ack_gives_memory_and_buffer_back() -> None:

@@ -116,6 +116,13 @@ def drain_all(data: bytes) -> list[bytes]:
     return feed(make_opener(), data)
 
 
+def drain_views(opener: Opener) -> list[memoryview]:
+    views = []
+    while (frame := opener.next_frame()) is not None:
+        views.append(frame)
+    return views
+
+
 class TestOpener:
     @pytest.mark.parametrize("suite", list(Suite))
     @pytest.mark.parametrize("chunk", [None, 1, 2, 3, 7, 4096])
@@ -164,18 +171,29 @@ class TestOpener:
         opener.received(0)
         assert opener.next_frame() is None
 
-    def test_a_frame_is_valid_until_the_next_call(self) -> None:
+    def test_all_frames_received_together_are_valid_together(self) -> None:
         sealer, opener = make_sealer(), make_opener()
         receive(opener, seal(sealer, b"first") + seal(sealer, b"second"))
+        assert drain_views(opener) == [b"first", b"second"]
+
+    def test_a_frame_is_valid_until_space_is_asked_for(self) -> None:
+        sealer, opener = make_sealer(), make_opener()
+        receive(opener, seal(sealer, b"first"))
         first = opener.next_frame()
-        assert first == b"first"
-        opener.space()  # receiving more does not touch it
+        receive(opener, seal(sealer, b"second"))
         assert first == b"first"
         assert opener.next_frame() == b"second"
         assert first == b"secon"
 
+    def test_a_full_area_of_records_is_opened_at_once(self) -> None:
+        sealer, opener = make_sealer(), make_opener(capacity=3 * MAX_RECORD)
+        frames = [bytes([number]) * MAX_FRAME for number in range(3)]
+        for frame in frames:
+            receive(opener, seal(sealer, frame))
+        assert drain_views(opener) == frames
+
     def test_openers_may_share_the_plaintext_area(self) -> None:
-        area = plaintext_area()
+        area = plaintext_area(8 * MAX_RECORD)
         one = Opener(cipher(), capacity=MAX_RECORD, plaintext=area)
         other = Opener(cipher(), capacity=MAX_RECORD, plaintext=area)
         for opener, frame in ((one, b"first"), (other, b"other")):

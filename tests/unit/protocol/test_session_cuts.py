@@ -20,7 +20,7 @@ PROFILE = Profile(
     streams=8, stream_window=120, window_limit=240, session_window=400, replay_limit=16_000
 )
 # Made once: nothing that is opened outlives its handling.
-PLAINTEXT = plaintext_area()
+PLAINTEXT = plaintext_area(8 * MAX_RECORD)
 ROOMY = 10**9
 
 

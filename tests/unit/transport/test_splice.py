@@ -470,3 +470,43 @@ async def test_cancelled_at_any_step_a_splice_closes_its_socket_and_tells_the_pe
                 "target": b"from the visitor",
             }
     assert step > 8
+
+
+class Narrow:
+    """A socket that takes no more than `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.taken = b""
+
+    def send(self, data: memoryview) -> int:
+        return self.sendmsg([data])
+
+    def sendmsg(self, data: list[memoryview]) -> int:
+        if not self.room:
+            raise BlockingIOError
+        taken = b"".join(data)[: self.room]
+        self.taken += taken
+        self.room -= len(taken)
+        return len(taken)
+
+
+@pytest.mark.parametrize("room", range(8))
+async def test_of_a_run_what_the_socket_does_not_take_is_kept_in_order(room: int) -> None:
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            splice = next(iter(ends.agent.splices.values()))
+            await send_all(visitor, b"abcdefg")
+            await receive_exactly(target, 7)
+            real, narrow = splice._sock, Narrow(room)
+            splice._sock = narrow  # type: ignore[assignment]  # stands in for a full socket
+            state = ends.agent.session._streams[splice.stream]
+            state._settled -= 7  # the same bytes once more
+            splice.on_data([memoryview(b"ab"), memoryview(b"cde"), memoryview(b"fg")])
+            assert narrow.taken + splice._backlog == b"abcdefg"
+            assert len(narrow.taken) == room
+            splice._backlog.clear()
+            splice._sock = real
+            visitor.close()
+            target.close()
