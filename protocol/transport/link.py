@@ -1,9 +1,9 @@
 """One TCP connection with its keys, carrying one session.
 
 Everything that is sent goes through `flush`, which never waits: it seals what the session gives and
-sends until the socket is full. Only then does the writer task take over, and until it is done
-`flush` does nothing. So no cancelled task can tear a record, and order on the wire is the order in
-which the session numbered its frames.
+sends until the socket is full, or holds as much unsent as the path's speed allows (`Pace`). Only
+then does the writer task take over, and until it is done `flush` does nothing. So no cancelled task
+can tear a record, and order on the wire is the order in which the session numbered its frames.
 
 Three tasks: reader, writer (asleep but for a full socket), timer. A task that was about to run when
 the link ended does run once more, so each looks at `_lost` after it has waited: the session may be
@@ -25,7 +25,9 @@ from protocol.events import DataReceived, Event
 from protocol.liveness import Verdict
 from protocol.record import MAX_FRAME, RECORD_OVERHEAD, Opener, Sealer
 from protocol.session import Session
-from protocol.transport.tcpinfo import tcp_info
+from protocol.transport.pace import INTERVAL, Pace
+from protocol.transport.sockets import limit_unsent
+from protocol.transport.tcpinfo import tcp_info, unsent
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ class Link:
         self._deliver_data: Callable[[int, list[memoryview]], None]
         self._pending: memoryview | None = None  # sealed, not yet taken by the socket
         self._buffer: bytearray | None = None  # what `_pending` points into
+        self._waiting = False  # for the socket; the writer's turn
+        self._pace = Pace(BATCH)
+        self._look_at = 0.0  # when the kernel's view of the path is due
         self._full = trio.Event()
         self._life = trio.Event()  # bytes came
         self._timer = trio.CancelScope()
@@ -108,7 +113,9 @@ class Link:
         """
         self._deliver, self._deliver_data = deliver, deliver_data
         self._session = session
-        self._note_progress(session)
+        session.record_size = self._pace.record
+        limit_unsent(self._sock, self._pace.unsent)
+        self._look(session)
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, session, wake)
@@ -146,9 +153,12 @@ class Link:
     def flush(self) -> None:
         """Seal and send what the session has, as far as the socket takes it. Never waits."""
         session = self._session
-        if session is None or self._lost is not None or self._pending is not None:
+        if session is None or self._lost is not None or self._waiting:
             return
         now = trio.current_time()
+        if now >= self._look_at:
+            self._look(session)
+        pace = self._pace
         buffer = _batches.take()
         area = memoryview(buffer)
         while True:
@@ -160,15 +170,24 @@ class Link:
             if sent < size:
                 # The pool gets it back when the socket has taken it all.
                 self._buffer, self._pending = buffer, area[sent:size]
-                self._full.set()
-                self._rearm()
+                self._wait_for_room()
+                return
+            if pace.bounded and unsent(self._sock) >= pace.unsent:
+                _batches.give(buffer)
+                self._wait_for_room()
                 return
         _batches.give(buffer)
         self._rearm()
 
+    def _wait_for_room(self) -> None:
+        self._waiting = True
+        self._full.set()
+        self._rearm()
+
     def _seal_batch(self, session: Session, area: memoryview, now: float) -> int:
         size = 0
-        while size <= BATCH - MAX_FRAME - RECORD_OVERHEAD:
+        most = min(self._pace.batch, BATCH - MAX_FRAME - RECORD_OVERHEAD + 1)
+        while size < most:
             frame = session.next_frame(now)
             if frame is None:
                 break
@@ -281,14 +300,16 @@ class Link:
         while True:
             await self._full.wait()
             self._full = trio.Event()
-            while self._pending is not None:
+            while self._waiting:
                 await trio.lowlevel.wait_writable(self._sock.fileno())
                 if self._lost is not None:
                     return
-                sent = self._send(self._pending)
-                self._pending = self._pending[sent:]
-                if not self._pending:
+                if self._pending is not None:
+                    self._pending = self._pending[self._send(self._pending) :]
+                    if self._pending:
+                        continue
                     self._release()
+                self._waiting = False
             self.flush()
             wake()
 
@@ -299,7 +320,7 @@ class Link:
                 await trio.sleep_forever()
             if self._lost is not None:
                 return
-            self._note_progress(session)
+            self._look(session)
             verdict = session.handle_deadline(trio.current_time())
             if verdict is Verdict.SUSPECT:
                 suspect()
@@ -311,12 +332,21 @@ class Link:
                 session.heard(trio.current_time())
             self.flush()
 
-    def _note_progress(self, session: Session) -> None:
-        """A full or very lossy path is slow to answer, but its acks advance."""
+    def _look(self, session: Session) -> None:
+        """At what the kernel knows of the path: whether its acks advance, and how fast it is."""
+        now = trio.current_time()
+        self._look_at = now + INTERVAL
         info = tcp_info(self._sock)
-        if info is not None and info.bytes_acked > self._acked:
+        if info is None:
+            return
+        if info.bytes_acked > self._acked:
+            # A full or very lossy path is slow to answer, but not dead.
             self._acked = info.bytes_acked
-            session.liveness.progress(trio.current_time() - info.ack_age)
+            session.liveness.progress(now - info.ack_age)
+        pace = self._pace
+        if pace.learn(info.rate, app_limited=info.app_limited, segment=info.segment):
+            session.record_size = pace.record
+            limit_unsent(self._sock, pace.unsent)
 
     def _has_unread(self) -> bool:
         try:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import Final
@@ -46,6 +47,16 @@ def prepare_link(sock: socket.socket) -> None:
         # Named differently or absent off Linux, where the session's own timers must do.
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def limit_unsent(sock: socket.socket, count: int) -> None:
+    """Report `sock` writable only when it holds less than `count` bytes never sent, or half of it.
+
+    `send` itself is not bound by it. Nothing happens where the system has no such limit.
+    """
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        with contextlib.suppress(OSError):  # the socket is gone, as its users will find
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, count)
 
 
 def prepare_spliced(sock: socket.socket) -> None:

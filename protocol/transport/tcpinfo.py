@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import socket
 import struct
 from dataclasses import dataclass
 from typing import Final
 
-# Up to and with tcpi_bytes_acked (Linux 4.1); what came later is longer, what was before shorter.
-_LAYOUT: Final = struct.Struct("=56xI60xQ")
+# The struct only grows at its end: up to tcpi_bytes_acked (Linux 4.1), and to tcpi_delivery_rate
+# (Linux 4.9).
+_LAYOUT: Final = struct.Struct("=7xB8xI36xI60xQ")
+_LAYOUT_WITH_RATE: Final = struct.Struct("=7xB8xI36xI60xQ32xQ")
+# The first of the eighth byte's bit fields.
+_APP_LIMITED: Final = 0x01
+
+# linux/sockios.h: bytes in the send queue that were not sent even once.
+_SIOCOUTQNSD: Final = 0x894B
+_unsent: Final = array.array("i", [0])
 
 
 @dataclass(frozen=True, slots=True)
 class TcpInfo:
     bytes_acked: int  # by the other side's kernel, since the start
     ack_age: float  # seconds since the last segment with an ACK came
+    segment: int  # bytes of payload in a full segment that we send
+    rate: int  # bytes a second at which the path took the last window; 0 where that is not known
+    app_limited: bool  # the rate was limited by what there was to send
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
@@ -23,10 +36,27 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
     if option is None:
         return None
     try:
-        raw = sock.getsockopt(socket.IPPROTO_TCP, option, _LAYOUT.size)
+        raw = sock.getsockopt(socket.IPPROTO_TCP, option, _LAYOUT_WITH_RATE.size)
     except OSError:
         return None
     if len(raw) < _LAYOUT.size:
         return None
-    milliseconds, bytes_acked = _LAYOUT.unpack(raw)
-    return TcpInfo(bytes_acked=bytes_acked, ack_age=milliseconds / 1000)
+    flags, segment, milliseconds, bytes_acked, *rate = (
+        _LAYOUT_WITH_RATE if len(raw) >= _LAYOUT_WITH_RATE.size else _LAYOUT
+    ).unpack_from(raw)
+    return TcpInfo(
+        bytes_acked=bytes_acked,
+        ack_age=milliseconds / 1000,
+        segment=segment,
+        rate=rate[0] if rate else 0,
+        app_limited=bool(flags & _APP_LIMITED),
+    )
+
+
+def unsent(sock: socket.socket) -> int:
+    """Bytes that the socket took and the kernel has not sent once; 0 if it does not say."""
+    try:
+        fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, _unsent)
+    except (OSError, ValueError):  # not Linux, or the socket is closed
+        return 0
+    return _unsent[0]

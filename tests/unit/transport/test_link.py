@@ -10,7 +10,8 @@ import trio.testing
 
 from protocol import frame as wire
 from protocol.errors import LinkLost, RemoteProtocolError, SessionLost
-from protocol.frame import FrameType
+from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
+from protocol.record import RECORD_OVERHEAD
 from protocol.transport import link as link_module
 from protocol.transport.link import Link
 from protocol.transport.sockets import receive_exactly, send_all
@@ -184,7 +185,10 @@ async def test_while_acks_advance_a_silent_link_is_not_dead(
 
         def info(_: socket.socket) -> TcpInfo:
             late = 0.0 if asked is None else max(0.0, trio.current_time() - asked - acks_until)
-            return TcpInfo(bytes_acked=int((trio.current_time() - late) * 1000), ack_age=late)
+            acked = int((trio.current_time() - late) * 1000)
+            return TcpInfo(
+                bytes_acked=acked, ack_age=late, segment=1448, rate=0, app_limited=False
+            )
 
         monkeypatch.setattr(link_module, "tcp_info", info)
         ends.nursery.start_soon(ends.carry, ends.agent, link, received)
@@ -342,6 +346,41 @@ async def test_frames_that_came_with_the_welcome_are_not_lost() -> None:
             ends.nursery.start_soon(ends.carry, ends.agent, link, received)
             await until(lambda: len(ends.events) > before)
             other.close()
+
+
+async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that a keystroke finds little in front of it."""
+    slow = TcpInfo(bytes_acked=0, ack_age=0.0, segment=1448, rate=125_000, app_limited=False)
+    monkeypatch.setattr(link_module, "tcp_info", lambda _: slow)
+    left = 0
+    monkeypatch.setattr(link_module, "unsent", lambda _: left)
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            link, session = ends.relay.link, ends.relay.session
+            stream = session.open(1, ("203.0.113.9", 4711))
+            assert link is not None
+            assert stream is not None
+            link.flush()
+            assert session.record_size == 1448 - RECORD_OVERHEAD - HEADER_SIZE
+            left = link._pace.unsent
+            for _ in range(2):
+                session.send(stream, bytearray(HEADER_SIZE + 65000), session.record_size)
+            link.flush()
+            assert len(session._streams[stream].queue) == 1, "the second waits for room"
+            left = 0
+            await until(lambda: not session._streams[stream].queue)
+            assert not link._waiting
+
+
+async def test_a_fast_path_has_full_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = TcpInfo(bytes_acked=0, ack_age=0.0, segment=1448, rate=10**9, app_limited=False)
+    monkeypatch.setattr(link_module, "tcp_info", lambda _: fast)
+    async with two_ends() as ends:
+        assert ends.relay.link is not None
+        assert ends.relay.session.record_size == MAX_PAYLOAD
+        assert not ends.relay.link._pace.bounded
 
 
 async def test_a_link_that_is_closed_has_no_peer() -> None:
