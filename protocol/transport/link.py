@@ -50,6 +50,7 @@ class Link:
         self._deliver_data: Callable[[int, list[memoryview]], None]
         self._pending: memoryview | None = None  # sealed, not yet taken by the socket
         self._buffer: bytearray | None = None  # what `_pending` points into
+        self._drained = False  # the last receive took all there was
         self._waiting = False  # for the socket; the writer's turn
         self._pace = Pace(BATCH)
         self._look_at = 0.0  # when the kernel's view of the path is due
@@ -206,8 +207,9 @@ class Link:
 
     def _receive(self) -> int:
         """Take what the socket has, 0 bytes if it has nothing now. Raises LinkLost."""
+        space = self._opener.space()
         try:
-            count = self._sock.recv_into(self._opener.space())
+            count = self._sock.recv_into(space)
         except BlockingIOError:
             return 0
         except OSError as exc:
@@ -215,6 +217,8 @@ class Link:
         if count == 0:
             raise LinkLost("closed by the other end")
         self._opener.received(count)
+        # What left room was all there is; asking for more would only be told so.
+        self._drained = count < len(space)
         return count
 
     def _end(self, why: ProtocolError) -> None:
@@ -257,11 +261,13 @@ class Link:
                     if self._lost is not None:
                         return
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
-                while not (count := self._receive()):
+                count = 0 if self._drained else self._receive()
+                while not count:
                     await trio.lowlevel.wait_readable(self._sock.fileno())
                     if self._lost is not None:
                         return
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
+                    count = self._receive()
                 quota -= count
                 session.heard(trio.current_time())
                 self._show_life()

@@ -242,11 +242,16 @@ class Splice:
             if count == 0:
                 self._finish_outbound()
                 return
-            # Where one read was not enough there is more, and a system call for each record would
-            # cost as much as sealing it.
-            frames = BURST_FRAMES if count == allowance else 1
             self._flush()
             quota -= count
+            if count < allowance:
+                # That was all; asking for more would only be told so.
+                frames = 1
+                await trio.lowlevel.wait_readable(sock.fileno())
+                quota = TURN_BYTES
+                continue
+            # There is more, and a system call for each record would cost as much as sealing it.
+            frames = BURST_FRAMES
             if quota <= 0:
                 quota = TURN_BYTES
                 await trio.lowlevel.checkpoint()
