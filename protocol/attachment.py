@@ -11,7 +11,7 @@ from protocol.liveness import Liveness, Verdict
 class Attachment:
     """Made anew for each link."""
 
-    __slots__ = ("_acks", "_pending", "_unacked_since", "liveness")
+    __slots__ = ("_acks", "_unacked_since", "liveness", "pending")
 
     def __init__(self, acks: Acks, now: float, *, relay: bool) -> None:
         self.liveness = Liveness(now, relay=relay)
@@ -19,14 +19,14 @@ class Attachment:
         self._unacked_since: float | None = None
         # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
         # whose PINGs come faster than their answers go out makes us hold nothing.
-        self._pending: dict[FrameType, int] = {}
+        self.pending: dict[FrameType, int] = {}
         acks.settle()  # the handshake told the peer
 
     # Sending
 
     def next_frame(self) -> bytes | None:
         """The next link-local frame; made when it goes out, so that acks never run backwards."""
-        if self._pending:
+        if self.pending:
             return self._next_pending()
         if self._acks.due:
             self._acks.settle()
@@ -34,10 +34,10 @@ class Attachment:
         return None
 
     def close(self, code: CloseCode) -> None:
-        self._pending[FrameType.CLOSE] = code
+        self.pending[FrameType.CLOSE] = code
 
     def pong(self, stamp: int) -> None:
-        self._pending[FrameType.PONG] = stamp
+        self.pending[FrameType.PONG] = stamp
 
     def probe(self, now: float) -> None:
         """Ask for a sign of life at once, unless one is being waited for."""
@@ -46,10 +46,10 @@ class Attachment:
             self._ping(now)
 
     def _ping(self, now: float) -> None:
-        self._pending[FrameType.PING] = self.liveness.stamp(now)
+        self.pending[FrameType.PING] = self.liveness.stamp(now)
 
     def _next_pending(self) -> bytes:
-        kind, value = self._pending.popitem()
+        kind, value = self.pending.popitem()
         if kind is FrameType.CLOSE:
             return wire.close(CloseCode(value))
         self._acks.settle()

@@ -14,12 +14,12 @@ from protocol.window import ReceiveWindow
 
 
 class Grants:
-    __slots__ = ("_due", "_promised", "_session", "_session_due")
+    __slots__ = ("_promised", "_session", "due")
 
     def __init__(self, session_window: int) -> None:
         self._session = ReceiveWindow(session_window)
-        self._session_due = False
-        self._due: dict[Stream, bool] = {}  # whether the window may grow
+        # Whose updates are due, and whether the stream's window may grow; None is the session.
+        self.due: dict[Stream | None, bool] = {}
         self._promised = 0  # sum of the open streams' windows, bytes
 
     def opened(self, state: Stream) -> None:
@@ -27,25 +27,25 @@ class Grants:
 
     def closed(self, state: Stream) -> None:
         self._promised -= state.window.size
-        self._due.pop(state, None)
+        self.due.pop(state, None)
 
     def accept(self, count: int) -> None:
         """`count` bytes came, for whatever stream."""
         self._session.accept(count)
         if self._session.pinched:
-            self._session_due = True
+            self.due[None] = False
 
     def returned(self, count: int) -> None:
         """`count` bytes take no memory any more."""
         if count and (self._session.consume(count) or self._session.pinched):
-            self._session_due = True
+            self.due[None] = False
 
     def consumed(self, state: Stream, count: int, *, kept_up: bool) -> None:
         """`count` bytes of `state` were written to the local socket."""
         state.settle(count)
         self.returned(count)
         if state.window.consume(count) and state.receiving is End.OPEN:
-            self._due[state] = kept_up
+            self.due[state] = kept_up
 
     def abandon(self, state: Stream) -> None:
         """Nobody will write what came for `state`, or what comes yet."""
@@ -55,11 +55,10 @@ class Grants:
 
     def next_update(self, now: float, min_rtt: float) -> bytes | None:
         """The next WINDOW frame that is due."""
-        if self._session_due:
-            self._session_due = False
-            return wire.window(0, self._session.take_update(now, min_rtt, grow=False))
-        while self._due:
-            state, kept_up = self._due.popitem()
+        while self.due:
+            state, kept_up = self.due.popitem()
+            if state is None:
+                return wire.window(0, self._session.take_update(now, min_rtt, grow=False))
             if state.receiving is End.OPEN:
                 return wire.window(state.id, self._update(state, kept_up, now, min_rtt))
         return None

@@ -35,8 +35,8 @@ class Outbox:
         self.control_held = 0
         self.budget = budget
         self._pool = pool
-        self._control: deque[Sent] = deque()
-        self._scheduler = Scheduler(MAX_PAYLOAD)
+        self.control_queue: deque[Sent] = deque()
+        self.scheduler = Scheduler(MAX_PAYLOAD)
 
     @property
     def waiting_for_acks(self) -> bool:
@@ -45,7 +45,7 @@ class Outbox:
 
     def set_quantum(self, quantum: int) -> None:
         """Bytes that a stream may send before it is the next one's turn."""
-        self._scheduler.quantum = quantum
+        self.scheduler.quantum = quantum
 
     def room(self, state: Stream, streams: int, frames: int) -> int:
         """Payload bytes that `state` may queue now in up to `frames`, by memory alone."""
@@ -73,20 +73,13 @@ class Outbox:
         self._enqueue(state, self.control(frame, state))
 
     def queue_control(self, frame: bytes) -> None:
-        self._control.append(self.control(frame))
+        self.control_queue.append(self.control(frame))
 
     def control(self, frame: bytes, state: Stream | None = None) -> Sent:
         """A frame that counts apart from the budget, to be queued or sent at once."""
         cost = FRAME_OVERHEAD + len(frame)
         self.control_held += cost
         return Sent(frame, cost, state, None)
-
-    def next_control(self) -> Sent | None:
-        return self._control.popleft() if self._control else None
-
-    def next_stream_frame(self) -> Sent | None:
-        state = self._scheduler.next()
-        return None if state is None else state.queue.popleft()
 
     def drop_queue(self, state: Stream) -> int:
         """Forget what waits in a stream's queue; returns the payload bytes never sent."""
@@ -108,12 +101,12 @@ class Outbox:
 
     def discard(self) -> None:
         self._release_all(self.replay.discard_all())
-        while self._control:
-            self._release(self._control.popleft())
+        while self.control_queue:
+            self._release(self.control_queue.popleft())
 
     def _enqueue(self, state: Stream, sent: Sent) -> None:
         state.queue.append(sent)
-        self._scheduler.wake(state)
+        self.scheduler.wake(state)
 
     def _release_all(self, dropped: list[Sent]) -> list[Stream]:
         ended = []

@@ -82,12 +82,13 @@ class Budget:
 
 
 class Replay:
-    __slots__ = ("_kept", "base", "cursor")
+    __slots__ = ("_kept", "again", "base", "cursor")
 
     def __init__(self) -> None:
         self._kept: deque[Sent] = deque()
         self.base = 0
         self.cursor = 0
+        self.again = 0  # frames kept that the link has not seen
 
     @property
     def end(self) -> int:
@@ -104,10 +105,9 @@ class Replay:
         self._kept.append(sent)
         self.cursor += 1
 
-    def next_again(self) -> bytes | memoryview | None:
-        """The next frame the new link has not seen, or None."""
-        if self.cursor == len(self._kept):
-            return None
+    def next_again(self) -> bytes | memoryview:
+        """The next frame the new link has not seen; only while there is `again`."""
+        self.again -= 1
         # After a resume this walks the deque once; indexing near its ends is fast.
         frame = self._kept[self.cursor].frame
         self.cursor += 1
@@ -132,10 +132,11 @@ class Replay:
             raise SessionLost(f"peer claims {received} frames outside {self.base}…{self.end}")
         dropped = self._drop(count)
         self.cursor = 0
+        self.again = len(self._kept)
         return dropped
 
     def discard_all(self) -> list[Sent]:
-        self.cursor = len(self._kept)
+        self.cursor, self.again = len(self._kept), 0
         return self._drop(len(self._kept))
 
     def _drop(self, count: int) -> list[Sent]:

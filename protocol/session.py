@@ -282,32 +282,39 @@ class Session:
         link = self._link
         if link is None:
             raise LocalProtocolError("no link is attached")
-        link_local = link.next_frame()
-        if link_local is not None:
-            return link_local
-        frame = self._outbox.replay.next_again()
-        if frame is None:
+        # Asked of each source before it is called: this runs for every record, and mostly all but
+        # the streams are empty.
+        if link.pending or self._acks.due:
+            return link.next_frame()
+        replay = self._outbox.replay
+        if replay.again:
+            frame = replay.next_again()
+        else:
             sent = self._next_new(link, now)
             if sent is None:
                 return None
-            self._outbox.replay.add(sent)
+            replay.add(sent)
             frame = sent.frame
         link.sequenced_sent(now)
         return frame
 
     def _next_new(self, link: Attachment, now: float) -> Sent | None:
-        control = self._outbox.next_control()
-        if control is not None:
-            return control
-        update = self._grants.next_update(now, link.liveness.min_rtt)
-        if update is not None:
-            return self._outbox.control(update)
-        sent = self._outbox.next_stream_frame()
-        if sent is not None and sent.stream is not None:
-            state = sent.stream
-            if sent.frame[0] == FrameType.FIN:
-                state.fin_sent()
+        outbox = self._outbox
+        if outbox.control_queue:
+            return outbox.control_queue.popleft()
+        if self._grants.due:
+            update = self._grants.next_update(now, link.liveness.min_rtt)
+            if update is not None:
+                return outbox.control(update)
+        state = outbox.scheduler.next()
+        if state is None:
+            return None
+        sent = state.queue.popleft()
+        if sent.frame[0] == FrameType.FIN:
+            state.fin_sent()
+        if state.blocked:
             self._intake.unblock(state)
+        if state.sending is End.DONE:
             self._forget_if_free(state)
         return sent
 
@@ -315,7 +322,7 @@ class Session:
 
     def heard(self, now: float) -> None:
         """Bytes came over the link, whatever they are."""
-        self.liveness.heard(now)
+        self._attachment().liveness.heard(now)
 
     def receive(self, frame: memoryview, now: float) -> Event | None:
         """Take one opened frame. Raises RemoteProtocolError only."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -23,7 +23,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
 from protocol.events import DataReceived, Event
 from protocol.liveness import Verdict
-from protocol.record import MAX_FRAME, RECORD_OVERHEAD, Opener, Sealer
+from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer
 from protocol.session import Session
 from protocol.transport.pace import INTERVAL, Pace
 from protocol.transport.sockets import limit_unsent
@@ -32,9 +32,10 @@ from protocol.transport.tcpinfo import tcp_info, unsent
 log = logging.getLogger(__name__)
 
 # Eight full records a send: fewer cost a system call each, more spill the L2 cache.
-BATCH: Final = 8 * (MAX_FRAME + RECORD_OVERHEAD)
+BATCH: Final = 8 * MAX_RECORD
 # Sealed records between links share these; a link holds one only while its socket is full.
 _batches: Final = BufferPool(BATCH, spare=4)
+Frame: TypeAlias = bytes | memoryview
 # A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
 TURN_SECONDS: Final = 0.002
 TURN_BYTES: Final = 256 * 1024
@@ -52,10 +53,12 @@ class Link:
         self._buffer: bytearray | None = None  # what `_pending` points into
         self._drained = False  # the last receive took all there was
         self._waiting = False  # for the socket; the writer's turn
-        self._pace = Pace(BATCH)
+        self._unsent = 0  # at most so many bytes in the socket were not sent once
+        # A batch below this has room for one more record.
+        self._pace = Pace(BATCH - MAX_RECORD + 1)
         self._look_at = 0.0  # when the kernel's view of the path is due
         self._full = trio.Event()
-        self._life = trio.Event()  # bytes came
+        self._life: trio.Event | None = None  # bytes came, for whoever waits for them
         self._timer = trio.CancelScope()
         self._scope = trio.CancelScope()
         self._lost: ProtocolError | None = None
@@ -116,7 +119,7 @@ class Link:
         self._session = session
         session.record_size = self._pace.record
         limit_unsent(self._sock, self._pace.unsent)
-        self._look(session)
+        self._look(session, trio.current_time())
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, session, wake)
@@ -138,6 +141,8 @@ class Link:
         self.probe()
         if self._session is None or self._lost is not None:
             return False
+        if self._life is None:
+            self._life = trio.Event()
         with trio.move_on_after(seconds):
             await self._life.wait()
             return self._lost is None
@@ -152,48 +157,57 @@ class Link:
         self._release()
 
     def flush(self) -> None:
-        """Seal and send what the session has, as far as the socket takes it. Never waits."""
+        """Seal and send what the session has, as far as the path takes it. Never waits."""
         session = self._session
         if session is None or self._lost is not None or self._waiting:
             return
         now = trio.current_time()
         if now >= self._look_at:
-            self._look(session)
+            self._look(session, now)
+        frame = session.next_frame(now)
+        if frame is not None:
+            self._send_from(session, frame, now)
+        self._rearm()
+
+    def _send_from(self, session: Session, frame: Frame | None, now: float) -> None:
+        """Send `frame`, which the session has numbered, and all that follows."""
         pace = self._pace
         buffer = _batches.take()
         area = memoryview(buffer)
-        while True:
-            # After a loss the rest stays queued: it may still be overtaken, or dropped.
-            size = self._seal_batch(session, area, now) if self._lost is None else 0
-            if size == 0:
-                break
+        # Where the socket may hold as much unsent as it should, the next record waits, and what
+        # was queued meanwhile may overtake it. After a loss everything stays queued.
+        while frame is not None and not self._waiting and self._lost is None:
+            size = 0
+            while frame is not None:
+                size += self._sealer.seal_into(frame, area[size:])
+                frame = session.next_frame(now) if size < pace.batch else None
+            drained = size < pace.batch
             sent = self._send(area[:size])
             if sent < size:
                 # The pool gets it back when the socket has taken it all.
                 self._buffer, self._pending = buffer, area[sent:size]
                 self._wait_for_room()
                 return
-            if pace.bounded and unsent(self._sock) >= pace.unsent:
-                _batches.give(buffer)
+            if self._is_crowded(sent):
                 self._wait_for_room()
-                return
+            elif not drained and self._lost is None:
+                frame = session.next_frame(now)
         _batches.give(buffer)
-        self._rearm()
+
+    def _is_crowded(self, sent: int) -> bool:
+        """Whether, after `sent` bytes more, the socket holds as much unsent as the path allows."""
+        pace = self._pace
+        if not pace.bounded:
+            return False
+        # What was unsent when we looked last has only become less since.
+        self._unsent += sent
+        if self._unsent >= pace.unsent:
+            self._unsent = unsent(self._sock)
+        return self._unsent >= pace.unsent
 
     def _wait_for_room(self) -> None:
         self._waiting = True
         self._full.set()
-        self._rearm()
-
-    def _seal_batch(self, session: Session, area: memoryview, now: float) -> int:
-        size = 0
-        most = min(self._pace.batch, BATCH - MAX_FRAME - RECORD_OVERHEAD + 1)
-        while size < most:
-            frame = session.next_frame(now)
-            if frame is None:
-                break
-            size += self._sealer.seal_into(frame, area[size:])
-        return size
 
     def _send(self, data: memoryview) -> int:
         """How much the socket took; at a loss, all: there is no use in keeping the rest."""
@@ -229,9 +243,9 @@ class Link:
 
     def _show_life(self) -> None:
         """Wake whoever waits for bytes, or for the end."""
-        if self._life.statistics().tasks_waiting:
+        if self._life is not None:
             self._life.set()
-            self._life = trio.Event()
+            self._life = None
 
     def _rearm(self) -> None:
         """Wake the timer earlier if a deadline has come nearer; a later one it finds by itself."""
@@ -246,17 +260,17 @@ class Link:
             self._buffer = self._pending = None
 
     async def _read(self, session: Session, wake: Callable[[], None]) -> None:
-        turn_ends = trio.current_time() + TURN_SECONDS
-        quota = TURN_BYTES
+        now = trio.current_time()
+        turn_ends, quota = now + TURN_SECONDS, TURN_BYTES
         try:
             while True:
                 # Also frames that came along with the last one of the handshake.
-                self._open_all(session)
+                self._open_all(session, now)
                 self.flush()
                 wake()
                 if self._lost is not None:
                     return
-                if quota <= 0 or trio.current_time() >= turn_ends:
+                if not self._drained and (quota <= 0 or trio.current_time() >= turn_ends):
                     await trio.lowlevel.checkpoint()
                     if self._lost is not None:
                         return
@@ -269,7 +283,8 @@ class Link:
                     turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
                     count = self._receive()
                 quota -= count
-                session.heard(trio.current_time())
+                now = trio.current_time()
+                session.heard(now)
                 self._show_life()
         except (LinkLost, SessionLost) as exc:
             self._end(exc)
@@ -277,9 +292,8 @@ class Link:
             # The record was sealed by the peer's own key, or the bytes were mangled on the way.
             self._end(LinkLost(f"protocol error: {exc}"))
 
-    def _open_all(self, session: Session) -> None:
+    def _open_all(self, session: Session, now: float) -> None:
         """Open what came, and deliver each run of data for one stream with one call."""
-        now = trio.current_time()
         stream, run = 0, list[memoryview]()
         try:
             while self._lost is None and (frame := self._opener.next_frame()) is not None:
@@ -326,8 +340,9 @@ class Link:
                 await trio.sleep_forever()
             if self._lost is not None:
                 return
-            self._look(session)
-            verdict = session.handle_deadline(trio.current_time())
+            now = trio.current_time()
+            self._look(session, now)
+            verdict = session.handle_deadline(now)
             if verdict is Verdict.SUSPECT:
                 suspect()
             elif verdict is Verdict.DEAD:
@@ -338,9 +353,8 @@ class Link:
                 session.heard(trio.current_time())
             self.flush()
 
-    def _look(self, session: Session) -> None:
+    def _look(self, session: Session, now: float) -> None:
         """At what the kernel knows of the path: whether its acks advance, and how fast it is."""
-        now = trio.current_time()
         self._look_at = now + INTERVAL
         info = tcp_info(self._sock)
         if info is None:

@@ -34,7 +34,7 @@ _OVERHEAD: Final = HEADER_SIZE + RECORD_OVERHEAD
 
 
 class Pace:
-    """Sizes in bytes, for one link. `batch` is how much may be sealed for one send."""
+    """Sizes in bytes, for one link. A `batch` smaller than that may have another record."""
 
     __slots__ = ("_looks", "_most", "batch", "record", "unsent")
 

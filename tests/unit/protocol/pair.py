@@ -148,7 +148,7 @@ class Side:
     def kept(self) -> list[Sent]:
         outbox = self.session._outbox
         queued = [sent for stream in self.known_streams() for sent in stream.queue]
-        return [*outbox.replay._kept, *outbox._control, *queued]
+        return [*outbox.replay._kept, *outbox.control_queue, *queued]
 
 
 class Pair:

@@ -25,8 +25,8 @@ class Bench:
         return self.intake.queue(state, bytearray(HEADER_SIZE + MAX_PAYLOAD), count)
 
     def send_out(self) -> None:
-        while (sent := self.outbox.next_stream_frame()) is not None:
-            self.outbox.replay.add(sent)
+        while (state := self.outbox.scheduler.next()) is not None:
+            self.outbox.replay.add(state.queue.popleft())
 
 
 def stream(number: int = 1, credit: int = MIB) -> Stream:

@@ -29,11 +29,13 @@ class Bench:
         return kept
 
     def send_all(self) -> list[bytes]:
-        sent = []
-        while (frame := self.outbox.next_control() or self.outbox.next_stream_frame()) is not None:
+        sent = list(self.outbox.control_queue)
+        self.outbox.control_queue.clear()
+        while (state := self.outbox.scheduler.next()) is not None:
+            sent.append(state.queue.popleft())
+        for frame in sent:
             self.outbox.replay.add(frame)
-            sent.append(bytes(frame.frame))
-        return sent
+        return [bytes(frame.frame) for frame in sent]
 
 
 def stream(number: int = 1) -> Stream:
@@ -119,7 +121,6 @@ def test_all_but_data_counts_apart_from_the_budget() -> None:
 
 def test_control_frames_go_in_their_order() -> None:
     bench = Bench()
-    assert bench.outbox.next_control() is None
     bench.outbox.queue_control(b"\x01....")
     bench.outbox.queue_control(b"\x02....")
     assert bench.send_all() == [b"\x01....", b"\x02...."]
@@ -163,7 +164,7 @@ def test_discarding_gives_all_back() -> None:
 def test_the_quantum_is_the_schedulers() -> None:
     bench = Bench()
     bench.outbox.set_quantum(4096)
-    assert bench.outbox._scheduler.quantum == 4096
+    assert bench.outbox.scheduler.quantum == 4096
 
 
 def test_a_pool_makes_buffers_and_takes_them_again() -> None:

@@ -474,7 +474,7 @@ def test_a_hostile_peer_raises_only_its_own_error_and_only_where_it_is_received(
             case 4:
                 lone.sent()
         assert session._link is not None
-        assert len(session._link._pending) <= 3
+        assert len(session._link.pending) <= 3
         session.take_ready()
         lone.now += 0.01
     lone.sent()

@@ -365,10 +365,10 @@ async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
             link.flush()
             assert session.record_size == 1448 - RECORD_OVERHEAD - HEADER_SIZE
             left = link._pace.unsent
-            for _ in range(2):
+            for _ in range(3):
                 session.send(stream, bytearray(HEADER_SIZE + 65000), session.record_size)
             link.flush()
-            assert len(session._streams[stream].queue) == 1, "the second waits for room"
+            assert len(session._streams[stream].queue) == 1, "the third waits for room"
             left = 0
             await until(lambda: not session._streams[stream].queue)
             assert not link._waiting
