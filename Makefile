@@ -52,7 +52,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/e2e tests/lab
+	$(BIN)/mypy deploy tests/e2e tests/lab benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports

@@ -1,0 +1,246 @@
+"""What a part of the benchmarks found out, as data, and how it is told.
+
+A part returns a `Findings`. `write` makes of all of them results.json, results.md and the plots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+Scalar = str | int | float | bool
+
+
+class Unable(Exception):  # noqa: N818 - an outcome, not a defect
+    """A part cannot be measured on this machine; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How thorough to be, and where."""
+
+    quick: bool
+    # Of each thing measured, with all carriers side by side in each; one more goes before, to warm
+    # up, and is thrown away.
+    rounds: int
+    # What a transfer is made large enough to last.
+    seconds: float
+    # For keys, state and logs; removed afterwards.
+    work: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One thing of one carrier, measured once a round."""
+
+    name: str
+    carrier: str
+    unit: str
+    values: tuple[float, ...]
+    # What else was set: {"record": 4096}, {"streams": 8}.
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A limit on one measured figure, most often a ratio of two medians of one run."""
+
+    number: str  # of the target in docs/performance.md; sorted as text
+    name: str
+    limit: float
+    at_most: bool
+    measured: float | None  # None: what it is compared with could not be measured here
+    unit: str = "×"
+    # How the figure varies, or why there is none.
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured <= self.limit if self.at_most else self.measured >= self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    label: str
+    x: tuple[float, ...] | tuple[str, ...]
+    y: tuple[float, ...]
+    # Lowest and highest, for each y.
+    spread: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    name: str  # of the file, without .svg
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    kind: Literal["lines", "bars", "steps"] = "lines"
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    measurements: tuple[Measurement, ...] = ()
+    targets: tuple[Target, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    # Sentences a reader of the numbers has to know.
+    notes: tuple[str, ...] = ()
+
+
+def together(findings: Iterable[Findings]) -> Findings:
+    parts = list(findings)
+    return Findings(
+        measurements=tuple(one for part in parts for one in part.measurements),
+        targets=tuple(one for part in parts for one in part.targets),
+        plots=tuple(one for part in parts for one in part.plots),
+        notes=tuple(one for part in parts for one in part.notes),
+    )
+
+
+def compare(ours: Measurement, theirs: Measurement | None) -> float | None:
+    """The ratio of the medians; None if there is nothing to compare with."""
+    return ours.median / theirs.median if theirs is not None else None
+
+
+# --- Telling -------------------------------------------------------------------------------------
+
+
+def as_json(machine: Mapping[str, Scalar], findings: Findings) -> dict[str, Any]:
+    return {
+        "machine": dict(machine),
+        "measurements": [
+            dataclasses.asdict(one) | {"median": one.median} for one in findings.measurements
+        ],
+        "targets": [dataclasses.asdict(one) | {"holds": one.holds} for one in findings.targets],
+        "plots": [dataclasses.asdict(one) for one in findings.plots],
+        "notes": list(findings.notes),
+    }
+
+
+def write(folder: Path, machine: Mapping[str, Scalar], findings: Findings) -> str:
+    """Write everything to `folder`, and return the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(as_json(machine, findings), indent=1)
+    (folder / "results.json").write_text(text + "\n")
+    drawn = draw(folder, findings.plots)
+    markdown = as_markdown(machine, findings, drawn)
+    (folder / "results.md").write_text(markdown)
+    return markdown
+
+
+def as_markdown(machine: Mapping[str, Scalar], findings: Findings, drawn: bool) -> str:
+    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    parts = [f"# Benchmarks\n\n{described}.", *findings.notes]
+    if findings.targets:
+        parts.append("## Targets\n\n" + targets_table(findings.targets))
+    if findings.measurements:
+        parts.append("## Measurements\n\n" + measurements_table(findings.measurements))
+    if drawn:
+        parts += [f"![{plot.title}]({plot.name}.svg)" for plot in findings.plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def targets_table(targets: Sequence[Target]) -> str:
+    rows = [
+        (
+            one.number,
+            one.name,
+            f"{'at most' if one.at_most else 'at least'} {figure(one.limit)} {one.unit}",
+            f"{figure(one.measured)} {one.unit}" if one.measured is not None else "–",
+            {True: "holds", False: "falls short", None: "not measured"}[one.holds],
+            one.note,
+        )
+        for one in sorted(targets, key=lambda one: one.number)
+    ]
+    return table(("", "target", "limit", "measured", "", ""), rows)
+
+
+def measurements_table(measurements: Sequence[Measurement]) -> str:
+    rows = [
+        (
+            " ".join([one.name, *(f"{key}={value}" for key, value in one.parameters.items())]),
+            one.carrier,
+            one.unit,
+            figure(one.median),
+            f"{figure(min(one.values))}–{figure(max(one.values))}",
+            str(len(one.values)),
+        )
+        for one in measurements
+    ]
+    return table(("what", "carrier", "unit", "median", "lowest–highest", "rounds"), rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(value: float) -> str:
+    """Three digits that count, or all before the point."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+# --- Drawing -------------------------------------------------------------------------------------
+
+_SIZE: Final = (7.0, 4.2)  # inches, as matplotlib wants it
+
+
+def draw(folder: Path, plots: Sequence[Plot]) -> bool:
+    """Draw each plot as SVG; False without matplotlib, which only this needs."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    # Loaded when there is something to draw, long after the measurements.
+    from matplotlib.figure import Figure
+
+    for plot in plots:
+        canvas = Figure(figsize=_SIZE, layout="constrained")
+        axes = canvas.add_subplot()
+        _draw(axes, plot)
+        axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
+        axes.grid(visible=True, alpha=0.3)
+        if plot.log_x:
+            axes.set_xscale("log", base=2)
+        if plot.log_y:
+            axes.set_yscale("log")
+        elif plot.kind != "steps":
+            axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small")
+        # Without the date, two drawings of the same numbers are the same file.
+        canvas.savefig(folder / f"{plot.name}.svg", metadata={"Date": None})
+    return True
+
+
+def _draw(axes: Any, plot: Plot) -> None:
+    width = 0.8 / max(1, len(plot.series))
+    for number, series in enumerate(plot.series):
+        error = None
+        if series.spread:
+            lows = [y - low for y, (low, _) in zip(series.y, series.spread, strict=True)]
+            highs = [high - y for y, (_, high) in zip(series.y, series.spread, strict=True)]
+            error = (lows, highs)
+        if plot.kind == "bars":
+            places = [place + number * width for place in range(len(series.x))]
+            axes.bar(places, series.y, width, yerr=error, label=series.label, capsize=2)
+            axes.set_xticks([place + 0.4 - width / 2 for place in range(len(series.x))], series.x)
+        elif plot.kind == "steps":
+            axes.plot(series.x, series.y, label=series.label, drawstyle="steps-post")
+        else:
+            axes.errorbar(
+                series.x, series.y, yerr=error, label=series.label, marker="o", ms=3, capsize=2
+            )
