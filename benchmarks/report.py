@@ -111,9 +111,28 @@ def together(findings: Iterable[Findings]) -> Findings:
     )
 
 
-def compare(ours: Measurement, theirs: Measurement | None) -> float | None:
-    """The ratio of the medians; None if there is nothing to compare with."""
-    return ours.median / theirs.median if theirs is not None else None
+def ratio(
+    number: str,
+    name: str,
+    ours: Measurement,
+    theirs: Measurement | None,
+    *,
+    limit: float,
+    at_most: bool,
+) -> Target:
+    """A target on ours ÷ theirs: the median over the rounds, each a pair of the same seconds.
+
+    What the machine did meanwhile hits both of a pair, so their ratio varies less than either.
+    """
+    if theirs is None:
+        note, measured = "nothing to compare with", None
+    else:
+        ratios = [one / other for one, other in zip(ours.values, theirs.values, strict=True)]
+        measured = statistics.median(ratios)
+        note = f"{figure(min(ratios))}–{figure(max(ratios))} in {len(ratios)} rounds"
+    return Target(
+        number=number, name=name, limit=limit, at_most=at_most, measured=measured, note=note
+    )
 
 
 # --- Telling -------------------------------------------------------------------------------------
@@ -166,7 +185,7 @@ def targets_table(targets: Sequence[Target]) -> str:
         )
         for one in sorted(targets, key=lambda one: one.number)
     ]
-    return table(("", "target", "limit", "measured", "", ""), rows)
+    return table(("target", "what", "limit", "measured", "", "spread"), rows)
 
 
 def measurements_table(measurements: Sequence[Measurement]) -> str:
@@ -237,7 +256,9 @@ def _draw(axes: Any, plot: Plot) -> None:
         if plot.kind == "bars":
             places = [place + number * width for place in range(len(series.x))]
             axes.bar(places, series.y, width, yerr=error, label=series.label, capsize=2)
-            axes.set_xticks([place + 0.4 - width / 2 for place in range(len(series.x))], series.x)
+            # Names of more than one word would run into each other.
+            names = [str(name).replace(" ", "\n") for name in series.x]
+            axes.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names)
         elif plot.kind == "steps":
             axes.plot(series.x, series.y, label=series.label, drawstyle="steps-post")
         else:

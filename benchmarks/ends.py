@@ -1,0 +1,60 @@
+"""Starts the two ends of a measurement, `far` and `load`, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, Literal
+
+from tests.e2e.harness import LOOPBACK, ProcessUnderTest
+
+Way = Literal["up", "down"]
+WAYS: Final[tuple[Way, ...]] = ("up", "down")
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+# A transfer of a second or so, on a machine that does other things.
+LIMIT: Final = 90.0
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    """Without the user's variables and packages, and what looking for these takes."""
+    return [sys.executable, "-ESs", "-m", f"benchmarks.{module}", *map(str, arguments)]
+
+
+class FarEnd(ProcessUnderTest):
+    """Sink, source and echo on `port`."""
+
+    def __init__(self, address: str = LOOPBACK) -> None:
+        super().__init__(command("far", address), environment=os.environ, cwd=ROOT)
+        self.port = int(self.wait_for_output(r"^\d+$").group())
+
+
+def transfer(port: int, way: Way, size: int, *, piece: int, address: str = LOOPBACK) -> float:
+    """The seconds that `size` bytes take."""
+    seconds = _load(address, port, way, size, piece)
+    assert isinstance(seconds, float)
+    return seconds
+
+
+def echo(port: int, *, size: int, count: int, address: str = LOOPBACK) -> list[float]:
+    """The seconds that each of `count` round trips takes."""
+    seconds = _load(address, port, "echo", size, count)
+    assert isinstance(seconds, list)
+    return seconds
+
+
+def _load(*arguments: object) -> object:
+    done = subprocess.run(
+        command("load", *arguments),
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 0, done.stderr
+    result: object = json.loads(done.stdout)
+    return result

@@ -1,0 +1,246 @@
+"""Targets 1 to 3: one stream over loopback through four processes and nothing else.
+
+    load generator ── relay ── agent ── far end
+
+"Up" is from the target to the visitor, the router's uplink; "down" is the other way. All carriers
+run throughout and are measured in turn, so that each round sees them in the same minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from .carriers import AES_GCM, Autossh, Carrier, Direct, Rathole, Relay, Ssh, usage
+from .ends import WAYS, FarEnd, Way, echo, transfer
+from .machine import cubic_loopback
+from .report import Findings, Measurement, Plan, Plot, Series, Target, ratio
+
+OURS: Final = "ssh-relay"
+SSH: Final = "ssh -R"
+SSH_AES: Final = "ssh -R aes128-gcm"
+
+# What a program that copies files writes at once.
+PIECE: Final = 256 << 10
+PIECES: Final = tuple(1 << power for power in range(10, 21, 2))
+# A transfer of these takes long enough to tell the rate, and opens every window on the way.
+FIRST_SIZE: Final = 64 << 20
+LARGEST_SIZE: Final = 4 << 30
+
+ECHO_SIZE: Final = 64
+# As many of a round as its 99th percentile needs to rest on twenty of them, in half a second.
+ECHOES: Final = 2000
+
+
+def run(plan: Plan) -> Findings:
+    with cubic_loopback() as congestion, contextlib.ExitStack() as stack:
+        far = stack.enter_context(FarEnd())
+        present, absent = [], []
+        for number, carrier in enumerate(candidates()):
+            if reason := carrier.missing():
+                absent.append(f"{carrier.name} left out: {reason}.")
+                continue
+            stack.enter_context(carrier.running(plan.work / f"carrier-{number}", [far.port]))
+            present.append(carrier)
+        bench = Bench(plan, present)
+        bench.measure()
+    versions = ", ".join(f"{one.name} ({one.version})" for one in present if one.version)
+    notes = [
+        f"Loopback: {versions}; congestion control {congestion} for everybody. Up is from the "
+        "target to the visitor, down from the visitor to the target.",
+        *absent,
+    ]
+    return Findings(
+        measurements=tuple(bench.measurements()),
+        targets=tuple(bench.targets()),
+        plots=tuple(bench.plots()),
+        notes=tuple(notes),
+    )
+
+
+def candidates() -> list[Carrier]:
+    return [
+        Direct(),
+        Relay(),
+        Ssh(AES_GCM),
+        Ssh(),
+        Autossh(),
+        Rathole(noise=True),
+        Rathole(noise=False),
+    ]
+
+
+# What is measured, whose, and the size of a write where it was varied.
+Key = tuple[str, str, int | None]
+
+
+@dataclass(slots=True)
+class Bench:
+    plan: Plan
+    carriers: Sequence[Carrier]
+    _values: dict[Key, list[float]] = field(default_factory=dict)
+    _echoes: dict[str, list[float]] = field(default_factory=dict)
+    _rates: dict[tuple[str, Way], float] = field(default_factory=dict)
+
+    def measure(self) -> None:
+        for carrier in self.carriers:  # to warm up, and to learn the sizes
+            for way in WAYS:
+                seconds = transfer(carrier.ports[0], way, self._first_size(), piece=PIECE)
+                self._rates[carrier.name, way] = self._first_size() / seconds
+        self._rounds(self.plan.rounds + 1, self._one_round)
+        self._rounds(max(1, self.plan.rounds // 2) + 1, self._one_round_by_piece)
+
+    def _rounds(self, count: int, measure: Callable[[Carrier, bool], None]) -> None:
+        """The first does not count. Each begins with another carrier, so none is always first."""
+        for number in range(count):
+            start = number % len(self.carriers)
+            for carrier in [*self.carriers[start:], *self.carriers[:start]]:
+                measure(carrier, number > 0)
+
+    def _one_round(self, carrier: Carrier, counts: bool) -> None:
+        for way in WAYS:
+            size = self._size(carrier, way)
+            before = usage(carrier.pids()).cpu
+            seconds = transfer(carrier.ports[0], way, size, piece=PIECE)
+            spent = usage(carrier.pids()).cpu - before
+            self._rates[carrier.name, way] = size / seconds
+            if counts:
+                self._note(f"throughput {way}", carrier, size / seconds / 1e6)
+                if carrier.pids():
+                    self._note(f"CPU {way}", carrier, spent / size * 1e9)
+        count = ECHOES if self.plan.seconds >= 0.5 else 200
+        times = sorted(echo(carrier.ports[0], size=ECHO_SIZE, count=count))
+        if counts:
+            self._note("round trip p50", carrier, statistics.median(times) * 1e6)
+            self._note("round trip p99", carrier, times[int(len(times) * 0.99)] * 1e6)
+            self._echoes.setdefault(carrier.name, []).extend(times)
+
+    def _one_round_by_piece(self, carrier: Carrier, counts: bool) -> None:
+        if carrier.name == "autossh":  # the same ssh as the one measured beside it
+            return
+        for piece in PIECES:
+            for way in WAYS:
+                # Small writes are slow for everybody: half the bytes take as long.
+                size = self._size(carrier, way) // 2
+                seconds = transfer(carrier.ports[0], way, size, piece=piece)
+                if counts:
+                    self._note(f"throughput {way}", carrier, size / seconds / 1e6, piece)
+
+    def _first_size(self) -> int:
+        return min(FIRST_SIZE, int(1e9 * self.plan.seconds))
+
+    def _size(self, carrier: Carrier, way: Way) -> int:
+        """What takes about as long as the plan says."""
+        return min(LARGEST_SIZE, max(1, int(self._rates[carrier.name, way] * self.plan.seconds)))
+
+    def _note(self, name: str, carrier: Carrier, value: float, piece: int | None = None) -> None:
+        self._values.setdefault((name, carrier.name, piece), []).append(value)
+
+    # --- What came of it
+
+    def measurements(self) -> list[Measurement]:
+        return [self._measurement(*key) for key in sorted(self._values, key=self._order)]
+
+    def _order(self, key: Key) -> tuple[object, ...]:
+        name, carrier, piece = key
+        names = [one.name for one in self.carriers]
+        return (piece is not None, name, piece or 0, names.index(carrier))
+
+    def _measurement(self, name: str, carrier: str, piece: int | None = None) -> Measurement:
+        return Measurement(
+            name=name,
+            carrier=carrier,
+            unit=UNITS[name.split()[0]],
+            values=tuple(self._values[name, carrier, piece]),
+            parameters={"piece": piece} if piece is not None else {},
+        )
+
+    def targets(self) -> list[Target]:
+        def against(
+            number: str, what: str, theirs: str, measured: str, limit: float, *, at_most: bool
+        ) -> Target:
+            there = (measured, theirs, None) in self._values
+            return ratio(
+                number,
+                f"{what}, to {theirs}",
+                self._measurement(measured, OURS),
+                self._measurement(measured, theirs) if there else None,
+                limit=limit,
+                at_most=at_most,
+            )
+
+        up, down = "throughput of one stream, up", "throughput of one stream, down"
+        idle = f"round trip of {ECHO_SIZE} bytes, idle"
+        return [
+            against("1", up, SSH_AES, "throughput up", 1.2, at_most=False),
+            against("1", down, SSH_AES, "throughput down", 1.4, at_most=False),
+            against("1", up, SSH, "throughput up", 2.5, at_most=False),
+            against("1", down, SSH, "throughput down", 2.5, at_most=False),
+            against("2", f"{idle}, median", SSH_AES, "round trip p50", 1.6, at_most=True),
+            against("2", f"{idle}, median, stretch", SSH_AES, "round trip p50", 1.3, at_most=True),
+            against("2", f"{idle}, 99th percentile", SSH_AES, "round trip p99", 2, at_most=True),
+            against("3", "CPU of both sides a GB, up", SSH_AES, "CPU up", 0.85, at_most=True),
+            against("3", "CPU of both sides a GB, down", SSH_AES, "CPU down", 0.85, at_most=True),
+        ]
+
+    def plots(self) -> list[Plot]:
+        names = [one.name for one in self.carriers]
+        return [
+            Plot(
+                name="throughput",
+                title="One stream over loopback",
+                x_label="",
+                y_label="MB/s",
+                kind="bars",
+                series=tuple(
+                    self._series(way, {name: (f"throughput {way}", name, None) for name in names})
+                    for way in WAYS
+                ),
+            ),
+            *(
+                Plot(
+                    name=f"throughput-by-piece-{way}",
+                    title=f"One stream over loopback, {way}, by what is written at once",
+                    x_label="bytes a write",
+                    y_label="MB/s",
+                    log_x=True,
+                    series=tuple(
+                        self._series(name, {p: (f"throughput {way}", name, p) for p in PIECES})
+                        for name in names
+                        if (f"throughput {way}", name, PIECES[0]) in self._values
+                    ),
+                )
+                for way in WAYS
+            ),
+            Plot(
+                name="round-trip-idle",
+                title=f"Round trip of {ECHO_SIZE} bytes over loopback, idle",
+                x_label="µs",
+                y_label="share of round trips within",
+                kind="steps",
+                series=tuple(distribution(name, self._echoes[name]) for name in names),
+            ),
+        ]
+
+    def _series(self, label: str, points: Mapping[str, Key] | Mapping[int, Key]) -> Series:
+        values = [self._values[key] for key in points.values()]
+        return Series(
+            label=label,
+            x=tuple(points),  # type: ignore[arg-type]
+            y=tuple(map(statistics.median, values)),
+            spread=tuple((min(one), max(one)) for one in values),
+        )
+
+
+UNITS: Final = {"throughput": "MB/s", "CPU": "s/GB", "round": "µs"}
+
+
+def distribution(label: str, times: Sequence[float]) -> Series:
+    """Up to the 99.5th percentile: beyond it a plot would show nothing but its longest one."""
+    ordered = sorted(times)
+    shares = [step / 200 for step in range(200)]
+    at = tuple(ordered[int(share * len(ordered))] * 1e6 for share in shares)
+    return Series(label=label, x=at, y=tuple(shares))
