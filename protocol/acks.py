@@ -22,15 +22,17 @@ class Acks:
         self.received = 0  # sequenced frames, cumulative over the session
         self.settle()
 
-    def count(self, size: int, now: float) -> None:
-        """A sequenced frame of `size` bytes was accepted."""
+    def count(self, size: int, now: float) -> bool:
+        """A sequenced frame of `size` bytes was accepted; True if that began a wait."""
         self.received += 1
         self._frames += 1
         self._bytes += size
-        if self._frames == 1:
-            self.deadline = now + ACK_DELAY
         if self._frames >= ACK_FRAMES or self._bytes >= ACK_BYTES:
             self.due = True
+        if self._frames == 1:
+            self.deadline = now + ACK_DELAY
+            return True
+        return False
 
     def check(self, now: float) -> None:
         if now >= self.deadline:

@@ -333,7 +333,8 @@ class Session:
         if receiver is None:
             raise RemoteProtocolError(f"frame of type {kind:#04x} is unknown or not for this end")
         event = receiver(stream, frame)
-        self._acks.count(len(frame), now)
+        if self._acks.count(len(frame), now) and self._link is not None:
+            self._link.nearer = True
         if self._outbox.control_held > CONTROL_HEADROOM:
             raise RemoteProtocolError("the peer lets control frames pile up unacked")
         return event
@@ -437,6 +438,11 @@ class Session:
 
     # Time
 
+    @property
+    def deadline_nearer(self) -> bool:
+        """Whether `next_deadline` may be earlier than when it was last asked for."""
+        return self._link is not None and self._link.nearer
+
     def next_deadline(self) -> float:
         """When `handle_deadline` wants to be called; infinity while detached."""
         if self._link is None:
@@ -475,6 +481,8 @@ class Session:
         state = Stream(number, SendWindow(self._peer.stream_window), window)
         self._streams[number] = state
         self._grants.opened(state)
+        if self._link is not None:
+            self._link.nearer = True  # with a stream, silence is questioned sooner
 
     def _forget_if_free(self, state: Stream) -> None:
         if state.free and self._streams.pop(state.id, None) is not None:

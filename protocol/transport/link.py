@@ -167,7 +167,8 @@ class Link:
         frame = session.next_frame(now)
         if frame is not None:
             self._send_from(session, frame, now)
-        self._rearm()
+        if session.deadline_nearer:
+            self._rearm()
 
     def _send_from(self, session: Session, frame: Frame | None, now: float) -> None:
         """Send `frame`, which the session has numbered, and all that follows."""

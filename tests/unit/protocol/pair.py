@@ -134,6 +134,14 @@ class Side:
         self.wire_bytes = 0
         self.lost = False  # what is sent goes nowhere
         self.verdicts: list[Verdict] = []
+        self.timer = 0.0  # what the deadline was when last asked for
+
+    def deadline(self) -> float:
+        """The session's; it never comes nearer without being said to."""
+        hinted = self.session.deadline_nearer
+        before, self.timer = self.timer, self.session.next_deadline()
+        assert hinted or self.timer >= before - 1e-9
+        return self.timer
 
     def add_half(self, stream: int) -> Half:
         flow = 2 * stream + (self.name == "relay")
@@ -273,7 +281,7 @@ class Pair:
         """Let time pass; a side that judges its link dead leaves it."""
         self.now += seconds
         for side in self.sides:
-            if side.session.attached and self.now >= side.session.next_deadline():
+            if side.session.attached and self.now >= side.deadline():
                 verdict = side.session.handle_deadline(self.now)
                 side.verdicts.append(verdict)
                 if verdict is Verdict.DEAD:
