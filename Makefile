@@ -2,6 +2,7 @@
 #   make test   everything: lint, types, import contracts, unit and end-to-end tests
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
+#   make bench  throughput, delay, CPU and memory beside ssh -R and other peers, with the targets
 
 BIN := .venv/bin
 
@@ -10,7 +11,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab bench setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,15 @@ endif
 lab: setup
 	@.ci/system-packages lab
 	$(BIN)/python -m pytest -n 8 tests/lab --lab-full
+
+# Peers are those found on PATH. `make bench BENCH="--quick --only loopback"` measures less; into
+# which folder and what else there is says `python -m benchmarks --help`.
+BENCH :=
+
+bench:
+	@.ci/system-packages bench
+	@.ci/venv bench
+	$(BIN)/python -m benchmarks $(BENCH)
 
 demo: setup-demo
 	@$(BIN)/python deploy/demo.py

@@ -40,7 +40,7 @@ def main() -> int:
             )
             say(f"== {name}")
             findings.append(run(name, plan))
-    said = report.write(options.out, machine.describe(), report.together(findings))
+    said = report.write(options.out, machine.describe(), findings)
     sys.stdout.write(said)
     say(f"Written to {options.out}")
     return 0
@@ -48,12 +48,12 @@ def main() -> int:
 
 def run(name: str, plan: Plan) -> Findings:
     if importlib.util.find_spec(PARTS[name]) is None:
-        return Findings(notes=(f"{name}: not there yet.",))
+        return Findings(title=name, notes=(f"{name}: not there yet.",))
     part = importlib.import_module(PARTS[name])
     try:
         return cast(Callable[[Plan], Findings], part.run)(plan)
     except Unable as reason:
-        return Findings(notes=(f"{name}: not measured: {reason}.",))
+        return Findings(title=name, notes=(f"{name}: not measured: {reason}.",))
 
 
 class Options(argparse.Namespace):

@@ -49,11 +49,12 @@ def run(plan: Plan) -> Findings:
         bench.measure()
     versions = ", ".join(f"{one.name} ({one.version})" for one in present if one.version)
     notes = [
-        f"Loopback: {versions}; congestion control {congestion} for everybody. Up is from the "
+        f"{versions}; congestion control {congestion} for everybody. Up is from the "
         "target to the visitor, down from the visitor to the target.",
         *absent,
     ]
     return Findings(
+        title="One stream over loopback",
         measurements=tuple(bench.measurements()),
         targets=tuple(bench.targets()),
         plots=tuple(bench.plots()),

@@ -94,21 +94,14 @@ class Plot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
+    """Of one part, under its title."""
+
+    title: str
     measurements: tuple[Measurement, ...] = ()
     targets: tuple[Target, ...] = ()
     plots: tuple[Plot, ...] = ()
     # Sentences a reader of the numbers has to know.
     notes: tuple[str, ...] = ()
-
-
-def together(findings: Iterable[Findings]) -> Findings:
-    parts = list(findings)
-    return Findings(
-        measurements=tuple(one for part in parts for one in part.measurements),
-        targets=tuple(one for part in parts for one in part.targets),
-        plots=tuple(one for part in parts for one in part.plots),
-        notes=tuple(one for part in parts for one in part.notes),
-    )
 
 
 def ratio(
@@ -138,39 +131,45 @@ def ratio(
 # --- Telling -------------------------------------------------------------------------------------
 
 
-def as_json(machine: Mapping[str, Scalar], findings: Findings) -> dict[str, Any]:
+def as_json(machine: Mapping[str, Scalar], parts: Sequence[Findings]) -> dict[str, Any]:
     return {
         "machine": dict(machine),
         "measurements": [
-            dataclasses.asdict(one) | {"median": one.median} for one in findings.measurements
+            {"part": part.title} | dataclasses.asdict(one) | {"median": one.median}
+            for part in parts
+            for one in part.measurements
         ],
-        "targets": [dataclasses.asdict(one) | {"holds": one.holds} for one in findings.targets],
-        "plots": [dataclasses.asdict(one) for one in findings.plots],
-        "notes": list(findings.notes),
+        "targets": [dataclasses.asdict(one) | {"holds": one.holds} for one in _targets(parts)],
+        "plots": [dataclasses.asdict(one) for part in parts for one in part.plots],
+        "notes": [note for part in parts for note in part.notes],
     }
 
 
-def write(folder: Path, machine: Mapping[str, Scalar], findings: Findings) -> str:
+def _targets(parts: Sequence[Findings]) -> list[Target]:
+    return sorted((one for part in parts for one in part.targets), key=lambda one: one.number)
+
+
+def write(folder: Path, machine: Mapping[str, Scalar], parts: Sequence[Findings]) -> str:
     """Write everything to `folder`, and return the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(machine, findings), indent=1)
+    text = json.dumps(as_json(machine, parts), indent=1)
     (folder / "results.json").write_text(text + "\n")
-    drawn = draw(folder, findings.plots)
-    markdown = as_markdown(machine, findings, drawn)
+    drawn = draw(folder, [plot for part in parts for plot in part.plots])
+    markdown = as_markdown(machine, parts, drawn)
     (folder / "results.md").write_text(markdown)
     return markdown
 
 
-def as_markdown(machine: Mapping[str, Scalar], findings: Findings, drawn: bool) -> str:
+def as_markdown(machine: Mapping[str, Scalar], parts: Sequence[Findings], drawn: bool) -> str:
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
-    parts = [f"# Benchmarks\n\n{described}.", *findings.notes]
-    if findings.targets:
-        parts.append("## Targets\n\n" + targets_table(findings.targets))
-    if findings.measurements:
-        parts.append("## Measurements\n\n" + measurements_table(findings.measurements))
-    if drawn:
-        parts += [f"![{plot.title}]({plot.name}.svg)" for plot in findings.plots]
-    return "\n\n".join(parts) + "\n"
+    blocks = [f"# Benchmarks\n\n{described}."]
+    if targets := _targets(parts):
+        blocks.append("## Targets\n\n" + targets_table(targets))
+    for part in parts:
+        blocks += [f"## {part.title}", *part.notes, *measurement_tables(part.measurements)]
+        if drawn:
+            blocks += [f"![{plot.title}]({plot.name}.svg)" for plot in part.plots]
+    return "\n\n".join(blocks) + "\n"
 
 
 def targets_table(targets: Sequence[Target]) -> str:
@@ -183,24 +182,34 @@ def targets_table(targets: Sequence[Target]) -> str:
             {True: "holds", False: "falls short", None: "not measured"}[one.holds],
             one.note,
         )
-        for one in sorted(targets, key=lambda one: one.number)
+        for one in targets
     ]
     return table(("target", "what", "limit", "measured", "", "spread"), rows)
 
 
-def measurements_table(measurements: Sequence[Measurement]) -> str:
-    rows = [
-        (
-            " ".join([one.name, *(f"{key}={value}" for key, value in one.parameters.items())]),
-            one.carrier,
-            one.unit,
-            figure(one.median),
-            f"{figure(min(one.values))}–{figure(max(one.values))}",
-            str(len(one.values)),
-        )
-        for one in measurements
-    ]
-    return table(("what", "carrier", "unit", "median", "lowest–highest", "rounds"), rows)
+def measurement_tables(measurements: Sequence[Measurement]) -> list[str]:
+    """A line for each thing measured, a column for each carrier, medians with their spread.
+
+    What was measured with a parameter varied gets a table of its own.
+    """
+    together: dict[tuple[str, ...], list[Measurement]] = {}
+    for one in measurements:
+        subject = (one.name, *one.parameters) if one.parameters else ()
+        together.setdefault(subject, []).append(one)
+    return [_measurement_table(some) for some in together.values()]
+
+
+def _measurement_table(measurements: Sequence[Measurement]) -> str:
+    carriers = list(dict.fromkeys(one.carrier for one in measurements))
+    rows: dict[str, dict[str, str]] = {}
+    for one in measurements:
+        parameters = [f"{name} {value}" for name, value in one.parameters.items()]
+        row = rows.setdefault(f"{', '.join([one.name, *parameters])}, {one.unit}", {})
+        low, high = min(one.values), max(one.values)
+        spread = f" ({figure(low)}–{figure(high)})" if len(one.values) > 1 else ""
+        row[one.carrier] = figure(one.median) + spread
+    lines = [[what, *(row.get(one, "–") for one in carriers)] for what, row in rows.items()]
+    return table(["", *carriers], lines)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
