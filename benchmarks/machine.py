@@ -14,14 +14,15 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from tests.e2e.harness import LOOPBACK
 from tests.lab import namespace
 
-from .carriers import Ssh
+from .carriers import Ssh, usage
 from .report import Scalar
 
 CUBIC: Final = "congctl cubic"
@@ -63,6 +64,38 @@ def _revision() -> str:
     return "unknown"
 
 
+class Others:
+    """How much of the machine went to what is no part of the measurement, since this was made.
+
+    Numbers from a machine that did much else say little, and nothing else in them tells.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before = _busy_seconds() - _own_seconds()
+
+    def share(self, pids: Sequence[int]) -> float:
+        """Of all cores; `pids` are started before and still running: theirs is not others'."""
+        # What they used before this was made is small and left in, so as not to ask who they are.
+        others = _busy_seconds() - _own_seconds() - self._before - usage(pids).cpu
+        cores = os.sysconf("SC_NPROCESSORS_ONLN")
+        return max(0.0, others / ((time.monotonic() - self._began) * cores))
+
+
+def _busy_seconds() -> float:
+    user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Of this process and all children that it has waited for, load generators among them."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def congestion_control() -> str:
     """What a connection over loopback has here and now, at either end."""
     with socket.create_server((LOOPBACK, 0)) as listener:
@@ -82,17 +115,21 @@ def cubic_loopback() -> Iterator[str]:
 
     For the main thread alone: what looks into /proc/net sees that thread's namespace.
     """
-    if congestion_control() == "cubic" or os.getuid() != 0:
+    with contextlib.ExitStack() as stack:
+        if congestion_control() != "cubic" and os.getuid() == 0:
+            # Root of a container may not make namespaces, and measures with what there is.
+            with contextlib.suppress(AssertionError, OSError):
+                own = _make_namespace()
+                stack.callback(own.remove)
+                stack.enter_context(own.entered())
         yield congestion_control()
-        return
+
+
+def _make_namespace() -> namespace.Namespace:
     namespace.remove_leftovers()
     own = namespace.Namespace(f"lab-{os.getpid()}-0-bench")
-    try:
-        own.ip("link set lo up", *(_route(where) for where in ("127.0.0.0/8", LOOPBACK)))
-        with own.entered():
-            yield congestion_control()
-    finally:
-        own.remove()
+    own.ip("link set lo up", *(_route(where) for where in ("127.0.0.0/8", LOOPBACK)))
+    return own
 
 
 def _route(where: str) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import json
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +235,11 @@ def draw(folder: Path, plots: Sequence[Plot]) -> bool:
     if importlib.util.find_spec("matplotlib") is None:
         return False
     # Loaded when there is something to draw, long after the measurements.
+    import matplotlib as mpl
     from matplotlib.figure import Figure
+
+    # Text as text, and the same file whenever the numbers are the same.
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"})
 
     for plot in plots:
         canvas = Figure(figsize=_SIZE, layout="constrained")
@@ -244,12 +249,12 @@ def draw(folder: Path, plots: Sequence[Plot]) -> bool:
         axes.grid(visible=True, alpha=0.3)
         if plot.log_x:
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
         if plot.log_y:
             axes.set_yscale("log")
         elif plot.kind != "steps":
             axes.set_ylim(bottom=0)
         axes.legend(fontsize="small")
-        # Without the date, two drawings of the same numbers are the same file.
         canvas.savefig(folder / f"{plot.name}.svg", metadata={"Date": None})
     return True
 
@@ -266,7 +271,7 @@ def _draw(axes: Any, plot: Plot) -> None:
             places = [place + number * width for place in range(len(series.x))]
             axes.bar(places, series.y, width, yerr=error, label=series.label, capsize=2)
             # Names of more than one word would run into each other.
-            names = [str(name).replace(" ", "\n") for name in series.x]
+            names = [textwrap.fill(str(name), 10) for name in series.x]
             axes.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names)
         elif plot.kind == "steps":
             axes.plot(series.x, series.y, label=series.label, drawstyle="steps-post")
