@@ -581,6 +581,19 @@ def test_with_the_first_stream_silence_is_questioned_sooner() -> None:
     assert lone.session.next_deadline() < idle
 
 
+def test_with_the_first_stream_silence_is_questioned_sooner() -> None:
+    lone = Lone(relay=True)
+    lone.get(frame(PUBLISH, 0, publish_body(1)))
+    lone.now += ACK_DELAY
+    lone.session.handle_deadline(lone.now)
+    lone.sent()
+    idle = lone.session.next_deadline()
+    assert not lone.session.deadline_nearer
+    lone.session.open(1, SOURCE)
+    assert lone.session.deadline_nearer
+    assert lone.session.next_deadline() < idle
+
+
 def test_a_due_ack_behind_a_full_socket_does_not_keep_the_timer_busy() -> None:
     lone = Lone.agent(1)
     lone.now += ACK_DELAY
