@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,8 @@ FULL_ROUNDS: Final = 5
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    # Ended from outside, it still ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     findings = []
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as work:
         for name in options.only or PARTS:

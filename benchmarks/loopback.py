@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +25,7 @@ SSH_AES: Final = "ssh -R aes128-gcm"
 
 # What a program that copies files writes at once.
 PIECE: Final = 256 << 10
+BY_PIECE: Final = (Direct.name, OURS, SSH_AES, SSH)
 PIECES: Final = tuple(1 << power for power in range(10, 21, 2))
 # A transfer of these takes long enough to tell the rate, and opens every window on the way.
 FIRST_SIZE: Final = 64 << 20
@@ -49,12 +50,12 @@ def run(plan: Plan) -> Findings:
         others = Others()
         bench.measure()
         processes = [far.pid, *(pid for carrier in present for pid in carrier.pids())]
-        elsewhere = others.share(processes)
+        remark = others.remark(processes)
     versions = ", ".join(f"{one.name} ({one.version})" for one in present if one.version)
     notes = [
         f"{versions}; congestion control {congestion} for everybody. Up is from the "
         "target to the visitor, down from the visitor to the target.",
-        f"Meanwhile {elsewhere:.1%} of the cores went to other processes or guests of the host.",
+        remark,
         *absent,
     ]
     return Findings(
@@ -91,51 +92,58 @@ class Bench:
     _rates: dict[tuple[str, Way], float] = field(default_factory=dict)
 
     def measure(self) -> None:
-        for carrier in self.carriers:  # to warm up, and to learn the sizes
+        first = min(FIRST_SIZE, int(1e9 * self.plan.seconds))
+        for carrier in self.carriers:
             for way in WAYS:
-                seconds = transfer(carrier.ports[0], way, self._first_size(), piece=PIECE)
-                self._rates[carrier.name, way] = self._first_size() / seconds
-        self._rounds(self.plan.rounds + 1, self._one_round)
-        self._rounds(max(1, self.plan.rounds // 2) + 1, self._one_round_by_piece)
+                seconds = transfer(carrier.ports[0], way, first, piece=PIECE)
+                self._rates[carrier.name, way] = first / seconds
+        for number in range(self.plan.rounds + 1):
+            self._one_round(number, counts=number > 0)  # the first one warms up
+        for number in range(max(1, self.plan.rounds // 2)):
+            self._one_round_by_piece(number)
 
-    def _rounds(self, count: int, measure: Callable[[Carrier, bool], None]) -> None:
-        """The first does not count. Each begins with another carrier, so none is always first."""
-        for number in range(count):
-            start = number % len(self.carriers)
-            for carrier in [*self.carriers[start:], *self.carriers[:start]]:
-                measure(carrier, number > 0)
+    def _in_turn(self, number: int) -> list[Carrier]:
+        """All carriers, each round beginning with another one, so that none is always first."""
+        start = number % len(self.carriers)
+        return [*self.carriers[start:], *self.carriers[:start]]
 
-    def _one_round(self, carrier: Carrier, counts: bool) -> None:
+    def _one_round(self, number: int, *, counts: bool) -> None:
+        # Carriers in the inner loop: what is compared is measured within seconds of each other.
         for way in WAYS:
-            size = self._size(carrier, way)
-            before = usage(carrier.pids()).cpu
-            seconds = transfer(carrier.ports[0], way, size, piece=PIECE)
-            spent = usage(carrier.pids()).cpu - before
-            self._rates[carrier.name, way] = size / seconds
-            if counts:
-                self._note(f"throughput {way}", carrier, size / seconds / 1e6)
+            for carrier in self._in_turn(number):
+                rate, spent = self._transfer(carrier, way)
+                if not counts:
+                    continue
+                self._note(f"throughput {way}", carrier, rate / 1e6)
                 if carrier.pids():
-                    self._note(f"CPU {way}", carrier, spent / size * 1e9)
-        count = ECHOES if self.plan.seconds >= 0.5 else 200
-        times = sorted(echo(carrier.ports[0], size=ECHO_SIZE, count=count))
-        if counts:
-            self._note("round trip p50", carrier, statistics.median(times) * 1e6)
-            self._note("round trip p99", carrier, times[int(len(times) * 0.99)] * 1e6)
-            self._echoes.setdefault(carrier.name, []).extend(times)
+                    self._note(f"CPU {way}", carrier, spent * 1e9)
+        count = max(100, int(ECHOES * min(1.0, 2 * self.plan.seconds)))
+        for carrier in self._in_turn(number):
+            times = sorted(echo(carrier.ports[0], size=ECHO_SIZE, count=count))
+            if counts:
+                self._note("round trip p50", carrier, statistics.median(times) * 1e6)
+                self._note("round trip p99", carrier, times[int(len(times) * 0.99)] * 1e6)
+                self._echoes.setdefault(carrier.name, []).extend(times)
 
-    def _one_round_by_piece(self, carrier: Carrier, counts: bool) -> None:
-        if carrier.name == "autossh":  # the same ssh as the one measured beside it
-            return
+    def _transfer(self, carrier: Carrier, way: Way) -> tuple[float, float]:
+        """Bytes a second, and the carrier's CPU seconds a byte."""
+        size = self._size(carrier, way)
+        before = usage(carrier.pids()).cpu
+        seconds = transfer(carrier.ports[0], way, size, piece=PIECE)
+        spent = usage(carrier.pids()).cpu - before
+        self._rates[carrier.name, way] = size / seconds
+        return size / seconds, spent / size
+
+    def _one_round_by_piece(self, number: int) -> None:
         for piece in PIECES:
             for way in WAYS:
-                # Small writes are slow for everybody: half the bytes take as long.
-                size = self._size(carrier, way) // 2
-                seconds = transfer(carrier.ports[0], way, size, piece=piece)
-                if counts:
+                for carrier in self._in_turn(number):
+                    if carrier.name not in BY_PIECE:
+                        continue
+                    # There are many of them, and a quarter of a second tells them apart.
+                    size = max(1, self._size(carrier, way) // 4)
+                    seconds = transfer(carrier.ports[0], way, size, piece=piece)
                     self._note(f"throughput {way}", carrier, size / seconds / 1e6, piece)
-
-    def _first_size(self) -> int:
-        return min(FIRST_SIZE, int(1e9 * self.plan.seconds))
 
     def _size(self, carrier: Carrier, way: Way) -> int:
         """What takes about as long as the plan says."""
@@ -170,7 +178,7 @@ class Bench:
             there = (measured, theirs, None) in self._values
             return ratio(
                 number,
-                f"{what}, to {theirs}",
+                f"{what}, ÷ {theirs}",
                 self._measurement(measured, OURS),
                 self._measurement(measured, theirs) if there else None,
                 limit=limit,

@@ -26,6 +26,8 @@ from .carriers import Ssh, usage
 from .report import Scalar
 
 CUBIC: Final = "congctl cubic"
+# What a machine with nothing else to do spends on its own.
+QUIET: Final = 0.05
 
 
 def describe() -> dict[str, Scalar]:
@@ -73,6 +75,12 @@ class Others:
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._before = _busy_seconds() - _own_seconds()
+
+    def remark(self, pids: Sequence[int]) -> str:
+        """For the reader of the numbers; `pids` as in `share`."""
+        share = self.share(pids)
+        verdict = ": too much for these numbers to count" if share > QUIET else ""
+        return f"Meanwhile {share:.1%} of the cores went to other processes or guests{verdict}."
 
     def share(self, pids: Sequence[int]) -> float:
         """Of all cores; `pids` are started before and still running: theirs is not others'."""
