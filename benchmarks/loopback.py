@@ -25,7 +25,7 @@ SSH_AES: Final = "ssh -R aes128-gcm"
 
 # What a program that copies files writes at once.
 PIECE: Final = 256 << 10
-BY_PIECE: Final = (Direct.name, OURS, SSH_AES, SSH)
+BY_PIECE: Final = (OURS, SSH_AES, SSH, Direct.name)
 PIECES: Final = tuple(1 << power for power in range(10, 21, 2))
 # A transfer of these takes long enough to tell the rate, and opens every window on the way.
 FIRST_SIZE: Final = 64 << 20
@@ -69,13 +69,13 @@ def run(plan: Plan) -> Findings:
 
 def candidates() -> list[Carrier]:
     return [
-        Direct(),
         Relay(),
         Ssh(AES_GCM),
         Ssh(),
         Autossh(),
         Rathole(noise=True),
         Rathole(noise=False),
+        Direct(),
     ]
 
 
@@ -160,13 +160,13 @@ class Bench:
     def _order(self, key: Key) -> tuple[object, ...]:
         name, carrier, piece = key
         names = [one.name for one in self.carriers]
-        return (piece is not None, name, piece or 0, names.index(carrier))
+        return (piece is not None, list(UNITS).index(name), piece or 0, names.index(carrier))
 
     def _measurement(self, name: str, carrier: str, piece: int | None = None) -> Measurement:
         return Measurement(
             name=name,
             carrier=carrier,
-            unit=UNITS[name.split()[0]],
+            unit=UNITS[name],
             values=tuple(self._values[name, carrier, piece]),
             parameters={"piece": piece} if piece is not None else {},
         )
@@ -251,7 +251,15 @@ class Bench:
         )
 
 
-UNITS: Final = {"throughput": "MB/s", "CPU": "s/GB", "round": "µs"}
+# In the order of the table.
+UNITS: Final = {
+    "throughput up": "MB/s",
+    "throughput down": "MB/s",
+    "CPU up": "s/GB",
+    "CPU down": "s/GB",
+    "round trip p50": "µs",
+    "round trip p99": "µs",
+}
 
 
 def distribution(label: str, times: Sequence[float]) -> Series:
