@@ -11,7 +11,7 @@ from protocol.liveness import Liveness, Verdict
 class Attachment:
     """Made anew for each link."""
 
-    __slots__ = ("_acks", "_unacked_since", "liveness", "nearer", "pending")
+    __slots__ = ("_acks", "liveness", "nearer", "pending", "unacked_since")
 
     def __init__(self, acks: Acks, now: float, *, relay: bool) -> None:
         self.liveness = Liveness(now, relay=relay)
@@ -19,7 +19,7 @@ class Attachment:
         # Whether a deadline may be nearer than when the timer was set: sending asks for every
         # record, and computing it each time took a tenth of a round trip.
         self.nearer = True
-        self._unacked_since: float | None = None
+        self.unacked_since: float | None = None
         # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
         # whose PINGs come faster than their answers go out makes us hold nothing.
         self.pending: dict[FrameType, int] = {}
@@ -63,23 +63,23 @@ class Attachment:
     # Time
 
     def sequenced_sent(self, now: float) -> None:
-        if self._unacked_since is None:
-            self._unacked_since = now
+        if self.unacked_since is None:
+            self.unacked_since = now
             self.nearer = True
 
     def acked(self, now: float, *, more: bool) -> None:
         """The peer acked something new; with `more`, not all."""
-        self._unacked_since = now if more else None
+        self.unacked_since = now if more else None
 
     def deadline(self, *, streams: bool) -> float:
         self.nearer = False
-        silence = self.liveness.deadline(streams=streams, unacked_since=self._unacked_since)
+        silence = self.liveness.deadline(streams=streams, unacked_since=self.unacked_since)
         return min(silence, self._acks.deadline)
 
     def handle_deadline(self, now: float, *, streams: bool) -> Verdict:
         self._acks.check(now)
         asked = self.liveness.questioned
-        verdict = self.liveness.judge(now, streams=streams, unacked_since=self._unacked_since)
+        verdict = self.liveness.judge(now, streams=streams, unacked_since=self.unacked_since)
         if verdict is Verdict.PING or (verdict is Verdict.SUSPECT and not asked):
             self._ping(now)
         return verdict

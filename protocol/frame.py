@@ -213,6 +213,11 @@ def link_frame(kind: FrameType, body: bytes) -> bytes:
     return HEADER.pack(kind, 0) + body
 
 
+def data_header(stream: int) -> bytes:
+    """What DATA begins with; the payload is the rest."""
+    return HEADER.pack(FrameType.DATA, stream)
+
+
 def split(frame: memoryview) -> tuple[int, int]:
     """Type and stream of a frame; the body is `frame[HEADER_SIZE:]`."""
     if len(frame) < HEADER_SIZE:

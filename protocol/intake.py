@@ -62,13 +62,13 @@ class Intake:
             return 0
         return min(shared, state.credit.credit, self._record_size * frames)
 
-    def queue(self, state: Stream, buffer: bytearray, count: int) -> bool:
+    def queue(self, state: Stream, buffers: list[bytearray], count: int) -> list[bytearray]:
         """Queue `count` bytes as `Outbox.queue_data` does."""
-        if not 0 < count <= MAX_PAYLOAD:
-            raise LocalProtocolError(f"a frame of {count} bytes")
+        if not 0 < count <= MAX_PAYLOAD * len(buffers):
+            raise LocalProtocolError(f"{count} bytes in {len(buffers)} frames")
         state.credit.use(count)
         self.credit.use(count)
-        return self._outbox.queue_data(state, buffer, count)
+        return self._outbox.queue_data(state, buffers, count)
 
     def abandon(self, state: Stream) -> None:
         """Drop what was not sent yet; there will be no more."""

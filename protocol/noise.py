@@ -57,6 +57,7 @@ _PROTOCOL_NAMES: Final = {
     Suite.AESGCM: b"Noise_XK_25519_AESGCM_SHA256",
     Suite.CHACHAPOLY: b"Noise_XK_25519_ChaChaPoly_SHA256",
 }
+_USED_UP: Final = "nonces of this key are used up"
 # 32 zero bits, then the counter: big-endian for GCM, little-endian for ChaChaPoly (section 12).
 _NONCES: Final = {Suite.AESGCM: struct.Struct(">4xQ"), Suite.CHACHAPOLY: struct.Struct("<4xQ")}
 
@@ -148,8 +149,11 @@ class CipherState:
 
         The two must not overlap: nothing promises that sealing in place works.
         """
-        self._encrypt_into(self._next_nonce(), plaintext, None, out)
-        self.nonce += 1
+        nonce = self.nonce
+        if nonce >= _REKEY_NONCE:
+            raise LocalProtocolError(_USED_UP)
+        self._encrypt_into(self._pack_nonce(nonce), plaintext, None, out)
+        self.nonce = nonce + 1
 
     def open_into(self, ciphertext: Buffer, out: memoryview) -> None:
         """Open with empty associated data; `out` has exactly TAG_SIZE bytes less.
@@ -157,11 +161,14 @@ class CipherState:
         A failure leaves unauthenticated bytes in `out`: whoever catches it must not look there.
         The two must not overlap.
         """
+        nonce = self.nonce
+        if nonce >= _REKEY_NONCE:
+            raise LocalProtocolError(_USED_UP)
         try:
-            self._decrypt_into(self._next_nonce(), ciphertext, None, out)
+            self._decrypt_into(self._pack_nonce(nonce), ciphertext, None, out)
         except InvalidTag:
             raise RemoteProtocolError("authentication failed") from None
-        self.nonce += 1
+        self.nonce = nonce + 1
 
     def rekey(self) -> None:
         """Replace the key by one derived from it, as section 11.3 says; the nonce goes on."""
@@ -170,7 +177,7 @@ class CipherState:
 
     def _next_nonce(self) -> bytes:
         if self.nonce >= _REKEY_NONCE:
-            raise LocalProtocolError("nonces of this key are used up")
+            raise LocalProtocolError(_USED_UP)
         return self._pack_nonce(self.nonce)
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from protocol import frame as wire
 from protocol.buffers import BufferPool
 from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
+from protocol.noise import Buffer
 from protocol.replay import FRAME_OVERHEAD, Budget, Replay
 from protocol.scheduler import Scheduler
 from protocol.stream import Sent, Stream
@@ -55,18 +56,33 @@ class Outbox:
         # Not enough for a pooled buffer may be enough for a copy of its own size.
         return min(room - FRAME_OVERHEAD - HEADER_SIZE, COPY_BELOW)
 
-    def queue_data(self, state: Stream, buffer: bytearray, count: int) -> bool:
-        """Queue `count` bytes at offset HEADER_SIZE of `buffer`; True if the buffer is kept."""
-        wire.HEADER.pack_into(buffer, 0, FrameType.DATA, state.id)
-        view = memoryview(buffer)[: HEADER_SIZE + count]
-        if count > COPY_BELOW:
-            sent = Sent(view, FRAME_OVERHEAD + len(buffer), state, buffer)
-        else:
-            sent = Sent(bytes(view), FRAME_OVERHEAD + len(view), state, None)
-        self.budget.take(sent.cost)
-        state.held += sent.cost
-        self._enqueue(state, sent)
-        return sent.buffer is not None
+    def queue_data(self, state: Stream, buffers: list[bytearray], count: int) -> list[bytearray]:
+        """Queue `count` bytes, at offset HEADER_SIZE of each of `buffers` up to its end.
+
+        Returns the buffers that are not kept.
+        """
+        queue, spare, cost = state.queue, list[bytearray](), 0
+        frame: Buffer
+        header = wire.data_header(state.id)
+        for buffer in buffers:
+            if count > COPY_BELOW:
+                buffer[:HEADER_SIZE] = header
+                whole = count >= MAX_PAYLOAD
+                frame = buffer if whole else memoryview(buffer)[: HEADER_SIZE + count]
+                sent = Sent(frame, _WHOLE_FRAME, state, buffer)
+            else:
+                spare.append(buffer)
+                if count <= 0:
+                    continue
+                frame = header + buffer[HEADER_SIZE : HEADER_SIZE + count]
+                sent = Sent(frame, FRAME_OVERHEAD + len(frame), state, None)
+            queue.append(sent)
+            cost += sent.cost
+            count -= MAX_PAYLOAD
+        self.budget.take(cost)
+        state.held += cost
+        self.scheduler.wake(state)
+        return spare
 
     def queue_end(self, state: Stream, frame: bytes) -> None:
         """Queue a FIN, or a RESET that must not overtake it, behind the stream's data."""
@@ -111,9 +127,16 @@ class Outbox:
     def _release_all(self, dropped: list[Sent]) -> list[Stream]:
         ended = []
         for sent in dropped:
+            stream = sent.stream
+            if stream is not None and sent.buffer is not None:
+                # Bulk, and so on the hot path: what `_release` does, without asking twice.
+                stream.held -= sent.cost
+                self.budget.give(sent.cost)
+                self._pool.give(sent.buffer)
+                continue
             self._release(sent)
-            if sent.frame[0] == FrameType.FIN and sent.stream is not None:
-                ended.append(sent.stream)
+            if stream is not None and sent.frame[0] == FrameType.FIN:
+                ended.append(stream)
         return ended
 
     def _release(self, sent: Sent) -> None:

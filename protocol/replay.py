@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import RemoteProtocolError, SessionLost
+from protocol.noise import Buffer
 from protocol.stream import Sent
 
 # What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded
@@ -105,7 +106,7 @@ class Replay:
         self._kept.append(sent)
         self.cursor += 1
 
-    def next_again(self) -> bytes | memoryview:
+    def next_again(self) -> Buffer:
         """The next frame the new link has not seen; only while there is `again`."""
         self.again -= 1
         # After a resume this walks the deque once; indexing near its ends is fast.

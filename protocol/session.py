@@ -44,6 +44,7 @@ from protocol.grants import Grants
 from protocol.hello import Limits
 from protocol.intake import Intake
 from protocol.liveness import Liveness, Verdict
+from protocol.noise import Buffer
 from protocol.outbox import CONTROL_HEADROOM, Outbox
 from protocol.publications import Publications
 from protocol.replay import Budget, ReplayCap
@@ -220,16 +221,16 @@ class Session:
         state = self._streams.get(stream)
         return 0 if state is None else self._intake.allowance(state, len(self._streams), frames)
 
-    def send(self, stream: int, buffer: bytearray, count: int) -> bool:
-        """Queue `count` bytes, read into `buffer` from offset HEADER_SIZE on.
+    def send(self, stream: int, buffers: list[bytearray], count: int) -> list[bytearray]:
+        """Queue `count` bytes, read into `buffers`, each from offset HEADER_SIZE on to its end.
 
-        Returns whether the session keeps the buffer. Does nothing for a stream the peer has reset.
+        Returns the buffers it does not keep. Does nothing for a stream the peer has reset.
         """
         state = self._streams.get(stream)
         if state is None or state.sending is End.DONE:
-            return False
+            return buffers
         state.check_open_for_sending()
-        return self._intake.queue(state, buffer, count)
+        return self._intake.queue(state, buffers, count)
 
     def finish(self, stream: int) -> None:
         """Half-close: FIN follows what is queued. Nothing for a stream the peer has reset."""
@@ -277,7 +278,7 @@ class Session:
 
     # Sending
 
-    def next_frame(self, now: float) -> bytes | memoryview | None:
+    def next_frame(self, now: float) -> Buffer | None:
         """The next plaintext to seal; None if nothing is to be sent. Only while attached."""
         link = self._link
         if link is None:
@@ -290,15 +291,16 @@ class Session:
         if replay.again:
             frame = replay.next_again()
         else:
-            sent = self._next_new(link, now)
+            sent = self._next_control(link, now) or self._next_of_streams()
             if sent is None:
                 return None
             replay.add(sent)
             frame = sent.frame
-        link.sequenced_sent(now)
+        if link.unacked_since is None:
+            link.sequenced_sent(now)
         return frame
 
-    def _next_new(self, link: Attachment, now: float) -> Sent | None:
+    def _next_control(self, link: Attachment, now: float) -> Sent | None:
         outbox = self._outbox
         if outbox.control_queue:
             return outbox.control_queue.popleft()
@@ -306,16 +308,19 @@ class Session:
             update = self._grants.next_update(now, link.liveness.min_rtt)
             if update is not None:
                 return outbox.control(update)
-        state = outbox.scheduler.next()
+        return None
+
+    def _next_of_streams(self) -> Sent | None:
+        state = self._outbox.scheduler.next()
         if state is None:
             return None
         sent = state.queue.popleft()
-        if sent.frame[0] == FrameType.FIN:
-            state.fin_sent()
+        if state.sending is not End.OPEN:
+            if sent.frame[0] == FrameType.FIN:
+                state.fin_sent()
+            self._forget_if_free(state)
         if state.blocked:
             self._intake.unblock(state)
-        if state.sending is End.DONE:
-            self._forget_if_free(state)
         return sent
 
     # Receiving
@@ -370,7 +375,7 @@ class Session:
         count = len(frame) - HEADER_SIZE
         if count == 0:
             raise RemoteProtocolError("empty DATA")
-        state = self._known(stream)
+        state = self._streams.get(stream) or self._known(stream)
         self._grants.accept(count)
         if state is None or state.receiving is End.DONE:
             self._ignored += 1

@@ -24,13 +24,14 @@ from collections import deque
 from typing import NamedTuple
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.noise import Buffer
 from protocol.window import ReceiveWindow, SendWindow
 
 
 class Sent(NamedTuple):
     """A frame on its way: queued, then numbered and kept until acked."""
 
-    frame: bytes | memoryview
+    frame: Buffer
     cost: int  # memory held, in bytes
     stream: Stream | None  # whose DATA, FIN or late RESET it is; None for control frames
     buffer: bytearray | None  # goes back to the pool on ack

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
@@ -23,6 +23,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
 from protocol.events import DataReceived, Event
 from protocol.liveness import Verdict
+from protocol.noise import Buffer
 from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer
 from protocol.session import Session
 from protocol.transport.pace import INTERVAL, Pace
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 BATCH: Final = 8 * MAX_RECORD
 # Sealed records between links share these; a link holds one only while its socket is full.
 _batches: Final = BufferPool(BATCH, spare=4)
-Frame: TypeAlias = bytes | memoryview
 # A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
 TURN_SECONDS: Final = 0.002
 TURN_BYTES: Final = 256 * 1024
@@ -170,7 +170,7 @@ class Link:
         if session.deadline_nearer:
             self._rearm()
 
-    def _send_from(self, session: Session, frame: Frame | None, now: float) -> None:
+    def _send_from(self, session: Session, frame: Buffer | None, now: float) -> None:
         """Send `frame`, which the session has numbered, and all that follows."""
         pace = self._pace
         buffer = _batches.take()

@@ -260,28 +260,27 @@ class Splice:
         """Read and queue; 0 at the end of file, None if nothing is there."""
         pool = self._pool
         buffers = [pool.take() for _ in range(-(-allowance // MAX_PAYLOAD))]
-        left = 0
         try:
             if len(buffers) == 1:
                 area = memoryview(buffers[0])[HEADER_SIZE : HEADER_SIZE + allowance]
-                count = left = sock.recv_into(area)
+                count = sock.recv_into(area)
             else:
                 areas = [memoryview(buffer)[HEADER_SIZE:] for buffer in buffers]
                 areas[-1] = areas[-1][: allowance - MAX_PAYLOAD * (len(buffers) - 1)]
-                count = left = sock.recvmsg_into(areas)[0]
+                count = sock.recvmsg_into(areas)[0]
+            if count:
+                buffers = self._session.send(self.stream, buffers, count)
+                self.sent += count
         except BlockingIOError:
             return None
         except OSError:
             self._scope.cancel()
             return None
+        else:
+            return count
         finally:
             for buffer in buffers:
-                size = min(left, MAX_PAYLOAD)
-                left -= size
-                if not (size and self._session.send(self.stream, buffer, size)):
-                    pool.give(buffer)
-        self.sent += count
-        return count
+                pool.give(buffer)
 
     def _finish_outbound(self) -> None:
         self._eof = True

@@ -389,7 +389,7 @@ class Pair:
         buffer = side.pool.take()
         data = pattern(half.flow, half.written, count)
         buffer[HEADER_SIZE : HEADER_SIZE + count] = data
-        if not side.session.send(half.stream, buffer, count):
+        if side.session.send(half.stream, [buffer], count):
             side.pool.give(buffer)
         half.written += count
         half.intent -= count

@@ -22,7 +22,7 @@ class Bench:
         self.intake.attached = True
 
     def send(self, state: Stream, count: int) -> bool:
-        return self.intake.queue(state, bytearray(HEADER_SIZE + MAX_PAYLOAD), count)
+        return not self.intake.queue(state, [bytearray(HEADER_SIZE + MAX_PAYLOAD)], count)
 
     def send_out(self) -> None:
         while (state := self.outbox.scheduler.next()) is not None:

@@ -23,7 +23,7 @@ class Bench:
     def data(self, state: Stream, count: int) -> bool:
         buffer = self.pool.take()
         buffer[HEADER_SIZE : HEADER_SIZE + count] = b"x" * count
-        kept = self.outbox.queue_data(state, buffer, count)
+        kept = not self.outbox.queue_data(state, [buffer], count)
         if not kept:
             self.pool.give(buffer)
         return kept
@@ -73,6 +73,25 @@ def test_room_is_for_a_pooled_buffer_or_for_a_copy() -> None:
     assert bench.outbox.room(state, 1, 1) == 1
     bench.budget.held += 1
     assert bench.outbox.room(state, 1, 1) <= 0
+
+
+def test_of_a_burst_the_last_may_be_a_copy_and_what_is_not_needed_comes_back() -> None:
+    bench, state = Bench(), stream(7)
+    buffers = [bytearray(HEADER_SIZE + MAX_PAYLOAD) for _ in range(4)]
+    for number, buffer in enumerate(buffers):
+        buffer[HEADER_SIZE:] = bytes([number]) * MAX_PAYLOAD
+    assert bench.outbox.queue_data(state, buffers, 2 * MAX_PAYLOAD + 3) == buffers[2:]
+    whole = FRAME_OVERHEAD + HEADER_SIZE + MAX_PAYLOAD
+    assert state.held == bench.budget.held == 2 * whole + FRAME_OVERHEAD + HEADER_SIZE + 3
+    header = bytes.fromhex("06 00000007")
+    assert bench.send_all() == [
+        header + bytes(MAX_PAYLOAD),
+        header + b"\1" * MAX_PAYLOAD,
+        header + b"\2\2\2",
+    ]
+    bench.outbox.ack(3)
+    assert state.held == bench.budget.held == 0
+    assert [bench.pool.take(), bench.pool.take()] == [buffers[1], buffers[0]]
 
 
 def test_a_burst_gets_as_many_whole_frames_as_fit() -> None:

@@ -333,7 +333,7 @@ async def test_data_right_behind_its_open_is_not_lost() -> None:
         stream = relay.open()
         splice = relay.now.join(stream)
         buffer = bytearray(wire.HEADER_SIZE) + b"early"
-        relay.now.session.send(stream, buffer, 5)
+        relay.now.session.send(stream, [buffer], 5)
         relay.now.flush()
         sock, _ = await target.accept()
         assert await receive_exactly(sock, 5) == b"early"

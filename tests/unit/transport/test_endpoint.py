@@ -42,7 +42,7 @@ async def test_frames_for_a_stream_without_a_splice_reach_nobody() -> None:
             ends.relay.flush()
             await until(lambda: len(ends.opened) == 3)
             # The owner has not joined any of these.
-            session.send(1, bytearray(HEADER_SIZE + 5), 5)
+            session.send(1, [bytearray(HEADER_SIZE + 5)], 5)
             session.finish(3)
             session.reset(5, ResetCode.ABORTED)
             ends.relay.flush()

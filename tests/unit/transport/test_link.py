@@ -186,9 +186,7 @@ async def test_while_acks_advance_a_silent_link_is_not_dead(
         def info(_: socket.socket) -> TcpInfo:
             late = 0.0 if asked is None else max(0.0, trio.current_time() - asked - acks_until)
             acked = int((trio.current_time() - late) * 1000)
-            return TcpInfo(
-                bytes_acked=acked, ack_age=late, segment=1448, rate=0, app_limited=False
-            )
+            return TcpInfo(bytes_acked=acked, ack_age=late, segment=1448, rate=0, app_limited=False)
 
         monkeypatch.setattr(link_module, "tcp_info", info)
         ends.nursery.start_soon(ends.carry, ends.agent, link, received)
@@ -304,7 +302,7 @@ async def test_after_a_loss_nothing_more_leaves_the_queues() -> None:
             session = ends.agent.session
             for _ in range(2):
                 for _ in range(20):
-                    session.send(stream, bytearray(1400), 1000)
+                    session.send(stream, [bytearray(1400)], 1000)
                 ends.agent.flush()
             assert session._outbox.replay.end < 40
             await until(lambda: len(ends.lost) == 2)
@@ -366,7 +364,7 @@ async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
             assert session.record_size == 1448 - RECORD_OVERHEAD - HEADER_SIZE
             left = link._pace.unsent
             for _ in range(3):
-                session.send(stream, bytearray(HEADER_SIZE + 65000), session.record_size)
+                session.send(stream, [bytearray(HEADER_SIZE + 65000)], session.record_size)
             link.flush()
             assert len(session._streams[stream].queue) == 1, "the third waits for room"
             left = 0

@@ -21,7 +21,7 @@ async def test_a_write_that_meets_the_reset_first_does_not_make_it_an_end(attemp
             await trio.lowlevel.wait_readable(target)
             # Both reach the agent's process before its next turn.
             stream = next(iter(ends.relay.splices))
-            ends.relay.session.send(stream, bytearray(HEADER_SIZE + 1000), 1000)
+            ends.relay.session.send(stream, [bytearray(HEADER_SIZE + 1000)], 1000)
             ends.relay.flush()
             reset(target)
             assert await is_reset(visitor)
