@@ -287,11 +287,16 @@ class Session:
         # the streams are empty.
         if link.pending or self._acks.due:
             return link.next_frame()
-        replay = self._outbox.replay
+        outbox = self._outbox
+        replay = outbox.replay
         if replay.again:
             frame = replay.next_again()
         else:
-            sent = self._next_control(link, now) or self._next_of_streams()
+            sent = None
+            if outbox.control_queue or self._grants.due:
+                sent = self._next_control(link, now)
+            if sent is None:
+                sent = self._next_of_streams()
             if sent is None:
                 return None
             replay.add(sent)
