@@ -39,6 +39,7 @@ from tests.lab.lab import (
     RELAY_PORT,
     ROUTER,
     SSH_PORT,
+    VPS,
     VPS_TO_LAPTOP,
     Lab,
     Network,
@@ -59,7 +60,7 @@ PLAIN: Final = "plain TCP"
 PAYLOAD: Final = 1448 / 1500
 # A ping on the line: 64 bytes in UDP and IP.
 PING: Final = 92
-# Two rounds already tell whether a figure can be repeated, and each is minutes long here.
+# Three already tell whether a figure can be repeated, and each is minutes long here.
 ROUNDS: Final = 3
 
 
@@ -96,7 +97,6 @@ class Line:
 
 
 def typing_lines(quick: bool) -> tuple[Line, ...]:
-    share = 0.5 if quick else 1.0
     return (
         Line(
             name="20 Mbit/s, 40 ms",
@@ -104,7 +104,7 @@ def typing_lines(quick: bool) -> tuple[Line, ...]:
             down=100e6,
             trip=0.040,
             warm=4.0,
-            seconds=16.0 * share,
+            seconds=6.0 if quick else 16.0,
         ),
         Line(
             name="1 Mbit/s, 100 ms",
@@ -112,13 +112,15 @@ def typing_lines(quick: bool) -> tuple[Line, ...]:
             down=8e6,
             trip=0.100,
             pause=0.15,
-            warm=8.0,
-            seconds=30.0 * share,
+            warm=6.0,
+            seconds=10.0 if quick else 30.0,
         ),
     )
 
 
 BLOATED: Final = 0.400  # seconds of queue
+# After a smaller queue, cubic takes most of this to find out how large it is.
+FILLING: Final = 10.0
 
 
 def fat_line(quick: bool) -> Line:
@@ -205,10 +207,9 @@ class Carried:
     pings: list[float | None]
     seconds: float
     copies: list[int]
-    # Of the sender's socket on the router, in bytes: what it has taken and not yet sent, and what
-    # is underway or waits in the queue of the line.
+    # Of the router's socket towards the relay: bytes it has taken and not yet sent, and segments
+    # that it sent again.
     unsent: float
-    underway: float
     retransmitted: int
     relay_rss: tuple[int, int]  # before, and at most
     forwarder_cpu: float  # of one core
@@ -226,9 +227,7 @@ def measure(
     patience: float = 20.0,
     seed: int = 0,
 ) -> Carried:
-    with watching(
-        lab, f"sport = :{FAR_PORT} and dst 203.0.113.1" if direct else lab.link()
-    ) as seen:
+    with watching(lab, f"sport = :{FAR_PORT} and dst {VPS}" if direct else lab.link()) as seen:
         answer = lab.near.command(
             via="vps" if direct else "laptop",
             host=ROUTER if direct else VPS_TO_LAPTOP,
@@ -244,8 +243,7 @@ def measure(
     return Carried(
         **answer,
         unsent=statistics.median(seen.unsent or [0]),
-        underway=statistics.median(seen.underway or [0]),
-        retransmitted=seen.retransmitted,
+        retransmitted=max(seen.retransmitted or [0]) - min(seen.retransmitted or [0]),
         relay_rss=(seen.rss[0], max(seen.rss)),
         forwarder_cpu=seen.forwarder_cpu,
     )
@@ -270,8 +268,7 @@ _GLANCE: Final = 0.2
 @dataclass(slots=True)
 class Seen:
     unsent: list[int] = field(default_factory=list)
-    underway: list[int] = field(default_factory=list)
-    retransmitted: int = 0
+    retransmitted: list[int] = field(default_factory=list)  # since the socket was opened
     rss: list[int] = field(default_factory=list)
     forwarder_cpu: float = 0.0
 
@@ -309,18 +306,14 @@ def look_at_socket(seen: Seen, link: str) -> None:
     found = [read_socket(line) for line in said.splitlines()]
     if not found:
         return
-    unsent, underway, retransmitted = max(found)
+    unsent, retransmitted = max(found)
     seen.unsent.append(unsent)
-    seen.underway.append(underway)
-    seen.retransmitted = max(seen.retransmitted, retransmitted)
+    seen.retransmitted.append(retransmitted)
 
 
-def read_socket(line: str) -> tuple[int, int, int]:
-    """Bytes unsent, bytes sent and not acked, and segments sent again."""
-    words = line.split()
-    queued = int(words[1])
-    unsent = _number(r"\bnotsent:(\d+)", line)
-    return unsent, queued - unsent, _number(r"\bretrans:\d+/(\d+)", line)
+def read_socket(line: str) -> tuple[int, int]:
+    """Bytes unsent, and segments sent again."""
+    return _number(r"\bnotsent:(\d+)", line), _number(r"\bretrans:\d+/(\d+)", line)
 
 
 def _number(pattern: str, text: str) -> int:
@@ -358,6 +351,7 @@ FIGURES: Final[Mapping[str, tuple[str, Callable[[Carried, Line], float]]]] = {
     "echo beyond ping, 95 %": ("ms", lambda one, _: 1e3 * percentile(beyond(one), 95)),
     "ping, median": ("ms", lambda one, _: 1e3 * statistics.median(pings(one))),
     "unsent in the socket": ("ms", lambda one, line: 8e3 * one.unsent / line.rate),
+    "sent again": ("segments", lambda one, _: one.retransmitted),
     "copies, of the line": ("%", lambda one, line: 100 * share(one, line)),
     "copies, most to least": ("×", lambda one, _: max(one.copies) / max(1, min(one.copies))),
 }
@@ -373,6 +367,11 @@ class Condition:
     copies: int
     queue: int
     queue_name: str
+
+    @property
+    def warm(self) -> float:
+        """Long enough for cubic to fill the queue."""
+        return self.line.warm if self.queue == self.line.product else FILLING
 
     @property
     def parameters(self) -> dict[str, Scalar]:
@@ -408,7 +407,13 @@ def typing(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
         for number in range(rounds_of(plan)):
             for name, lab in labs.items():
                 settle(lab, condition.line)
-                carried = measure(lab, condition.line, copies=condition.copies, seed=number)
+                carried = measure(
+                    lab,
+                    condition.line,
+                    copies=condition.copies,
+                    warm=condition.warm,
+                    seed=number,
+                )
                 rounds[name].append(carried)
                 tell(f"{name} {condition.name}", carried, condition.line)
         measured.append((condition, rounds))
