@@ -49,8 +49,6 @@ PIECE: Final = 256 << 10
 VISIT_RATE: Final = 200.0
 OFFERED: Final = f"{VISIT_RATE * 1.05:g} a second"
 FLAT_OUT: Final = "as many as get through"
-# After the last of many has come, until nothing is left to do for any of them.
-SETTLED: Final = 1.0
 # Above an agent's longest silence, 20 s, so that each is heard of while they are idle.
 LEAST_IDLE: Final = 22.0
 # For many that come one after the other, on a machine that does other things.
@@ -76,6 +74,8 @@ class Sizes:
     megabytes: tuple[int, ...] = (250, 500, 1000, 2000)
     rounds: int = 3
     starts: int = 5
+    # After the last of many has come, until nothing is left to do for any of them.
+    settle_seconds: float = 1.0
     echo_seconds: float = 5.0
     visit_seconds: float = 20.0
     idle_seconds: float = 60.0
@@ -128,13 +128,12 @@ def raise_limit(sizes: Sizes) -> None:
 
 
 class Ours(Relay):
-    """Started only when the agent is: its ports are open from when it joined."""
+    """Has started when the agent has, and not when it joined: ports are open from then on."""
 
     def start(self, folder: Path, targets: Sequence[int]) -> None:
         super().start(folder, targets)
         assert self.agent is not None
         self.agent.process.wait_for_line(" service-up ")
-        time.sleep(SETTLED)
 
 
 # --- Values --------------------------------------------------------------------------------------
@@ -204,7 +203,7 @@ class Bench:
     def _started(self, name: str, process: ProcessUnderTest, *, counts: bool) -> None:
         """Take what a process that got ready just now has taken; the first of all warms caches."""
         seconds = time.monotonic() - process.started_at
-        time.sleep(SETTLED)
+        self._settle()
         if counts:
             self.book.note("from start to ready", name, seconds, "s")
             self.book.note("memory when idle", name, rss_bytes(process.pid) / 1e6, "MB")
@@ -253,12 +252,13 @@ class Bench:
     def _idle_streams(self, carrier: Carrier) -> None:
         """Of processes that have carried nothing yet, so that all memory they use shows."""
         sides = {"relay": carrier.relay_pids(), "agent": carrier.agent_pids()}
+        self._settle()
         before = {side: usage(pids).rss for side, pids in sides.items()}
         with contextlib.ExitStack() as stack:
             for present, count in pairwise((0, *self.sizes.streams)):
                 idle = stack.enter_context(visitors(carrier, "idle", count - present))
                 idle.wait_for_output("^ready$", limit=LONG)
-                time.sleep(SETTLED)
+                self._settle()
                 for side, pids in sides.items():
                     each = (usage(pids).rss - before[side]) / count / 1e3
                     name = f"memory of the {side} for a stream"
@@ -384,7 +384,7 @@ class Bench:
             agents.wait_for_output("^ready$", limit=LONG)
             rate = (count - present) / (time.monotonic() - began)
             note("agents that come", OURS, rate, "a second", agents=count)
-            time.sleep(SETTLED)
+            self._settle()
             each = (rss_bytes(pid) - before) / count / 1e3
             note("memory of the relay for an agent", OURS, each, "KB", agents=count)
             spent, began = cpu_seconds(pid), time.monotonic()
@@ -396,6 +396,9 @@ class Bench:
             self.notes.append(f"{len(lost)} links of idle agents were lost, the first: {lost[0]}")
 
     # --- Telling
+
+    def _settle(self) -> None:
+        time.sleep(self.sizes.settle_seconds)
 
     def _path(self) -> Path:
         """A new one for each carrier, fleet or home."""
