@@ -32,7 +32,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from tests.e2e.harness import LIMIT, LOOPBACK, ProcessUnderTest, program, services
+from tests.e2e.harness import (
+    LIMIT,
+    LOOPBACK,
+    ProcessUnderTest,
+    program,
+    services,
+    wait_until_closed,
+    wait_until_listening,
+)
 from tests.lab.lab import (
     BOTH,
     RELAY_NAME,
@@ -119,7 +127,7 @@ def typing_lines(quick: bool) -> tuple[Line, ...]:
 
 
 BLOATED: Final = 0.400  # seconds of queue
-# After a smaller queue, cubic takes most of this to find out how large it is.
+# What cubic needs to find out how large it is, when its sender always has something to send.
 FILLING: Final = 10.0
 
 
@@ -146,7 +154,7 @@ class Ours(Lab):
         self.far, self.near = start_ends(self, undo)
         self.begin_anew("")
 
-    def begin_anew(self, agent_options: str) -> None:
+    def begin_anew(self, agent_options: str = "") -> None:
         """Other processes, the agent's with these lines of agent.toml."""
         self.agent.stop()
         self.relay.stop()
@@ -174,13 +182,25 @@ class Theirs(Network):
         with self.vps.entered():
             self.sshd = VpsSshd(self.folder / "sshd", self.login, tuned=False)
         undo.callback(self.sshd.stop)
+        self._start_ssh()
+        undo.callback(lambda: self.ssh.stop())
+
+    def _start_ssh(self) -> None:
         argv = [program("ip"), "netns", "exec", self.router.name, program("ssh"), "-N", "-T"]
         argv += [*self.login.options, "-oExitOnForwardFailure=yes"]
         argv += ["-R", f"0.0.0.0:{SSH_PORT}:{LOOPBACK}:{FAR_PORT}"]
         argv += ["-p", str(VPS_SSH_PORT), RELAY_NAME]
         self.ssh = ProcessUnderTest(argv, environment=self.login.environment)
-        undo.callback(self.ssh.stop)
         self.journal.watch("ssh", self.ssh)
+
+    def begin_anew(self) -> None:
+        """Another ssh, once sshd has let go of the port."""
+        self.ssh.stop()
+        with self.vps.entered():
+            wait_until_closed(SSH_PORT)
+        self._start_ssh()
+        with self.vps.entered():
+            wait_until_listening(SSH_PORT)
 
     def relay_pids(self) -> list[int]:
         return tree(self.sshd.process.pid)
@@ -370,7 +390,7 @@ class Condition:
 
     @property
     def warm(self) -> float:
-        """Long enough for cubic to fill the queue."""
+        """Long enough for a new link of ssh to fill the queue, as its pings show."""
         return self.line.warm if self.queue == self.line.product else FILLING
 
     @property
@@ -403,6 +423,8 @@ def typing(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
     for condition in conditions(plan.quick):
         for lab in labs.values():
             condition.line.shape(lab, condition.queue)
+            # Cubic remembers the queue that a link had before, and fills a larger one late.
+            lab.begin_anew()
         rounds: Rounds = {name: [] for name in labs}
         for number in range(rounds_of(plan)):
             for name, lab in labs.items():
