@@ -11,7 +11,7 @@ from protocol.liveness import Liveness, Verdict
 class Attachment:
     """Made anew for each link."""
 
-    __slots__ = ("_acks", "liveness", "nearer", "pending", "unacked_since")
+    __slots__ = ("_acks", "closed", "liveness", "nearer", "pending", "unacked_since")
 
     def __init__(self, acks: Acks, now: float, *, relay: bool) -> None:
         self.liveness = Liveness(now, relay=relay)
@@ -19,6 +19,7 @@ class Attachment:
         # Whether a deadline may be nearer than when the timer was set: sending asks for every
         # record, and computing it each time took a tenth of a round trip.
         self.nearer = True
+        self.closed = False  # the goodbye is said; nothing follows it
         self.unacked_since: float | None = None
         # PING or PONG → its stamp, CLOSE → its code. One of a kind: the newest says all, and a peer
         # whose PINGs come faster than their answers go out makes us hold nothing.
@@ -29,6 +30,8 @@ class Attachment:
 
     def next_frame(self) -> bytes | None:
         """The next link-local frame; made when it goes out, so that acks never run backwards."""
+        if self.closed:
+            return None
         if self.pending:
             return self._next_pending()
         if self._acks.due:
@@ -55,6 +58,8 @@ class Attachment:
     def _next_pending(self) -> bytes:
         kind, value = self.pending.popitem()
         if kind is FrameType.CLOSE:
+            self.closed = True
+            self.pending.clear()
             return wire.close(CloseCode(value))
         self._acks.settle()
         encode = wire.ping if kind is FrameType.PING else wire.pong

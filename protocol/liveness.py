@@ -129,6 +129,11 @@ class Liveness:
             self._pinged = now
 
     @property
+    def suspected(self) -> bool:
+        """Whether a PING has been unanswered for so long that another link is to be looked for."""
+        return self._suspected
+
+    @property
     def questioned(self) -> bool:
         """Whether a PING is unanswered."""
         return self._pinged is not None

@@ -285,7 +285,7 @@ class Session:
             raise LocalProtocolError("no link is attached")
         # Asked of each source before it is called: this runs for every record, and mostly all but
         # the streams are empty.
-        if link.pending or self._acks.due:
+        if link.pending or self._acks.due or link.closed:
             return link.next_frame()
         outbox = self._outbox
         replay = outbox.replay
@@ -332,7 +332,10 @@ class Session:
 
     def heard(self, now: float) -> None:
         """Bytes came over the link, whatever they are."""
-        self._attachment().liveness.heard(now)
+        link = self._attachment()
+        if link.liveness.questioned:
+            link.nearer = True  # the next question may come before the end of this one's patience
+        link.liveness.heard(now)
 
     def receive(self, frame: memoryview, now: float) -> Event | None:
         """Take one opened frame. Raises RemoteProtocolError only."""

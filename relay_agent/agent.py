@@ -34,6 +34,7 @@ from protocol.replay import ReplayCap
 from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
+from protocol.transport.waiting import wait_until
 from relay_agent.attachment import SOFTWARE, Relay, attach
 from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
 from relay_agent.netlink import DEBOUNCE, watch
@@ -65,8 +66,9 @@ RIVAL_PAUSE: Final = 1.0
 # An attempt younger than this is left alone when the network changes: the change may be what it was
 # begun for, and a network that flaps would else never let one finish.
 YOUNG: Final = 2.0
-# After the goodbye was sent: it is on its way in a millisecond.
-DRAIN: Final = 0.2
+# For the goodbye to arrive: three round trips of a bad path, or one lost segment. Without it the
+# relay would keep the session, and its visitors, for a return that is not planned.
+DRAIN: Final = 2.0
 
 
 _Attached: TypeAlias = tuple[Link, Welcome]
@@ -86,7 +88,7 @@ async def run(
         async with trio.open_nursery() as nursery:
             agent = Agent(config, relay, services, key, nursery)
             nursery.start_soon(agent.stay_attached)
-            nursery.start_soon(watch, agent.ways, agent.look_again)
+            nursery.start_soon(watch, agent.ways, agent.wait_ways, agent.look_again)
             async for number in signals:
                 if number == signal.SIGUSR1:
                     agent.look_again()
@@ -94,8 +96,7 @@ async def run(
                     continue
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
-            if agent.say_goodbye():
-                await trio.sleep(DRAIN)
+            await agent.say_goodbye()
             nursery.cancel_scope.cancel()
 
 
@@ -130,6 +131,7 @@ class Agent:
         self._doubt = trio.Event()  # the link may be dead
         self._committed = False  # to the link that an attempt made
         self._relay_address = ""  # where the last link led
+        self._ways_changed = trio.Event()
 
     async def stay_attached(self) -> None:
         """Returns only once we are leaving."""
@@ -151,7 +153,7 @@ class Agent:
             except LinkDenied as exc:
                 wait = max(exc.retry_after, RETRY.get(exc.code, 0.0))
                 self._tell_failure(logging.ERROR, "link-denied", str(exc), retry_in=wait)
-                if exc.code in RETRY:
+                if exc.code in RETRY and not self._has_link():
                     self._end_session()
                 return None, wait
             except LinkLost as exc:
@@ -215,6 +217,7 @@ class Agent:
     def _tell_link_up(self, link: Link, welcome: Welcome) -> None:
         host, port = link.peername
         self._relay_address = host
+        self._ways_changed.set()
         event(
             log,
             logging.INFO,
@@ -245,7 +248,7 @@ class Agent:
         while True:
             await self._doubt.wait()
             self._doubt = trio.Event()
-            while endpoint.silent:
+            while endpoint.in_doubt:
                 event(log, logging.INFO, "link-in-doubt")
                 self._attempting_rival = True
                 try:
@@ -258,14 +261,19 @@ class Agent:
                 if self._committed or endpoint.link is None:
                     found.append(outcome)
                     return
-                await trio.sleep(RIVAL_PAUSE)
+                with trio.CancelScope() as self._pause:
+                    await trio.sleep(RIVAL_PAUSE)
 
     def _commit(self, endpoint: Endpoint) -> Hello:
         # There may be no link to go back to: it is dead, or was given up before a call-off.
-        if endpoint.link is not None and not endpoint.silent:
+        if endpoint.link is not None and not endpoint.in_doubt:
             raise _Needless
         self._committed = True
         return self._hello()
+
+    def _has_link(self) -> bool:
+        """A rival that is denied before it has committed leaves one."""
+        return self._serving is not None and self._serving.endpoint.link is not None
 
     def _serving_for(self, welcome: Welcome) -> Serving:
         if welcome.resumed:
@@ -295,7 +303,7 @@ class Agent:
     async def _keep_session(self, keeping: trio.CancelScope) -> None:
         """As at the relay: who has waited this long at a dead shell has left."""
         with keeping:
-            await trio.sleep(self._config.detached_keep)
+            await wait_until(trio.current_time() + self._config.detached_keep)
         if not keeping.cancel_called:  # also not in the very turn in which the time was up
             event(log, logging.WARNING, "session-expired")
             self._end_session()
@@ -329,17 +337,22 @@ class Agent:
         if self._serving is not None:
             self._serving.endpoint.probe()
 
+    async def wait_ways(self) -> None:
+        """Until `ways` may be others."""
+        await self._ways_changed.wait()
+        self._ways_changed = trio.Event()
+
     def ways(self) -> list[str]:
         """The addresses whose way from here matters."""
         literal = [host.host for host in self._relay.hosts if is_address(host.host)]
         return [self._relay_address, *literal] if self._relay_address else literal
 
-    def say_goodbye(self) -> bool:
-        """Tell the relay that this process ends; whether there was a link to say it over."""
+    async def say_goodbye(self) -> None:
+        """Tell the relay that this process ends, if there is a link to say it over."""
         self._leaving = True
-        serving = self._serving
-        if serving is None or serving.endpoint.link is None:
-            return False
-        serving.endpoint.session.close_link(CloseCode.GONE)
-        serving.endpoint.flush()
-        return True
+        endpoint = None if self._serving is None else self._serving.endpoint
+        if endpoint is None or endpoint.link is None:
+            return
+        endpoint.session.close_link(CloseCode.GONE)
+        endpoint.flush()
+        await endpoint.link.drain(DRAIN)

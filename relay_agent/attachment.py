@@ -58,6 +58,9 @@ async def attach(
             # lost by it, since what the relay has not acked is sent again or void.
             reset_on_close(sock)
             return attached
+    except OSError as exc:
+        sock.close()
+        raise LinkLost(exc.strerror or str(exc)) from exc
     except BaseException:
         sock.close()
         raise

@@ -7,9 +7,10 @@ Within a host the same is done for the addresses of its name: happy eyeballs, RF
 Names are resolved afresh at every dial, since a relay behind dynamic DNS moves. Two things guard
 against a resolver that does not answer, which is what a router sees whenever its uplink is gone:
 
-- one look-up in flight a name. `getaddrinfo` runs in a thread that cannot be interrupted; a dial
+- few look-ups in flight a name. `getaddrinfo` runs in a thread that cannot be interrupted; a dial
   that gives up leaves it behind, and a new one for each attempt would soon use up trio's threads.
-  So a look-up belongs to nobody, and whoever wants the same name meanwhile waits for it;
+  So a look-up belongs to nobody, and whoever wants the same name meanwhile waits for it. Only when
+  it is old another is begun beside it: it may have gone to the resolver of a network that we left;
 - the address that last worked is tried as well when the look-up fails or is slow.
 
 An address that does not answer is asked again over a fresh socket, since the kernel doubles the
@@ -18,6 +19,7 @@ pauses between its SYNs: a path that heals in the fourth second would be found i
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -39,8 +41,13 @@ ADDRESS_HEAD_START: Final = 0.25
 # each, one leaves every second.
 ASK_AGAIN: Final = 2.0
 _ASKS: Final = int(DIAL_TIMEOUT / ASK_AGAIN)
-# A look-up over a sound uplink takes tens of milliseconds; one retry of the resolver fits in.
-NAME_HEAD_START: Final = 2.0
+# A look-up over a sound uplink takes tens of milliseconds.
+NAME_HEAD_START: Final = 1.0
+
+# A sound resolver has answered by then.
+LOOK_AGAIN: Final = 3.0
+# trio has 40 threads; a relay has up to eight names.
+MOST_LOOK_UPS: Final = 3
 
 # Family and host part of an address: the port is put in when it is dialled. The latter is a
 # tuple of two for IPv4 and of four for IPv6.
@@ -192,21 +199,44 @@ async def _race(attempts: Sequence[_Attempt], *, head_start: float) -> SocketTyp
 
 
 class _LookUp:
-    """One `getaddrinfo` under way and, when `done`, what it found."""
+    """The `getaddrinfo` under way for one name and, when `done`, what it found."""
 
-    __slots__ = ("addresses", "done", "error")
+    __slots__ = ("_running", "addresses", "asked_at", "done", "error")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.addresses: list[_Address] = []
         self.error: OSError | ValueError | None = None
+        self.asked_at = -math.inf
+        self._running = 0
+
+    @property
+    def may_ask_again(self) -> bool:
+        """Whether what is under way may have gone to a resolver that is not there any more."""
+        stale = trio.current_time() - self.asked_at >= LOOK_AGAIN
+        return stale and self._running < MOST_LOOK_UPS
+
+    def begin(self) -> None:
+        """`run` is about to be started."""
+        self._running += 1
+        self.asked_at = trio.current_time()
 
     async def run(self, name: str) -> None:
+        """Ask once; `done` with the first answer, or when all have failed."""
+        await self._ask(name)
+        self._running -= 1
+        if self.addresses or not self._running:
+            self.done.set()
+
+    async def _ask(self, name: str) -> None:
         try:
             found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
             self.addresses = _alternate([(family, address) for family, *_, address in found])
+            self.error = None
         except (OSError, ValueError) as error:  # ValueError: no valid host name
             self.error = error
+        except RuntimeError as error:  # no thread can be started: memory is short
+            self.error = OSError(str(error))
 
 
 class _Names:
@@ -220,6 +250,8 @@ class _Names:
         looking = self._in_flight.get(name)
         if looking is None:
             looking = self._in_flight[name] = _LookUp()
+        if looking.may_ask_again:
+            looking.begin()
             # A system task, so that it outlives a dial that gives up.
             trio.lowlevel.spawn_system_task(self._run, name, looking)
         await looking.done.wait()
@@ -229,8 +261,8 @@ class _Names:
 
     async def _run(self, name: str, looking: _LookUp) -> None:
         await looking.run(name)
-        del self._in_flight[name]
-        looking.done.set()
+        if looking.done.is_set() and self._in_flight.get(name) is looking:
+            del self._in_flight[name]
 
 
 def _alternate(addresses: list[_Address]) -> list[_Address]:

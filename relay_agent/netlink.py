@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -180,16 +180,21 @@ def _address(packed: bytes) -> str:
     return str(ipaddress.ip_address(packed)) if len(packed) in (4, 16) else ""
 
 
-async def watch(addresses: Callable[[], list[str]], on_change: Callable[[], None]) -> None:
+async def watch(
+    addresses: Callable[[], list[str]],
+    wait_addresses: Callable[[], Awaitable[None]],
+    on_change: Callable[[], None],
+) -> None:
     """Call `on_change` whenever the way to one of `addresses` becomes another. Never returns.
 
-    `addresses` is asked anew at each look; with none, the way to anywhere is watched. Where there
-    is no netlink, or while it fails, nothing is called, and the agent's own timers must do.
+    `addresses` is asked anew at each look; with none, the way to anywhere is watched.
+    `wait_addresses` returns when they may have become others. Where there is no netlink, or while
+    it fails, nothing is called, and the agent's own timers must do.
     """
     told = ""
     while True:
         try:
-            await _watch(addresses, on_change)
+            await _watch(addresses, wait_addresses, on_change)
         except OSError as exc:
             reason = exc.strerror or str(exc)
             if reason != told:
@@ -198,7 +203,11 @@ async def watch(addresses: Callable[[], list[str]], on_change: Callable[[], None
         await trio.sleep(REOPEN)
 
 
-async def _watch(addresses: Callable[[], list[str]], on_change: Callable[[], None]) -> None:
+async def _watch(
+    addresses: Callable[[], list[str]],
+    wait_addresses: Callable[[], Awaitable[None]],
+    on_change: Callable[[], None],
+) -> None:
     """Raises OSError, and does nothing else but watch."""
     netlink = Netlink()
     try:
@@ -208,6 +217,25 @@ async def _watch(addresses: Callable[[], list[str]], on_change: Callable[[], Non
             if any(seen[one] != way for one, way in now.items() if one in seen):
                 on_change()
             seen = now
-            await netlink.wait_change()
+            # An address that is new must be seen before something changes for it.
+            await _first_of(netlink.wait_change, wait_addresses)
     finally:
         netlink.close()
+
+
+async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Return when one of `waits` does, or raise its OSError."""
+    failed: list[OSError] = []
+
+    async def run(wait: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await wait()
+        except OSError as exc:  # bare, and not in a nursery's group
+            failed.append(exc)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for wait in waits:
+            nursery.start_soon(run, wait)
+    if failed:
+        raise failed[0]

@@ -23,6 +23,7 @@ from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
+from protocol.transport.waiting import wait_until
 from relay_server.ports import Ports
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
@@ -71,6 +72,8 @@ class Agents:
             decision = await self._probe(presence, hello)
             if self._present.get(presence.key) is not presence:
                 return  # revoked meanwhile, which the agent hears when it tries again
+            if arrival.link.over:
+                return  # it did not wait, and must not displace anybody
         match decision:
             case Decision.DUPLICATE:
                 await self._deny_duplicate(presence, arrival, source)
@@ -164,7 +167,7 @@ class Agents:
             if presence.endpoint is not None:
                 streams = presence.endpoint.session.open_streams
                 keep = self._config.detached_keep if streams else self._config.detached_keep_idle
-                await trio.sleep_until(gone + keep)
+                await wait_until(gone + keep)
                 if keeper.cancel_called:
                     return
                 event(log, logging.INFO, "session-expired", agent=presence.name, streams=streams)

@@ -93,9 +93,9 @@ class Endpoint:
             self.link.probe()
 
     @property
-    def silent(self) -> bool:
-        """Whether there is a link that owes us a sign of life."""
-        return self.link is not None and self.session.liveness.questioned
+    def in_doubt(self) -> bool:
+        """Whether there is a link that has owed us a sign of life for too long."""
+        return self.link is not None and self.session.liveness.suspected
 
     async def shows_life(self, seconds: float) -> bool:
         """Whether a byte comes over the current link within `seconds` of asking for one."""

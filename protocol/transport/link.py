@@ -27,8 +27,8 @@ from protocol.noise import Buffer
 from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer
 from protocol.session import Session
 from protocol.transport.pace import INTERVAL, Pace
-from protocol.transport.sockets import limit_unsent
-from protocol.transport.tcpinfo import tcp_info, unsent
+from protocol.transport.sockets import limit_unsent, reset_on_close
+from protocol.transport.tcpinfo import tcp_info, unacked, unsent
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 BATCH: Final = 8 * MAX_RECORD
 # Sealed records between links share these; a link holds one only while its socket is full.
 _batches: Final = BufferPool(BATCH, spare=4)
+# Between looks while draining: there is no event for it, and it is over in a round trip.
+_GLANCE: Final = 0.01
 # A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
 TURN_SECONDS: Final = 0.002
 TURN_BYTES: Final = 256 * 1024
@@ -53,6 +55,7 @@ class Link:
         self._buffer: bytearray | None = None  # what `_pending` points into
         self._drained = False  # the last receive took all there was
         self._waiting = False  # for the socket; the writer's turn
+        self._mute = False  # nothing can be sent any more, yet there is something to read
         self._unsent = 0  # at most so many bytes in the socket were not sent once
         # A batch below this has room for one more record.
         self._pace = Pace(BATCH - MAX_RECORD + 1)
@@ -148,6 +151,14 @@ class Link:
             return self._lost is None
         return False
 
+    async def drain(self, seconds: float) -> None:
+        """Wait, no longer than that, until the other side's kernel has all that was to be sent."""
+        with trio.move_on_after(seconds):
+            while self._lost is None and (  # noqa: ASYNC110 - the kernel tells nobody
+                self._waiting or unacked(self._sock)
+            ):
+                await trio.sleep(_GLANCE)
+
     def drop(self, reason: str) -> None:
         """End `run` with LinkLost; nothing more is received or sent from this moment on."""
         self._end(LinkLost(reason))
@@ -198,10 +209,10 @@ class Link:
     def _is_crowded(self, sent: int) -> bool:
         """Whether, after `sent` bytes more, the socket holds as much unsent as the path allows."""
         pace = self._pace
-        if not pace.bounded:
-            return False
         # What was unsent when we looked last has only become less since.
         self._unsent += sent
+        if not pace.bounded:
+            return False
         if self._unsent >= pace.unsent:
             self._unsent = unsent(self._sock)
         return self._unsent >= pace.unsent
@@ -217,7 +228,11 @@ class Link:
         except BlockingIOError:
             return 0
         except OSError as exc:
-            self._end(LinkLost(f"sending failed: {exc.strerror or exc}"))
+            if self._has_unread():
+                # It may be a goodbye. The reader takes it, and meets the end behind it.
+                self._mute = self._waiting = True
+            else:
+                self._end(LinkLost(f"sending failed: {exc.strerror or exc}"))
             return len(data)
 
     def _receive(self) -> int:
@@ -330,6 +345,8 @@ class Link:
                     if self._pending:
                         continue
                     self._release()
+                if self._mute:
+                    return
                 self._waiting = False
             self.flush()
             wake()
@@ -348,6 +365,9 @@ class Link:
                 suspect()
             elif verdict is Verdict.DEAD:
                 if not self._has_unread():
+                    # A FIN would wait behind what nobody acks, and the other side for its own
+                    # timers; a RST waits for nothing.
+                    reset_on_close(self._sock)
                     self._end(LinkLost("no sign of life"))
                     return
                 # It came in this very turn; the reader is next.
@@ -368,6 +388,16 @@ class Link:
         if pace.learn(info.rate, app_limited=info.app_limited, segment=info.segment):
             session.record_size = pace.record
             limit_unsent(self._sock, pace.unsent)
+
+    @property
+    def over(self) -> bool:
+        """Whether the other side has closed or reset it, as seen before a session is attached."""
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _has_unread(self) -> bool:
         try:

@@ -40,6 +40,9 @@ from protocol.transport.sockets import close_finished
 # How long a socket may go on sending to a stream that was reset after all was delivered to it: the
 # kernel's own limit for an orphan in FIN-WAIT-2 (tcp_fin_timeout).
 DISCARD_SECONDS: Final = 60.0
+# Linux takes no more pieces in one call (IOV_MAX, limits.h). After an outage a thousand keystrokes
+# arrive in one go.
+_MOST_PIECES: Final = 1024
 # What nobody will read goes here, for all splices: most of those who discard only wait.
 _scrap: Final = bytearray(64 * 1024)
 
@@ -172,7 +175,7 @@ class Splice:
         """How many bytes of `data` are dealt with."""
         count = sum(map(len, data))
         try:
-            sent = sock.send(data[0]) if len(data) == 1 else sock.sendmsg(data)
+            sent = sock.send(data[0]) if len(data) == 1 else sock.sendmsg(data[:_MOST_PIECES])
         except BlockingIOError:
             return 0
         except OSError as exc:

@@ -6,6 +6,7 @@ import array
 import fcntl
 import socket
 import struct
+import termios
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,7 @@ _APP_LIMITED: Final = 0x01
 
 # linux/sockios.h: bytes in the send queue that were not sent even once.
 _SIOCOUTQNSD: Final = 0x894B
-_unsent: Final = array.array("i", [0])
+_answer: Final = array.array("i", [0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,17 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
 
 def unsent(sock: socket.socket) -> int:
     """Bytes that the socket took and the kernel has not sent once; 0 if it does not say."""
+    return _queue(sock, _SIOCOUTQNSD)
+
+
+def unacked(sock: socket.socket) -> int:
+    """Bytes that the socket took and the other side's kernel does not have yet, likewise."""
+    return _queue(sock, termios.TIOCOUTQ)
+
+
+def _queue(sock: socket.socket, request: int) -> int:
     try:
-        fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, _unsent)
+        fcntl.ioctl(sock.fileno(), request, _answer)
     except (OSError, ValueError):  # not Linux, or the socket is closed
         return 0
-    return _unsent[0]
+    return _answer[0]

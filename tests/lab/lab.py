@@ -80,12 +80,12 @@ BOTH: Final[tuple[Way, Way]] = ("up", "down")
 def missing() -> str | None:
     """Why there can be no lab here, in one line; None if there can."""
     if os.geteuid() != 0:
-        return "the lab needs root, to make network namespaces; --no-lab leaves its tests out"
+        return "the lab needs root, to make network namespaces; LAB=no leaves it out"
     for path in ("/dev/net/tun", "/proc/self/ns/net"):
         if not Path(path).exists():
-            return f"the lab needs {path}; --no-lab leaves its tests out"
+            return f"the lab needs {path}; LAB=no leaves it out"
     if shutil.which("ip") is None:
-        return "the lab needs the command ip (iproute2); --no-lab leaves its tests out"
+        return "the lab needs the command ip (iproute2); LAB=no leaves it out"
     try:
         # Root in a container may be allowed neither.
         probe = Namespace(f"lab-{os.getpid()}-0-probe")
@@ -96,7 +96,7 @@ def missing() -> str | None:
             probe.remove()
     except (AssertionError, OSError) as wrong:
         reason = " ".join(str(wrong).split())
-        return f"the lab may not make what it needs ({reason}); --no-lab leaves its tests out"
+        return f"the lab may not make what it needs ({reason}); LAB=no leaves it out"
     return None
 
 

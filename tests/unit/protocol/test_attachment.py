@@ -55,7 +55,17 @@ def test_one_of_a_kind_waits_the_newest() -> None:
         bench.link.pong(stamp)
     bench.link.close(CloseCode.RESTARTING)
     bench.link.close(CloseCode.GONE)
-    assert bench.frames() == [b"\x46\0\0\0\0\x01", b"\x45\0\0\0\0" + u64(0) + u64(99)]
+    assert bench.frames() == [b"\x46\0\0\0\0\x01"]
+
+
+def test_nothing_follows_the_goodbye() -> None:
+    """What would, might keep the goodbye itself from arriving in time."""
+    bench = Bench()
+    bench.link.pong(7)
+    bench.link.close(CloseCode.GONE)
+    assert bench.link.next_frame() == b"\x46\0\0\0\0\x01"
+    bench.link.pong(8)
+    assert bench.frames() == []
 
 
 def test_a_due_ack_goes_out_once() -> None:

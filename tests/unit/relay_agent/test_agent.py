@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import trio.testing
 
 from protocol.errors import DenialCode, ResetCode
 from protocol.frame import CloseCode
-from protocol.noise import StaticKey
+from protocol.hello import PREFACE_SIZE, Denial, decode_preface
+from protocol.noise import Handshake, StaticKey
 from protocol.process.address import HostPort
-from protocol.transport.sockets import receive_exactly, send_all
+from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 from relay_agent import agent as module
 from relay_agent.agent import RETRY, Agent
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay
@@ -519,7 +521,7 @@ async def test_goodbye_is_said_and_no_link_follows(
 ) -> None:
     async with a_house() as house:
         await house.attached()
-        assert house.agent.say_goodbye()
+        await house.agent.say_goodbye()
         await until(lambda: house.relay.goodbyes)
         assert house.relay.goodbyes == [CloseCode.GONE]
         house.relay.cut()
@@ -527,9 +529,30 @@ async def test_goodbye_is_said_and_no_link_follows(
         assert house.relay.callers == 1
 
 
+async def test_the_goodbye_waits_for_a_full_uplink_but_not_for_ever(
+    jumping_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 3
+
+    def unacked(_: socket.socket) -> int:
+        nonlocal left
+        left -= 1
+        return left
+
+    monkeypatch.setattr("protocol.transport.link.unacked", unacked)
+    async with a_house() as house:
+        await house.attached()
+        began = trio.current_time()
+        await house.agent.say_goodbye()
+        assert left == 0
+        left = 10**6
+        await house.agent.say_goodbye()
+        assert trio.current_time() - began == pytest.approx(module.DRAIN, abs=0.1)
+
+
 async def test_without_a_link_there_is_nobody_to_tell() -> None:
     async with a_house(begin=False) as house:
-        assert not house.agent.say_goodbye()
+        await house.agent.say_goodbye()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -732,6 +755,70 @@ async def test_a_denied_rival_has_its_interval_like_any_attempt(
         assert relay.callers == 2
         await trio.sleep(2)
         await house.attached()
+
+
+async def test_a_rival_denied_before_it_has_committed_costs_the_link_nothing(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    """Another version answers the rival, and the link speaks again."""
+    async with a_house(begin=False) as house:
+        relay = house.relay
+
+        async def speak_late(sock: socket.socket) -> None:
+            arrival = await relay.welcome_and_be_silent(sock)
+            await trio.sleep(4.0)
+            await arrival.link.send_frame(b"\x43\x00\x00\x00\x00" + (1).to_bytes(8, "big"))
+            await trio.sleep_forever()
+
+        async def other_version(sock: socket.socket) -> None:
+            prepare_link(sock)
+            preface = await receive_exactly(sock, PREFACE_SIZE)
+            noise = Handshake(
+                suite=decode_preface(preface).suite,
+                prologue=preface,
+                initiator=False,
+                static=relay.key,
+            )
+            (size,) = struct.unpack(">H", await receive_exactly(sock, 2))
+            noise.read_message(await receive_exactly(sock, size))
+            denial = Denial(code=DenialCode.VERSION, reason="another", retry_after=0.0)
+            answer = noise.write_message(denial.encode())
+            await send_all(sock, struct.pack(">H", len(answer)) + answer)
+
+        relay.greetings += [speak_late, other_version, other_version, other_version]
+        relay._nursery.start_soon(house.agent.stay_attached)
+        await trio.sleep(3.9)
+        assert logged("link-denied")
+        assert house.agent._serving is not None
+        assert not logged("link-down")
+
+
+async def test_a_question_that_is_not_yet_a_doubt_commits_no_rival(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        assert house.agent._serving is not None
+        endpoint = house.agent._serving.endpoint
+        endpoint.session.probe(trio.current_time())
+        assert not endpoint.in_doubt
+        with pytest.raises(module._Needless):
+            house.agent._commit(endpoint)
+
+
+async def test_a_changed_network_cuts_the_pause_between_rivals_short(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async def close(sock: socket.socket) -> None:
+        """Before anything."""
+
+    async with a_house(begin=False) as house:
+        await attach_in_doubt(house, close)
+        assert house.relay.callers == 2
+        house.agent.look_again()
+        changed_at = trio.current_time()
+        await house.attached()
+        assert house.relay.times[2] - changed_at < 0.05
 
 
 async def test_a_changed_network_leaves_a_link_that_answers_alone(

@@ -22,6 +22,8 @@ from relay_agent.dial import (
     ASK_AGAIN,
     DIAL_TIMEOUT,
     HOST_HEAD_START,
+    LOOK_AGAIN,
+    MOST_LOOK_UPS,
     NAME_HEAD_START,
     DialFailed,
     dial,
@@ -353,20 +355,60 @@ async def test_the_caller_may_have_less_time(network: Network, autojump_clock: M
     assert trio.current_time() == 0.5
 
 
-async def test_a_name_has_one_look_up_in_flight_however_many_dials_gave_up(
+async def test_a_name_has_one_look_up_in_flight_for_all_who_want_it_meanwhile(
     network: Network, autojump_clock: MockClock
 ) -> None:
     network.names["relay.test"] = ["203.0.113.1"]
     network.resolver["relay.test"] = Answer(25.0)
-    for _ in range(2):
-        await reason("relay.test:1", "relay.test:2")
+    await reason("relay.test:1", "relay.test:2")
     assert network.look_ups == ["relay.test"]
+    await reason("relay.test:1", "relay.test:2")
     await dial(hosts("relay.test:1"))  # the answer to the first look-up, 25 s later
     assert trio.current_time() == 25.0
-    assert network.look_ups == ["relay.test"]
+
+
+async def test_an_old_look_up_does_not_keep_the_next_from_asking(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    """It went to the resolver of a network that we left."""
+    network.names["relay.test"] = ["203.0.113.1"]
+    network.resolver["relay.test"] = SILENT
+    await reason("relay.test:1", deadline=trio.current_time() + LOOK_AGAIN)
     network.resolver = {}
     await dial(hosts("relay.test:1"))
+    assert trio.current_time() == LOOK_AGAIN
     assert network.look_ups == ["relay.test"] * 2
+    await dial(hosts("relay.test:1"))
+    assert len(network.look_ups) == 3, "what answered is over"
+
+
+async def test_look_ups_of_one_name_are_few_whatever_becomes_of_them(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.resolver["relay.test"] = SILENT
+    for _ in range(10):
+        await reason("relay.test:1")
+    assert len(network.look_ups) == MOST_LOOK_UPS
+
+
+async def test_a_failed_look_up_leaves_the_word_to_those_beside_it(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.names["relay.test"] = ["203.0.113.1"]
+    network.resolver["relay.test"] = Answer(LOOK_AGAIN + 2.0, UNKNOWN.error)
+    await reason("relay.test:1", deadline=trio.current_time() + LOOK_AGAIN)
+    network.resolver["relay.test"] = Answer(4.0)
+    await dial(hosts("relay.test:1"))
+    assert trio.current_time() == LOOK_AGAIN + 4.0
+
+
+async def test_without_a_thread_to_look_up_in_the_name_is_not_found(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.resolver["relay.test"] = Answer(0.0, RuntimeError("can't start new thread"))
+    assert await reason("relay.test:1") == (
+        "relay.test:1: name look-up failed (can't start new thread)"
+    )
 
 
 async def test_two_dials_that_wait_for_one_name_both_learn_that_it_failed(

@@ -57,7 +57,7 @@ async def test_only_another_way_to_the_relay_counts(
         changes += 1
 
     kernel.ways = {"203.0.113.5": WIFI}
-    nursery.start_soon(watch, lambda: ["203.0.113.5"], on_change)
+    nursery.start_soon(watch, lambda: ["203.0.113.5"], trio.sleep_forever, on_change)
 
     async def after(ways: dict[str, Way | None]) -> int:
         kernel.ways = ways
@@ -80,9 +80,35 @@ async def test_only_another_way_to_the_relay_counts(
 async def test_without_an_address_the_way_to_anywhere_is_watched(
     kernel: FakeNetlink, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(watch, list, lambda: None)
+    nursery.start_soon(watch, list, trio.sleep_forever, lambda: None)
     await trio.testing.wait_all_tasks_blocked()
     assert kernel.asked == ["192.0.2.1", "2001:db8::1"]
+
+
+async def test_an_address_that_became_known_is_looked_at_before_its_way_changes(
+    kernel: FakeNetlink, nursery: trio.Nursery
+) -> None:
+    """The relay's, once its name was resolved: the very next change is one."""
+    addresses: list[str] = []
+    known = trio.Event()
+    changes: list[None] = []
+    kernel.ways = {"203.0.113.5": WIFI}
+
+    async def wait_addresses() -> None:
+        nonlocal known
+        await known.wait()
+        known = trio.Event()
+
+    nursery.start_soon(watch, lambda: addresses, wait_addresses, lambda: changes.append(None))
+    await trio.testing.wait_all_tasks_blocked()
+    addresses.append("203.0.113.5")
+    known.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not changes
+    kernel.ways = {"203.0.113.5": LTE}
+    kernel.announce()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(changes) == 1
 
 
 async def test_an_address_that_is_new_is_no_change(
@@ -90,7 +116,9 @@ async def test_an_address_that_is_new_is_no_change(
 ) -> None:
     addresses = ["203.0.113.5"]
     kernel.ways = {"203.0.113.5": WIFI, "203.0.113.6": LTE}
-    nursery.start_soon(watch, lambda: addresses, lambda: pytest.fail("no change"))
+    nursery.start_soon(
+        watch, lambda: addresses, trio.sleep_forever, lambda: pytest.fail("no change")
+    )
     await trio.testing.wait_all_tasks_blocked()
     addresses = ["203.0.113.6"]
     kernel.announce()
@@ -106,7 +134,7 @@ def test_it_can_be_closed(real: Netlink) -> None:
 async def test_it_closes_when_it_is_cancelled(kernel: FakeNetlink) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
-        await watch(list, lambda: None)
+        await watch(list, trio.sleep_forever, lambda: None)
     assert kernel.closed
 
 
@@ -115,7 +143,7 @@ async def test_where_there_is_no_netlink_nothing_is_called(
 ) -> None:
     monkeypatch.delattr(socket, "AF_NETLINK")
     with trio.move_on_after(1000) as scope:
-        await watch(list, lambda: pytest.fail("called"))
+        await watch(list, trio.sleep_forever, lambda: pytest.fail("called"))
     assert scope.cancelled_caught
 
 
@@ -134,7 +162,7 @@ async def test_a_subscription_that_fails_is_begun_anew(
 
     monkeypatch.setattr(kernel, "wait_change", fail)
     with trio.move_on_after(2.5 * REOPEN) as scope:
-        await watch(lambda: ["203.0.113.5"], lambda: None)
+        await watch(lambda: ["203.0.113.5"], trio.sleep_forever, lambda: None)
     assert scope.cancelled_caught
     assert len(kernel.asked) == 3
     assert [record.msg for record in caplog.records] == ["no-network-events"]

@@ -282,6 +282,22 @@ async def test_silence_that_may_be_our_own_is_asked_about_again(
     assert is_attached(again)
 
 
+async def test_a_newcomer_that_did_not_wait_displaces_nobody(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router = relay.enrol()
+    await router.attach(silent=True)
+    newcomer = router.again()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(newcomer.attach)
+        await quiet()
+        nursery.cancel_scope.cancel()
+    await quiet()
+    mock_clock.jump(2.5)
+    await quiet()
+    assert is_attached(router)
+
+
 async def test_the_newest_newcomer_waits_and_the_others_leave(
     relay: Relay, mock_clock: Clock
 ) -> None:

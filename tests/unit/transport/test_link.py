@@ -14,7 +14,7 @@ from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
 from protocol.record import RECORD_OVERHEAD
 from protocol.transport import link as link_module
 from protocol.transport.link import Link
-from protocol.transport.sockets import receive_exactly, send_all
+from protocol.transport.sockets import receive_exactly, reset_on_close, send_all
 from protocol.transport.tcpinfo import TcpInfo
 from tests.unit.transport.ends import cancelled_at, check_pool, two_ends, until
 from tests.unit.transport.test_splice import LIMIT, receive_to_end, reset, until_over
@@ -113,6 +113,57 @@ async def test_a_silent_peer_is_dead_after_one_question(
                 sock.close()
 
 
+async def test_a_link_that_is_given_up_is_reset(
+    jumping_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIN would wait in the kernel behind what nobody acks."""
+    monkeypatch.setattr(link_module, "tcp_info", lambda sock: None)
+    async with two_ends() as ends:
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        with pytest.raises(LinkLost, match="no sign of life"):
+            await ends.agent.carry(link, received)
+        link.close()
+        with pytest.raises(LinkLost, match="reset"):
+            await _receive_for_ever(silent)
+        silent.close()
+
+
+async def test_whether_the_other_side_is_still_there() -> None:
+    async with two_ends() as ends:
+        (link, _), (other, _) = await ends.shake()
+        assert not other.over
+        await link.send_frame(wire.link_frame(FrameType.PONG, bytes(16)))
+        assert not other.over
+        assert await other.receive_frame()
+        link.close()
+        assert other.over
+        other.close()
+
+
+async def test_a_goodbye_that_came_before_the_reset_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the next thing that happens here is that sending fails."""
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            ends.cut()
+            (link, received), (other, _) = await ends.shake()
+            ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+            await until(lambda: ends.agent.link is link)
+            before = len(ends.events)
+            await other.send_frame(wire.link_frame(FrameType.CLOSE, b"\x02"))
+            reset_on_close(other._sock)
+            other.close()
+            # In this very turn, before the reader's: of whoever has something to send.
+            assert link._send(memoryview(b"x")) == 1
+            assert link._send(memoryview(b"x")) == 1
+            assert link._mute
+            link.flush()
+            await until(lambda: len(ends.events) > before)
+            await until(lambda: ends.agent.link is None)
+
+
 async def test_a_process_that_was_stopped_judges_nothing(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
@@ -142,6 +193,11 @@ async def test_bytes_that_came_in_the_turn_of_the_verdict_are_life(
             assert ends.agent.link is link
             nursery.cancel_scope.cancel()
         silent.close()
+
+
+async def _receive_for_ever(link: Link) -> None:
+    while True:
+        await link.receive_frame()
 
 
 async def _nothing(*_: object) -> None:

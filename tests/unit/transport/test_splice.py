@@ -510,3 +510,24 @@ async def test_of_a_run_what_the_socket_does_not_take_is_kept_in_order(room: int
             splice._sock = real
             visitor.close()
             target.close()
+
+
+async def test_a_thousand_keystrokes_of_an_outage_arrive_in_one_go() -> None:
+    """More pieces than one system call takes."""
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            visitor, target = await ends.visit()
+            ends.cut()
+            typed = b""
+            for number in range(2000):
+                line = b"%015d\n" % number
+                await send_all(visitor, line)
+                typed += line
+                await until(lambda: not ends.relay.session.attached)
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+            assert ends.relay.session.statistics().replay_held > 1200 * 256
+            await ends.heal()
+            assert await receive_exactly(target, len(typed)) == typed
+            visitor.close()
+            target.close()
