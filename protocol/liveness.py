@@ -71,6 +71,11 @@ class Liveness:
         self._pinged = None
         self._suspected = False
 
+    def measured(self, min_rtt: float) -> None:
+        """The kernel's own minimum, in seconds: a side that only listens asks no questions."""
+        if min_rtt > 0:
+            self.min_rtt = min_rtt
+
     def progress(self, now: float) -> None:
         """The kernel's TCP saw the peer ack something new."""
         self._progress = now

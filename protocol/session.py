@@ -309,11 +309,8 @@ class Session:
         outbox = self._outbox
         if outbox.control_queue:
             return outbox.control_queue.popleft()
-        if self._grants.due:
-            update = self._grants.next_update(now, link.liveness.min_rtt)
-            if update is not None:
-                return outbox.control(update)
-        return None
+        update = self._grants.next_update(now, link.liveness.min_rtt)
+        return outbox.control(update) if update is not None else None
 
     def _next_of_streams(self) -> Sent | None:
         state = self._outbox.scheduler.next()

@@ -380,6 +380,7 @@ class Link:
         info = tcp_info(self._sock)
         if info is None:
             return
+        session.liveness.measured(info.min_rtt)
         if info.bytes_acked > self._acked:
             # A full or very lossy path is slow to answer, but not dead.
             self._acked = info.bytes_acked

@@ -13,7 +13,9 @@ from typing import Final
 # The struct only grows at its end: up to tcpi_bytes_acked (Linux 4.1), and to tcpi_delivery_rate
 # (Linux 4.9).
 _LAYOUT: Final = struct.Struct("=7xB8xI36xI60xQ")
-_LAYOUT_WITH_RATE: Final = struct.Struct("=7xB8xI36xI60xQ32xQ")
+_LAYOUT_WITH_RATE: Final = struct.Struct("=7xB8xI36xI60xQ20xI8xQ")
+# What the kernel says before it has measured one (tcp_min_rtt, ~0).
+_NO_RTT: Final = 0xFFFFFFFF
 # The first of the eighth byte's bit fields.
 _APP_LIMITED: Final = 0x01
 
@@ -27,6 +29,7 @@ class TcpInfo:
     bytes_acked: int  # by the other side's kernel, since the start
     ack_age: float  # seconds since the last segment with an ACK came
     segment: int  # bytes of payload in a full segment that we send
+    min_rtt: float  # seconds, of the last minutes; 0 where that is not known
     rate: int  # bytes a second at which the path took the last window; 0 where that is not known
     app_limited: bool  # the rate was limited by what there was to send
 
@@ -42,14 +45,17 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
         return None
     if len(raw) < _LAYOUT.size:
         return None
-    flags, segment, milliseconds, bytes_acked, *rate = (
-        _LAYOUT_WITH_RATE if len(raw) >= _LAYOUT_WITH_RATE.size else _LAYOUT
-    ).unpack_from(raw)
+    min_rtt, rate = _NO_RTT, 0
+    if len(raw) >= _LAYOUT_WITH_RATE.size:
+        flags, segment, milliseconds, bytes_acked, min_rtt, rate = _LAYOUT_WITH_RATE.unpack(raw)
+    else:
+        flags, segment, milliseconds, bytes_acked = _LAYOUT.unpack_from(raw)
     return TcpInfo(
         bytes_acked=bytes_acked,
         ack_age=milliseconds / 1000,
         segment=segment,
-        rate=rate[0] if rate else 0,
+        min_rtt=0.0 if min_rtt == _NO_RTT else min_rtt / 1_000_000,
+        rate=rate,
         app_limited=bool(flags & _APP_LIMITED),
     )
 

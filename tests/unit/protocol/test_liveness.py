@@ -88,6 +88,14 @@ def test_any_byte_after_the_ping_is_life() -> None:
     assert deadline(liveness) == T + 6.9 + 4
 
 
+def test_the_kernel_s_minimum_counts_once_it_has_one() -> None:
+    liveness = Liveness(0.0, relay=False)
+    liveness.measured(0.0)
+    assert liveness.min_rtt == 0.0
+    liveness.measured(0.15)
+    assert liveness.min_rtt == 0.15
+
+
 @pytest.mark.parametrize(("rtt", "suspect_after"), [(0.0, 2.0), (0.3, 2.0), (0.5, 3.0)])
 def test_unacked_data_with_nothing_heard_is_questioned_sooner(
     rtt: float, suspect_after: float

@@ -242,7 +242,14 @@ async def test_while_acks_advance_a_silent_link_is_not_dead(
         def info(_: socket.socket) -> TcpInfo:
             late = 0.0 if asked is None else max(0.0, trio.current_time() - asked - acks_until)
             acked = int((trio.current_time() - late) * 1000)
-            return TcpInfo(bytes_acked=acked, ack_age=late, segment=1448, rate=0, app_limited=False)
+            return TcpInfo(
+                bytes_acked=acked,
+                ack_age=late,
+                segment=1448,
+                min_rtt=0.0,
+                rate=0,
+                app_limited=False,
+            )
 
         monkeypatch.setattr(link_module, "tcp_info", info)
         ends.nursery.start_soon(ends.carry, ends.agent, link, received)
@@ -406,7 +413,9 @@ async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that a keystroke finds little in front of it."""
-    slow = TcpInfo(bytes_acked=0, ack_age=0.0, segment=1448, rate=125_000, app_limited=False)
+    slow = TcpInfo(
+        bytes_acked=0, ack_age=0.0, segment=1448, min_rtt=0.0, rate=125_000, app_limited=False
+    )
     monkeypatch.setattr(link_module, "tcp_info", lambda _: slow)
     left = 0
     monkeypatch.setattr(link_module, "unsent", lambda _: left)
@@ -428,8 +437,18 @@ async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
             assert not link._waiting
 
 
+async def test_the_kernel_s_round_trip_makes_windows_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A side that only receives never asks a question of its own, and would measure none."""
+    far = TcpInfo(bytes_acked=0, ack_age=0.0, segment=1448, min_rtt=0.15, rate=0, app_limited=False)
+    monkeypatch.setattr(link_module, "tcp_info", lambda _: far)
+    async with two_ends() as ends:
+        assert ends.agent.session.liveness.min_rtt == 0.15
+
+
 async def test_a_fast_path_has_full_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = TcpInfo(bytes_acked=0, ack_age=0.0, segment=1448, rate=10**9, app_limited=False)
+    fast = TcpInfo(
+        bytes_acked=0, ack_age=0.0, segment=1448, min_rtt=0.0, rate=10**9, app_limited=False
+    )
     monkeypatch.setattr(link_module, "tcp_info", lambda _: fast)
     async with two_ends() as ends:
         assert ends.relay.link is not None

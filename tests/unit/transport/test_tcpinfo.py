@@ -29,6 +29,7 @@ async def test_it_counts_what_the_other_kernel_has() -> None:
         assert 0 <= info.ack_age < 10
         assert info.segment > 500
         assert info.rate > 0
+        assert 0 < info.min_rtt < 1
 
 
 def test_a_closed_socket_has_none() -> None:
@@ -76,6 +77,7 @@ def test_an_older_kernel_tells_less(monkeypatch: pytest.MonkeyPatch) -> None:
     info = tcp_info(Kernel(128))  # type: ignore[arg-type]  # the same
     assert info is not None
     assert info.rate == 0
+    assert info.min_rtt == 0
     monkeypatch.delattr(socket, "TCP_INFO")
     first, second = tcp_pair()
     with first, second:
