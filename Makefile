@@ -1,5 +1,5 @@
 # Both main targets do all set-up themselves and are quick about it the second time.
-#   make test   everything: lint, types, import contracts, unit and end-to-end tests
+#   make test   everything: lint, types, import contracts, unit and end-to-end tests, the lab in short
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
 #   make bench  throughput, delay, CPU and memory beside ssh -R and other peers, with the targets
