@@ -77,6 +77,8 @@ class Sizes:
     # After the last of many has come, until nothing is left to do for any of them.
     settle_seconds: float = 1.0
     echo_seconds: float = 5.0
+    # Longer: with a thousand streams each has only a few turns a second.
+    bulk_seconds: float = 15.0
     visit_seconds: float = 20.0
     idle_seconds: float = 60.0
 
@@ -89,8 +91,9 @@ def run(plan: Plan) -> Findings:
         rounds=1,
         starts=plan.rounds,
         echo_seconds=2.0,
+        bulk_seconds=6.0,
         visit_seconds=5.0,
-        idle_seconds=LEAST_IDLE,
+        idle_seconds=LEAST_IDLE * 3 / 2,
     )
     return measure(plan.work, quick)
 
@@ -265,27 +268,30 @@ class Bench:
                     self.book.note(name, carrier.name, each, "KB", streams=count)
 
     def _echoing(self, carrier: Carrier, count: int) -> None:
-        received, spent = self._talk(carrier, "echo", count, ECHO_SIZE)
+        seconds = self.sizes.echo_seconds
+        received, spent = self._talk(carrier, "echo", count, ECHO_SIZE, seconds)
         echoes = sum(received) / ECHO_SIZE
-        rate, each = echoes / self.sizes.echo_seconds, spent / echoes * 1e6
+        rate, each = echoes / seconds, spent / echoes * 1e6
         note = self.book.note
         note("echoes", carrier.name, rate, "a second", streams=count)
         note("CPU of both sides for an echo", carrier.name, each, "µs", streams=count)
         note("most ÷ least", carrier.name, spread(received), "×", streams=count)
 
     def _bulk(self, carrier: Carrier) -> None:
-        count = self.sizes.streams[-1]
-        received, spent = self._talk(carrier, "bulk", count, BULK_SIZE)
+        count, seconds = self.sizes.streams[-1], self.sizes.bulk_seconds
+        received, spent = self._talk(carrier, "bulk", count, BULK_SIZE, seconds)
         carried = 2 * sum(received)  # there and back
-        rate, each = carried / self.sizes.echo_seconds / 1e6, spent / carried * 1e9
+        rate, each = carried / seconds / 1e6, spent / carried * 1e9
         note = self.book.note
         note("in bulk, both ways", carrier.name, rate, "MB/s", streams=count)
         note("in bulk, CPU of both sides", carrier.name, each, "s/GB", streams=count)
         note("in bulk, most ÷ least", carrier.name, spread(received), "×", streams=count)
 
-    def _talk(self, carrier: Carrier, what: str, count: int, size: int) -> tuple[list[int], float]:
+    def _talk(
+        self, carrier: Carrier, what: str, count: int, size: int, seconds: float
+    ) -> tuple[list[int], float]:
         """What came back to each of `count` visitors, and the carrier's CPU seconds meanwhile."""
-        with visitors(carrier, what, count, size, self.sizes.echo_seconds) as talking:
+        with visitors(carrier, what, count, size, seconds) as talking:
             talking.wait_for_output("^ready$", limit=LONG)
             before = usage(carrier.pids()).cpu
             received: list[int] = json.loads(talking.wait_for_output(r"^\[.*").group())
@@ -388,7 +394,9 @@ class Bench:
             each = (rss_bytes(pid) - before) / count / 1e3
             note("memory of the relay for an agent", OURS, each, "KB", agents=count)
             spent, began = cpu_seconds(pid), time.monotonic()
-            time.sleep(self.sizes.idle_seconds)
+            # The last of all is what the target is about.
+            last = count == self.sizes.agents[-1]
+            time.sleep(self.sizes.idle_seconds * (1 if last else 2 / 3))
             share = (cpu_seconds(pid) - spent) / (time.monotonic() - began)
             each = share * 100 / (count / 100)
             note("CPU of the relay for 100 idle agents", OURS, each, "% of a core", agents=count)

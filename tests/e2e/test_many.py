@@ -132,6 +132,7 @@ def test_the_benchmark_of_many_says_what_it_found(tmp_path: Path) -> None:
         starts=1,
         settle_seconds=0.05,
         echo_seconds=0.1,
+        bulk_seconds=0.2,
         visit_seconds=0.2,
         idle_seconds=0.1,
     )
