@@ -29,6 +29,7 @@ from protocol.frame import CloseCode
 from protocol.hello import ID_SIZE, Hello, Resume, Welcome
 from protocol.noise import StaticKey
 from protocol.process.address import HostPort, is_address
+from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
 from protocol.replay import ReplayCap
 from protocol.session import Session
@@ -85,6 +86,7 @@ async def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT. SIGUSR1: the network may have changed, dial now."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+        tell_small_buffers(min(config.stream_window_max, config.replay))
         async with trio.open_nursery() as nursery:
             agent = Agent(config, relay, services, key, nursery)
             nursery.start_soon(agent.stay_attached)

@@ -14,6 +14,7 @@ import trio
 
 from protocol.noise import StaticKey
 from protocol.process.command import CommandFailed
+from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
 from relay_server import admin
@@ -73,6 +74,7 @@ async def _run(
             for sock in sockets:
                 host, port = sock.getsockname()[:2]
                 event(log, logging.INFO, "listening", host=host, port=port)
+            tell_small_buffers(config.stream_window_max)
             async for number in signals:
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
