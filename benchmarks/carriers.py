@@ -129,7 +129,12 @@ class Relay(Carrier):
             for number, (target, port) in enumerate(zip(targets, self.ports, strict=True))
         ]
         self.agent.configure(self._agent_options + harness.services(*entries))
-        self.agent.start(*self.ports)
+        process = self.agent.start(*self.ports)
+        # The ports have been open since the agent joined; only so many visitors wait for it there.
+        harness.eventually(
+            lambda: sum(" service-up " in line for line in process.log) == len(self.ports),
+            what="the agent serves every port",
+        )
 
     def stop(self) -> None:
         for side in (self.agent, self.relay):

@@ -6,7 +6,8 @@ rests in replay until its frame is acked, and comes back.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
 
 from protocol.record import MAX_FRAME
 
@@ -14,15 +15,26 @@ from protocol.record import MAX_FRAME
 SPARE_FRAMES: Final = 64
 
 
-class BufferPool:
-    def __init__(self, size: int = MAX_FRAME, *, spare: int = SPARE_FRAMES) -> None:
+B = TypeVar("B", bytearray, memoryview)
+
+
+class Pool(Generic[B]):
+    def __init__(self, make: Callable[[int], B], size: int, *, spare: int) -> None:
         self.size = size
+        self._make: Callable[[int], B] = make
         self._spare = spare
-        self._free: list[bytearray] = []
+        self._free: list[B] = []
 
-    def take(self) -> bytearray:
-        return self._free.pop() if self._free else bytearray(self.size)
+    def take(self) -> B:
+        return self._free.pop() if self._free else self._make(self.size)
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: B) -> None:
         if len(self._free) < self._spare:
             self._free.append(buffer)
+
+
+class BufferPool(Pool[bytearray]):
+    """Of frames."""
+
+    def __init__(self, size: int = MAX_FRAME, *, spare: int = SPARE_FRAMES) -> None:
+        super().__init__(bytearray, size, spare=spare)

@@ -63,9 +63,18 @@ class Sealer:
         return end
 
 
+def lazy_area(size: int) -> memoryview:
+    """A buffer that takes no memory where it was never touched.
+
+    A private mapping: most links are quiet most of the time and touch the first page. 2,000 of them
+    would otherwise hold 2,000 whole areas, and a router one that is larger than all the rest.
+    """
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
+
+
 def plaintext_area(capacity: int) -> memoryview:
     """What openers of that `capacity` open frames into; all those of a thread may share one."""
-    return memoryview(bytearray(capacity))
+    return lazy_area(capacity)
 
 
 class Opener:
@@ -95,9 +104,7 @@ class Opener:
         # All that was received in one go may be open at once: plaintext is shorter than records.
         self._plaintext = plaintext_area(capacity) if plaintext is None else plaintext
         self._opened = 0
-        # A private mapping: pages never touched take no memory, and a quiet link touches only the
-        # first (a relay with 2,000 links would otherwise hold 2,000 whole areas).
-        self._area = memoryview(mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE))
+        self._area = lazy_area(capacity)
         # Received and not yet opened is _area[_start:_end].
         self._start = 0
         self._end = 0

@@ -14,7 +14,7 @@ import trio
 
 from protocol.noise import StaticKey
 from protocol.process.command import CommandFailed
-from protocol.process.limits import tell_small_buffers
+from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
 from relay_server import admin
@@ -63,6 +63,7 @@ async def _run(
     key: StaticKey,
     sockets: Sequence[socket.socket],
 ) -> None:
+    raise_descriptor_limit()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, nursery)

@@ -14,7 +14,6 @@ Whatever is wrong ends in one line that names the file, the key and what is expe
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import tomllib
@@ -80,6 +79,8 @@ def _build(schema: type[_Schema], table: Mapping[str, object], where: str) -> _S
     prefix = f"{where}." if where else ""
     for key in table:
         if key not in fields:
+            import difflib  # for whoever mistypes, and for nobody else
+
             near = difflib.get_close_matches(key.replace("-", "_"), fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(fields)}"
             raise _Wrong(f"{prefix}{_shown_key(key)}: unknown key; {hint}")

@@ -1,8 +1,10 @@
-"""The kernel's bounds on TCP buffers: what a long fat link needs beyond our own windows."""
+"""What the system allows this process, where that is less than it may need."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -34,3 +36,15 @@ def tell_small_buffers(wanted: int, folder: Path = Path("/proc/sys/net/ipv4")) -
                 wanted=wanted,
                 reason="one stream cannot fill a fast and distant link",
             )
+
+
+def raise_descriptor_limit() -> None:
+    """To what the system allows without asking anybody.
+
+    The soft limit is 1,024 almost everywhere, for the sake of select(2), which nobody uses here; a
+    relay is full with that at 340 agents.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # then it stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

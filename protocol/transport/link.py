@@ -19,12 +19,12 @@ from typing import Final
 
 import trio
 
-from protocol.buffers import BufferPool
+from protocol.buffers import Pool
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
 from protocol.events import DataReceived, Event
 from protocol.liveness import Verdict
 from protocol.noise import Buffer
-from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer
+from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
 from protocol.session import Session
 from protocol.transport.pace import INTERVAL, Pace
 from protocol.transport.sockets import limit_unsent, reset_on_close
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # Eight full records a send: fewer cost a system call each, more spill the L2 cache.
 BATCH: Final = 8 * MAX_RECORD
 # Sealed records between links share these; a link holds one only while its socket is full.
-_batches: Final = BufferPool(BATCH, spare=4)
+_batches: Final = Pool(lazy_area, BATCH, spare=4)
 # Between looks while draining: there is no event for it, and it is over in a round trip.
 _GLANCE: Final = 0.01
 # A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
@@ -52,7 +52,7 @@ class Link:
         self._deliver: Callable[[Event], None]
         self._deliver_data: Callable[[int, list[memoryview]], None]
         self._pending: memoryview | None = None  # sealed, not yet taken by the socket
-        self._buffer: bytearray | None = None  # what `_pending` points into
+        self._buffer: memoryview | None = None  # what `_pending` points into
         self._drained = False  # the last receive took all there was
         self._waiting = False  # for the socket; the writer's turn
         self._mute = False  # nothing can be sent any more, yet there is something to read
@@ -184,8 +184,7 @@ class Link:
     def _send_from(self, session: Session, frame: Buffer | None, now: float) -> None:
         """Send `frame`, which the session has numbered, and all that follows."""
         pace = self._pace
-        buffer = _batches.take()
-        area = memoryview(buffer)
+        area = _batches.take()
         # Where the socket may hold as much unsent as it should, the next record waits, and what
         # was queued meanwhile may overtake it. After a loss everything stays queued.
         while frame is not None and not self._waiting and self._lost is None:
@@ -197,14 +196,14 @@ class Link:
             sent = self._send(area[:size])
             if sent < size:
                 # The pool gets it back when the socket has taken it all.
-                self._buffer, self._pending = buffer, area[sent:size]
+                self._buffer, self._pending = area, area[sent:size]
                 self._wait_for_room()
                 return
             if self._is_crowded(sent):
                 self._wait_for_room()
             elif not drained and self._lost is None:
                 frame = session.next_frame(now)
-        _batches.give(buffer)
+        _batches.give(area)
 
     def _is_crowded(self, sent: int) -> bool:
         """Whether, after `sent` bytes more, the socket holds as much unsent as the path allows."""

@@ -33,6 +33,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
 from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
 from protocol.intake import BURST_FRAMES
+from protocol.record import lazy_area
 from protocol.session import Session
 from protocol.transport.link import TURN_BYTES
 from protocol.transport.sockets import close_finished
@@ -44,7 +45,7 @@ DISCARD_SECONDS: Final = 60.0
 # arrive in one go.
 _MOST_PIECES: Final = 1024
 # What nobody will read goes here, for all splices: most of those who discard only wait.
-_scrap: Final = bytearray(64 * 1024)
+_scrap: Final = lazy_area(64 * 1024)
 
 
 class Splice:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
-from protocol.process.limits import tell_small_buffers
+from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
 
 
 def told(folder: Path, wanted: int, caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -30,3 +31,26 @@ def test_a_system_that_does_not_say_is_let_be(
 ) -> None:
     (tmp_path / "tcp_rmem").write_text(text)
     assert told(tmp_path, 1, caplog) == []
+
+
+def test_as_many_descriptors_as_the_system_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = before
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))
+        raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_system_that_does_not_let_it_leaves_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 2))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    raise_descriptor_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1, 2)
