@@ -282,6 +282,7 @@ class Agents:
                 "since": round(now - presence.since, 1),  # seconds ago
                 "streams": presence.endpoint.session.open_streams if presence.endpoint else 0,
                 "ports": sorted(port for port, one in presence.listeners.items() if one.open),
+                "refused": dict(presence.refused),
             }
             for presence in self._present.values()
         ]

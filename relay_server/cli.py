@@ -388,6 +388,7 @@ def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) ->
         "address": None,
         "streams": 0,
         "open_ports": [],
+        "refused": {},  # how many visitors, by reason, since the relay started
     }
     if present is not None:
         entry["status"] = "attached" if present["attached"] else "detached"
@@ -395,6 +396,7 @@ def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) ->
         entry["address"] = present["address"]
         entry["streams"] = present["streams"]
         entry["open_ports"] = present["ports"]
+        entry["refused"] = present["refused"]
     return entry
 
 

@@ -140,6 +140,15 @@ class ServerConfig:
     # Visitors that wait so, for each agent; each holds a descriptor. More are bots.
     held_visitors: int = _count(64, 0, 4096)
 
+    # Visitors on public ports; who is young is told in guard.py
+
+    # All of one source together, such as an office behind one address. Established ones count.
+    visitors_per_source: int = _count(64, 1, 65535)
+    # dropbear takes five an address that have not logged in, and may still count one just evicted.
+    young_visitors_per_source: int = _count(4, 1, 65535)
+    # Of one service: OpenSSH begins to drop at ten, dropbear at thirty; two for those just evicted.
+    young_visitors: int = _count(8, 1, 65535)
+
     # Memory
 
     # Queued and unacked frames of a session and direction: what 1 Gbit/s has under way in 130 ms.

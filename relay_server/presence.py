@@ -10,6 +10,7 @@ Listeners go on beyond the session: a listener belongs to the key and the port.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
@@ -17,6 +18,7 @@ import trio
 from protocol.frame import CloseCode
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
+from relay_server.gate import Gate
 from relay_server.listeners import Listener
 from relay_server.takeover import Tenure
 
@@ -34,6 +36,8 @@ class Presence:
     since: float = 0.0  # when it attached or detached, on trio's clock
     goodbye: CloseCode | None = None
     held: int = 0  # visitors waiting unread
+    gates: dict[int, Gate] = field(default_factory=dict)  # by port; they outlive its listener
+    refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason
     _changed: trio.Event = field(default_factory=trio.Event)
 
     @property

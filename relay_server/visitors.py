@@ -1,18 +1,20 @@
-"""From a visitor's socket to a stream. While the agent is away a visitor waits, unread."""
+"""From a visitor's socket past the guard to a stream. While the agent is away a visitor waits."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from protocol.errors import SessionLost
+from protocol.errors import ResetCode, SessionLost
 from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
+from relay_server.gate import Gate
+from relay_server.guard import Caps, Ending, Guard, Traffic
 from relay_server.listeners import Listener
 from relay_server.presence import Presence
 
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from relay_server.config import ServerConfig
 
 log = logging.getLogger(__name__)
+
+# How an eviction is counted beside the refusals.
+EVICTED: Final = "evicted for another visitor"
+# How `Splice.reset_by_peer` says that the target's socket was reset, and not by us.
+_BY_TARGET: Final = "aborted"
 
 
 async def visit(
@@ -30,61 +37,151 @@ async def visit(
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
+    one = _Visit(config, presence, listener, source)
+    refused: str | None = None
     with sock:
         try:
             prepare_spliced(sock)
         except OSError:  # gone already
             return
-        about = {"agent": presence.name, "service": listener.service, "source": source[0]}
-        ready = await _wait_ready(config, presence, listener)
-        splice = ready if isinstance(ready, str) else _open(presence, ready, listener, source)
+        with one.scope:
+            refused = await one.run(sock)
+    # The socket is closed; what is left is to tell of it, which may take until there is time.
+    if one.evicted:
+        presence.refused[EVICTED] += 1
+        await one.gate.tell_evicted(one.about, one.traffic())
+    elif refused is not None:
+        presence.refused[refused] += 1
+        await one.gate.tell_refused(one.about, refused)
+
+
+class _Visit:
+    def __init__(
+        self,
+        config: ServerConfig,
+        presence: Presence,
+        listener: Listener,
+        source: tuple[str, int],
+    ) -> None:
+        self._config = config
+        self._presence = presence
+        self._listener = listener
+        self._source = source
+        self.about = {"agent": presence.name, "service": listener.service, "source": source[0]}
+        self.gate = _gate_of(config, presence, listener)
+        self.scope = trio.CancelScope()  # cancelled when evicted
+        self.evicted = False
+        self._came = trio.current_time()
+        self._joined: tuple[Endpoint, Splice] | None = None
+
+    async def run(self, sock: socket.socket) -> str | None:
+        """Carry the visitor, or say why not."""
+        if self._source[0] in _UNGUARDED:
+            return await self._carry(sock)
+        visitor = await self.gate.enter(self._source[0], traffic=self.traffic, evict=self._evict)
+        if visitor is None:
+            return "too many visitors from there"
+        ending = Ending.OURS
+        try:
+            refused = await self._carry(sock)
+            ending = self._ending()
+        finally:
+            self.gate.guard.leave(visitor, trio.current_time(), ending)
+        return refused
+
+    async def _carry(self, sock: socket.socket) -> str | None:
+        ready = await self._wait_ready()
+        splice = ready if isinstance(ready, str) else self._open(ready)
         if isinstance(splice, str):
-            event(log, logging.INFO, "visitor-refused", **about, reason=splice)
-            return
-        stream = splice.stream
-        event(log, logging.INFO, "visitor-in", **about, stream=stream)
+            return splice
+        event(log, logging.INFO, "visitor-in", **self.about, stream=splice.stream)
         await splice.run(sock)
+        # It may have been evicted in the turn in which it ended.
+        await trio.lowlevel.checkpoint_if_cancelled()
         event(
             log,
             logging.INFO,
             "visitor-out",
-            **about,
-            stream=stream,
+            **self.about,
+            stream=splice.stream,
             received=splice.sent,
             sent=splice.delivered,
             reset=splice.reset_by_peer,
         )
+        return None
 
+    async def _wait_ready(self) -> Endpoint | str:
+        """The session to open a stream in, or why there is none."""
+        presence, listener = self._presence, self._listener
+        if not (presence.ready(listener) or listener.closed):
+            if presence.held >= self._config.held_visitors:
+                return "too many visitors wait for the agent"
+            presence.held += 1
+            try:
+                with trio.move_on_after(self._config.visitor_wait):
+                    while not (presence.ready(listener) or listener.closed):
+                        await presence.wait_change()
+            finally:
+                presence.held -= 1
+            # A task woken in the turn in which it is evicted runs once more.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        if listener.closed:
+            return "the port is closed"
+        return presence.ready(listener) or "the agent is away"
 
-async def _wait_ready(
-    config: ServerConfig, presence: Presence, listener: Listener
-) -> Endpoint | str:
-    """The session to open a stream in, or why there is none."""
-    if not (presence.ready(listener) or listener.closed):
-        if presence.held >= config.held_visitors:
-            return "too many visitors wait for the agent"
-        presence.held += 1
+    def _open(self, endpoint: Endpoint) -> Splice | str:
         try:
-            with trio.move_on_after(config.visitor_wait):
-                while not (presence.ready(listener) or listener.closed):
-                    await presence.wait_change()
-        finally:
-            presence.held -= 1
-    if listener.closed:
-        return "the port is closed"
-    return presence.ready(listener) or "the agent is away"
+            stream = endpoint.session.open(self._listener.publication, self._source)
+        except SessionLost as exc:
+            self._presence.end_session()  # 2^31 streams: the agent starts a new session at once
+            return str(exc)
+        if stream is None:
+            return "too many streams"
+        splice = endpoint.join(stream)
+        self._joined = endpoint, splice
+        endpoint.flush()
+        return splice
+
+    # For the guard
+
+    def traffic(self) -> Traffic:
+        if self._joined is None:
+            return Traffic()
+        splice = self._joined[1]
+        return Traffic(splice.sent, splice.delivered)
+
+    def _evict(self) -> None:
+        self.evicted = True
+        self.scope.cancel()
+        if self._joined is not None:
+            # Before the splice does it itself, as if the visitor had gone.
+            endpoint, splice = self._joined
+            endpoint.session.reset(splice.stream, ResetCode.REFUSED)
+            endpoint.flush()
+
+    def _ending(self) -> Ending:
+        """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""
+        presence = self._presence
+        if self._joined is None or not presence.tenure.attached or presence.since > self._came:
+            return Ending.OURS
+        splice = self._joined[1]
+        if splice.reset_by_peer is None:
+            return Ending.FINISHED if splice.inbound_finished else Ending.CUT
+        return Ending.CUT if splice.reset_by_peer == _BY_TARGET else Ending.OURS
 
 
-def _open(
-    presence: Presence, endpoint: Endpoint, listener: Listener, source: tuple[str, int]
-) -> Splice | str:
-    try:
-        stream = endpoint.session.open(listener.publication, source)
-    except SessionLost as exc:
-        presence.end_session()  # 2^31 streams: the agent starts a new session at once
-        return str(exc)
-    if stream is None:
-        return "too many streams"
-    splice = endpoint.join(stream)
-    endpoint.flush()
-    return splice
+# Programs of this machine itself, or a front that passes all its visitors on from there: neither is
+# a stranger with one address.
+_UNGUARDED: Final = frozenset({"127.0.0.1", "::1"})
+
+
+def _gate_of(config: ServerConfig, presence: Presence, listener: Listener) -> Gate:
+    gate = presence.gates.get(listener.port)
+    if gate is None:
+        caps = Caps(
+            per_source=config.visitors_per_source,
+            young_per_source=config.young_visitors_per_source,
+            young=config.young_visitors,
+        )
+        gate = presence.gates[listener.port] = Gate(Guard(caps))
+    return gate

@@ -636,9 +636,10 @@ class Target:
         self._listener.close()
 
 
-def visit(port: int, host: str = LOOPBACK) -> socket.socket:
-    """Come to a public port like anybody's TCP client."""
-    return socket.create_connection((host, port), timeout=LIMIT)
+def visit(port: int, host: str = LOOPBACK, *, source: str | None = None) -> socket.socket:
+    """Come to a public port like anybody's TCP client, from the address `source`."""
+    bind = None if source is None else (source, 0)
+    return socket.create_connection((host, port), timeout=LIMIT, source_address=bind)
 
 
 @contextlib.contextmanager

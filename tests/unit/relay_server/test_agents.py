@@ -664,8 +664,14 @@ async def test_the_overview(relay: Relay, mock_clock: Clock) -> None:
     (entry,) = relay.agents.overview()
     address = entry.pop("address")
     assert str(address).startswith("127.0.0.1:")
-    expected = {"name": "home", "attached": True, "since": 3.0, "streams": 1, "ports": [port]}
-    assert entry == expected
+    assert entry == {
+        "name": "home",
+        "attached": True,
+        "since": 3.0,
+        "streams": 1,
+        "ports": [port],
+        "refused": {},
+    }
     await router.cut()
     (entry,) = relay.agents.overview()
     assert entry["address"] == address

@@ -356,6 +356,7 @@ HERE = {
     "since": 3723.4,
     "streams": 2,
     "ports": [11111],
+    "refused": {"evicted for another visitor": 36},
 }
 
 
@@ -379,6 +380,7 @@ def test_agents_without_a_server(run: Run, state: StateFolder) -> None:
             "address": None,
             "streams": 0,
             "open_ports": [],
+            "refused": {},
         }
     ]
 
@@ -409,6 +411,7 @@ def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
         "address": "203.0.113.9:4711",
         "streams": 2,
         "open_ports": [11111],
+        "refused": {"evicted for another visitor": 36},
     }
 
 

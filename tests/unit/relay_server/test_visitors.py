@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import trio.testing
 
-from protocol.errors import SessionLost
+from protocol.errors import ResetCode, SessionLost
 from protocol.events import StreamOpened
 from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.guard import GRACE, GROWN_BYTES, ONE_SHOT_BYTES
 from relay_server.listeners import Listener
-from relay_server.visitors import visit
+from relay_server.visitors import EVICTED, visit
 from tests.unit.relay_server.relay import (
     Relay,
     Router,
@@ -236,3 +237,180 @@ async def test_a_session_that_ends_as_the_visitor_is_woken_leaves_it_waiting(
     await quiet()
     assert presence.held == 1
     visitor.close()
+
+
+# The guard
+
+STRANGER = "203.0.113.9"
+
+
+def come(relay: Relay, router: Router, port: int, host: str = STRANGER) -> socket.socket:
+    """A visitor from `host`, as far as the relay knows."""
+    visitor, accepted = tcp_pair()
+    presence = relay.presence(router)
+    relay.agents._ports._on_visitor(presence, presence.listeners[port], accepted, (host, 4711))
+    return visitor
+
+
+async def visited_by(
+    relay: Relay, router: Router, port: int, host: str = STRANGER
+) -> tuple[socket.socket, socket.socket]:
+    count = len(router.targets)
+    visitor = come(relay, router, port, host)
+    await until(lambda: len(router.targets) > count)
+    return visitor, router.targets[count]
+
+
+def score(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:
+    return relay.presence(router).gates[port].guard.score(host, trio.current_time())
+
+
+async def test_one_young_visitor_too_many_evicts_another(
+    relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    router, port = await serving(relay)
+    pairs = [await visited_by(relay, router, port) for _ in range(4)]
+    assert router.endpoint is not None
+    splice = router.endpoint.splices[1]
+    late = come(relay, router, port)
+    await quiet()
+    assert len(router.targets) == 4
+    mock_clock.jump(GRACE)
+    assert await was_reset(pairs[0][0])
+    assert await was_reset(pairs[0][1])
+    assert splice.reset_by_peer == "refused"
+    await until(lambda: len(router.targets) == 5)
+    await until(lambda: told(log, "visitor-evicted"))
+    about = {"agent": "home", "service": "ssh", "source": STRANGER}
+    assert told(log, "visitor-evicted") == [about | {"received": 0, "sent": 0}]
+    assert not told(log, "visitor-out")
+    assert relay.presence(router).refused == {EVICTED: 1}
+    assert score(relay, router, port) == 0.0
+    for one in (late, *(visitor for visitor, _ in pairs[1:])):
+        one.close()
+
+
+async def test_an_established_visitor_stays_whoever_comes(relay: Relay) -> None:
+    router, port = await serving(relay)
+    visitor, target = await visited_by(relay, router, port)
+    await send_all(visitor, bytes(GROWN_BYTES))
+    await receive_exactly(target, GROWN_BYTES)
+    crowd = [come(relay, router, port) for _ in range(40)]
+    await until(lambda: relay.presence(router).refused[EVICTED] >= 10)
+    await send_all(target, b"still here")
+    assert await receive_exactly(visitor, 10) == b"still here"
+    for one in (visitor, *crowd):
+        one.close()
+
+
+async def test_who_waits_for_the_agent_can_be_evicted(relay: Relay, mock_clock: Clock) -> None:
+    router, port = await serving(relay)
+    await router.cut()
+    waiting = []
+    for _ in range(4):
+        waiting.append(come(relay, router, port))
+        await until(lambda: relay.presence(router).held == len(waiting))
+    mock_clock.jump(GRACE)
+    late = come(relay, router, port)
+    assert await was_reset(waiting[0])
+    await until(lambda: relay.presence(router).held == 4)
+    for one in (late, *waiting[1:]):
+        one.close()
+
+
+async def test_a_source_may_have_so_many_established_visitors(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, visitors_per_source=1) as relay:
+        router, port = await serving(relay)
+        visitor, target = await visited_by(relay, router, port)
+        await send_all(visitor, bytes(GROWN_BYTES))
+        await receive_exactly(target, GROWN_BYTES)
+        assert await was_reset(come(relay, router, port))
+        reason = "too many visitors from there"
+        await until(lambda: told(log, "visitor-refused"))
+        assert told(log, "visitor-refused")[0]["reason"] == reason
+        assert relay.presence(router).refused == {reason: 1}
+        other, _ = await visited_by(relay, router, port, "203.0.113.10")
+        visitor.close()
+        other.close()
+
+
+async def test_visitors_from_the_relay_itself_are_not_counted(relay: Relay) -> None:
+    router, port = await serving(relay)
+    visitors = [await router.visited(port) for _ in range(20)]
+    assert not relay.presence(router).refused
+    for visitor, _ in visitors:
+        visitor.close()
+
+
+async def test_a_visitor_that_goes_at_once_is_held_against_its_source(relay: Relay) -> None:
+    router, port = await serving(relay)
+    visitor, _ = await visited_by(relay, router, port)
+    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    visitor.close()
+    await until(lambda: score(relay, router, port))
+
+
+async def test_so_is_one_that_the_ssh_server_throws_out(relay: Relay) -> None:
+    router, port = await serving(relay)
+    visitor, target = await visited_by(relay, router, port)
+    target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    target.close()
+    assert await was_reset(visitor)
+    await until(lambda: score(relay, router, port))
+
+
+@pytest.mark.parametrize(("sent", "counts"), [(1, True), (ONE_SHOT_BYTES, False)])
+async def test_one_that_ends_with_both_directions_finished_is_not_if_much_was_said(
+    relay: Relay, sent: int, counts: bool
+) -> None:
+    router, port = await serving(relay)
+    visitor, target = await visited_by(relay, router, port)
+    await send_all(target, bytes(sent))
+    for one in (visitor, target):
+        one.shutdown(socket.SHUT_WR)
+        await quiet()
+    with visitor:
+        assert len(await receive_to_end(visitor)) == sent
+    await until(lambda: relay.presence(router).gates[port].guard.young == 0)
+    assert bool(score(relay, router, port)) is counts
+
+
+async def test_endings_that_the_visitor_cannot_help_are_not(relay: Relay) -> None:
+    router, port = await serving(relay)
+    assert router.endpoint is not None
+    visitor, _ = await visited_by(relay, router, port)
+    router.endpoint.session.reset(1, ResetCode.TARGET_UNREACHABLE)
+    router.endpoint.flush()
+    assert await was_reset(visitor)
+    visitor, _ = await visited_by(relay, router, port)
+    await router.cut()
+    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    visitor.close()
+    await until(lambda: relay.presence(router).gates[port].guard.young == 0)
+    assert score(relay, router, port) == 0.0
+
+
+async def test_nor_is_one_that_outlived_an_outage(relay: Relay, mock_clock: Clock) -> None:
+    router, port = await serving(relay)
+    visitor, _ = await visited_by(relay, router, port)
+    await router.cut()
+    mock_clock.jump(1.0)
+    await router.resume()
+    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    visitor.close()
+    await until(lambda: relay.presence(router).gates[port].guard.young == 0)
+    assert score(relay, router, port) == 0.0
+
+
+async def test_a_score_outlives_the_listener(relay: Relay) -> None:
+    router, port = await serving(relay)
+    visitor, _ = await visited_by(relay, router, port)
+    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    visitor.close()
+    await until(lambda: score(relay, router, port))
+    router.unpublish(router.confirmed[0])
+    await until(lambda: port not in relay.presence(router).listeners)
+    await router.serve(port)
+    assert score(relay, router, port) > 0.9

@@ -1,0 +1,70 @@
+"""Bots at the public port cost nobody else the login, with a real dropbear behind it.
+
+Sources are addresses in 127.0.0.0/8; the guard counts all but 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from .conftest import House
+from .harness import LIMIT, Login, SshServer, eventually, visit
+
+BOTS = 40
+# What stands before an SSH server by default (relay_server/config.py).
+YOUNG_PER_SOURCE = 4
+YOUNG = 8
+# An evicted visitor is gone from the relay before its process at dropbear is.
+ON_THEIR_WAY_OUT = 2
+
+ONE_SOURCE = ["127.0.5.5"]
+TEN_SOURCES = [f"127.0.5.{number}" for number in range(10, 20)]
+
+
+@contextlib.contextmanager
+def idle(port: int, sources: Sequence[str], server: SshServer) -> Iterator[int]:
+    """Visitors who say nothing; tells how many dropbear had at most while they came."""
+    most = 0
+    with contextlib.ExitStack() as stack:
+        for number in range(BOTS):
+            stack.enter_context(visit(port, source=sources[number % len(sources)]))
+            most = max(most, visitors_of(server))
+        yield most
+
+
+def visitors_of(server: SshServer) -> int:
+    """dropbear has a process for each."""
+    pid = server.process.pid
+    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+@pytest.mark.parametrize(("sources", "cap"), [(ONE_SOURCE, YOUNG_PER_SOURCE), (TEN_SOURCES, YOUNG)])
+def test_idle_visitors_cost_nobody_the_login(
+    own_house: House, dropbear: SshServer, login: Login, sources: list[str], cap: int
+) -> None:
+    port = own_house.dropbear_port
+    with login.session(port, "echo up; exec cat", options=["-b", "127.0.6.1"]) as session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"up\n"
+        sessions = visitors_of(dropbear)
+        with idle(port, sources, dropbear) as most:
+            for number in range(5):
+                done = login.ssh(port, "echo in", options=["-b", f"127.0.7.{1 + number}"])
+                assert (done.stdout, done.returncode) == ("in\n", 0), done.stderr
+                assert visitors_of(dropbear) - sessions <= cap + ON_THEIR_WAY_OUT
+            assert most - sessions <= cap + ON_THEIR_WAY_OUT
+            eventually(lambda: visitors_of(dropbear) - sessions <= cap, what="the cap", limit=LIMIT)
+            refused = own_house.relay.agents()["home"]["refused"]
+            assert refused["evicted for another visitor"] >= BOTS - 16 - cap
+        session.stdin.write(b"still here\n")
+        session.stdin.flush()
+        assert session.stdout.readline() == b"still here\n"
+        assert session.communicate(timeout=LIMIT) == (b"", b"")
+        assert session.returncode == 0
+    lines = own_house.relay.process.log
+    assert len([line for line in lines if "visitor-evicted" in line]) <= 10

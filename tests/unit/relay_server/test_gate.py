@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from relay_server.brake import LINES, PERIOD
+from relay_server.gate import ASK_AGAIN, MAX_WAITING, Gate
+from relay_server.guard import GRACE, GROWN_BYTES, Caps, Ending, Guard, Traffic, Visitor
+from tests.unit.relay_server.relay import told
+
+ABOUT = {"agent": "home", "service": "ssh", "source": "203.0.113.9"}
+
+
+def gate_of(*, per_source: int = 8, young: int = 1) -> Gate:
+    return Gate(Guard(Caps(per_source=per_source, young_per_source=8, young=young)))
+
+
+async def enter(
+    gate: Gate, host: str, *, sent: int = 0, evicted: list[str] | None = None
+) -> Visitor | None:
+    names = [] if evicted is None else evicted
+    return await gate.enter(
+        host, traffic=lambda: Traffic(sent, 0), evict=lambda: names.append(host)
+    )
+
+
+async def test_a_newcomer_waits_until_another_has_had_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    gate, evicted = gate_of(), list[str]()
+    await enter(gate, "a", evicted=evicted)
+    assert await enter(gate, "b") is not None
+    assert evicted == ["a"]
+    assert GRACE <= trio.current_time() < GRACE + 2 * ASK_AGAIN
+    assert gate.waiting == 0
+
+
+async def test_a_newcomer_gets_a_place_that_frees_itself(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    gate, evicted = gate_of(), list[str]()
+    first = await enter(gate, "a", evicted=evicted)
+    assert first is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter, gate, "b")
+        await trio.sleep(1.0)
+        assert gate.waiting == 1
+        gate.guard.leave(first, trio.current_time(), Ending.OURS)
+    assert trio.current_time() < 1.0 + 2 * ASK_AGAIN
+    assert not evicted
+
+
+async def test_one_more_than_may_wait_evicts_at_once(mock_clock: trio.testing.MockClock) -> None:
+    gate, evicted = gate_of(), list[str]()
+    await enter(gate, "a", evicted=evicted)
+    async with trio.open_nursery() as nursery:
+        for number in range(MAX_WAITING):
+            nursery.start_soon(enter, gate, f"10.0.0.{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert gate.waiting == MAX_WAITING
+        assert not evicted
+        await enter(gate, "b")
+        assert evicted == ["a"]
+        nursery.cancel_scope.cancel()
+    assert gate.waiting == 0
+
+
+async def test_a_source_whose_visitors_are_all_established_may_have_no_more() -> None:
+    gate = gate_of(per_source=1)
+    assert await enter(gate, "a", sent=GROWN_BYTES) is not None
+    assert await enter(gate, "a") is None
+
+
+async def test_many_refusals_become_one_line(
+    autojump_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
+) -> None:
+    gate = gate_of()
+    async with trio.open_nursery() as nursery:
+        for number in range(LINES + 400):
+            nursery.start_soon(gate.tell_refused, ABOUT, "no place")
+            if number < 3:
+                nursery.start_soon(gate.tell_evicted, ABOUT, Traffic(21, 500))
+    assert trio.current_time() == PERIOD
+    assert told(log, "visitor-refused") == [ABOUT | {"reason": "no place"}] * LINES
+    assert told(log, "visitors-refused") == [{"agent": "home", "service": "ssh", "more": 400}]
+    assert told(log, "visitor-evicted") == [ABOUT | {"received": 21, "sent": 500}] * 3
+    await gate.tell_refused(ABOUT, "no place")
+    assert len(told(log, "visitor-refused")) == LINES + 1
