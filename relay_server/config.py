@@ -20,6 +20,7 @@ from protocol.process.config import (
     parse_duration,
     parse_size,
 )
+from relay_server.networks import Networks, parse_network, parse_networks
 
 _T = TypeVar("_T")
 
@@ -99,6 +100,11 @@ def _count(default: int, low: int, high: int) -> Any:
     return _read_by(between(parse_count, low, high), default)
 
 
+_NETWORKS: Final = {"parse": parse_networks}
+_NOBODY: Final = Networks()
+_THIS_MACHINE: Final = Networks(map(parse_network, ("127.0.0.1", "::1")))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     # Where agents dial in. Eight is a bound on mistakes, not on use.
@@ -142,6 +148,13 @@ class ServerConfig:
 
     # Visitors on public ports; who is young is told in guard.py
 
+    # Networks whose visitors are refused, and those that alone may come (without any: all). What is
+    # denied stays so though it is allowed. `relay-agent join` visits its port from where it is.
+    deny: Networks = field(default=_NOBODY, metadata=_NETWORKS)
+    allow: Networks = field(default=_NOBODY, metadata=_NETWORKS)
+    # Visitors who are not counted below: programs of this machine itself, or a front that passes
+    # all its visitors on from there, which is no stranger with one address.
+    uncounted: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
     # All of one source together, such as an office behind one address. Established ones count.
     visitors_per_source: int = _count(64, 1, 65535)
     # dropbear takes five an address that have not logged in, and may still count one just evicted.

@@ -76,9 +76,14 @@ class _Visit:
 
     async def run(self, sock: socket.socket) -> str | None:
         """Carry the visitor, or say why not."""
-        if self._source[0] in _UNGUARDED:
+        host = self._source[0]
+        if host in self._config.deny:
+            return "the source is denied"
+        if self._config.allow and host not in self._config.allow:
+            return "the source is not allowed"
+        if host in self._config.uncounted:
             return await self._carry(sock)
-        visitor = await self.gate.enter(self._source[0], traffic=self.traffic, evict=self._evict)
+        visitor = await self.gate.enter(host, traffic=self.traffic, evict=self._evict)
         if visitor is None:
             return "too many visitors from there"
         ending = Ending.OURS
@@ -168,11 +173,6 @@ class _Visit:
         if splice.reset_by_peer is None:
             return Ending.FINISHED if splice.inbound_finished else Ending.CUT
         return Ending.CUT if splice.reset_by_peer == _BY_TARGET else Ending.OURS
-
-
-# Programs of this machine itself, or a front that passes all its visitors on from there: neither is
-# a stranger with one address.
-_UNGUARDED: Final = frozenset({"127.0.0.1", "::1"})
 
 
 def _gate_of(config: ServerConfig, presence: Presence, listener: Listener) -> Gate:

@@ -35,6 +35,16 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert (config.ports[0], config.ports[-1]) == (11111, 12110)
 
 
+def test_networks_of_visitors(tmp_path: Path) -> None:
+    config = load_config(None, tmp_path)
+    assert (len(config.deny), len(config.allow)) == (0, 0)
+    assert [str(one) for one in config.uncounted] == ["127.0.0.1/32", "::1/128"]
+    config = load(tmp_path, "deny = ['203.0.113.0/24', '2001:db8::/32']\nuncounted = []")
+    assert "203.0.113.9" in config.deny
+    assert "2001:db8::9" in config.deny
+    assert not config.uncounted
+
+
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file$"):
         load_config(tmp_path / "none.toml", tmp_path)
@@ -76,6 +86,10 @@ def test_the_file_is_under_the_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
+        ("deny = '203.0.113.9'", "deny: expected an array of strings, not '203.0.113.9'"),
+        ("deny = ['a.example']", "deny: expected an address or a network such as 203.0.113.0/24"),
+        ("allow = ['203.0.113.9/24']", "allow: expected 203.0.113.0/24, if that is what"),
+        ("uncounted = [1]", "uncounted: expected an array of strings, not [1]"),
         ("lisen = []", "lisen: unknown key; did you mean listen?"),
         ("listen = []", "listen: expected 1 to 8 items, not 0"),
         ("listen = '[::]:1'", "listen: expected an array of strings, not '[::]:1'"),

@@ -12,6 +12,7 @@ from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.guard import GRACE, GROWN_BYTES, ONE_SHOT_BYTES
 from relay_server.listeners import Listener
+from relay_server.networks import parse_networks
 from relay_server.visitors import EVICTED, visit
 from tests.unit.relay_server.relay import (
     Relay,
@@ -414,3 +415,37 @@ async def test_a_score_outlives_the_listener(relay: Relay) -> None:
     await until(lambda: port not in relay.presence(router).listeners)
     await router.serve(port)
     assert score(relay, router, port) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("lists", "reason"),
+    [
+        ({"deny": ["203.0.113.0/24"]}, "the source is denied"),
+        ({"deny": [STRANGER], "allow": ["203.0.113.0/24"]}, "the source is denied"),
+        ({"deny": [STRANGER], "uncounted": [STRANGER]}, "the source is denied"),
+        ({"allow": ["2001:db8::/32", "203.0.113.10"]}, "the source is not allowed"),
+    ],
+)
+async def test_some_sources_are_refused_without_a_byte(
+    tmp_path: Path, log: pytest.LogCaptureFixture, lists: dict[str, list[str]], reason: str
+) -> None:
+    changes = {name: parse_networks(networks) for name, networks in lists.items()}
+    async with running(tmp_path, **changes) as relay:
+        router, port = await serving(relay)
+        assert await was_reset(come(relay, router, port))
+        await until(lambda: told(log, "visitor-refused"))
+        assert told(log, "visitor-refused")[0]["reason"] == reason
+        assert relay.presence(router).refused == {reason: 1}
+        assert not router.targets
+        if "allow" in lists:
+            visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
+            visitor.close()
+
+
+async def test_sources_that_are_not_counted_are_never_evicted(tmp_path: Path) -> None:
+    async with running(tmp_path, uncounted=parse_networks(["203.0.113.0/24"])) as relay:
+        router, port = await serving(relay)
+        visitors = [(await visited_by(relay, router, port))[0] for _ in range(20)]
+        assert not relay.presence(router).refused
+        for visitor in visitors:
+            visitor.close()
