@@ -288,10 +288,11 @@ class Bench:
         count, seconds = self.sizes.streams[-1], self.sizes.bulk_seconds
         received, spent = self._talk(carrier, "bulk", count, BULK_SIZE, seconds)
         carried = 2 * sum(received)  # there and back
-        rate, each = carried / seconds / 1e6, spent / carried * 1e9
         note = self.book.note
-        note("in bulk, both ways", carrier.name, rate, "MB/s", streams=count)
-        note("in bulk, CPU of both sides", carrier.name, each, "s/GB", streams=count)
+        note("in bulk, both ways", carrier.name, carried / seconds / 1e6, "MB/s", streams=count)
+        if carried:  # a carrier may not get a byte back to anybody in that time
+            each = spent / carried * 1e9
+            note("in bulk, CPU of both sides", carrier.name, each, "s/GB", streams=count)
         note("in bulk, most ÷ least", carrier.name, spread(received), "×", streams=count)
         note("in bulk, had nothing", carrier.name, received.count(0), "streams", streams=count)
 
