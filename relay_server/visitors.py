@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -81,7 +82,7 @@ class _Visit:
             return "the source is denied"
         if self._config.allow and host not in self._config.allow:
             return "the source is not allowed"
-        if host in self._config.uncounted:
+        if host in self._config.uncounted or not self._is_guarded():
             return await self._carry(sock)
         visitor = await self.gate.enter(host, traffic=self.traffic, evict=self._evict)
         if visitor is None:
@@ -93,6 +94,10 @@ class _Visit:
         finally:
             self.gate.guard.leave(visitor, trio.current_time(), ending)
         return refused
+
+    def _is_guarded(self) -> bool:
+        service = self._listener.service
+        return any(fnmatchcase(service, pattern) for pattern in self._config.guarded)
 
     async def _carry(self, sock: socket.socket) -> str | None:
         ready = await self._wait_ready()

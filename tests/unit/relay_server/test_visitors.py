@@ -442,6 +442,19 @@ async def test_some_sources_are_refused_without_a_byte(
             visitor.close()
 
 
+@pytest.mark.parametrize("patterns", [("web", "SSH"), ()])
+async def test_only_what_is_named_like_an_ssh_server_is_guarded(
+    tmp_path: Path, patterns: tuple[str, ...]
+) -> None:
+    """A browser opens six connections at once, and sends little."""
+    async with running(tmp_path, guarded=patterns) as relay:
+        router, port = await serving(relay)
+        visitors = [(await visited_by(relay, router, port))[0] for _ in range(20)]
+        assert not relay.presence(router).refused
+        for visitor in visitors:
+            visitor.close()
+
+
 async def test_sources_that_are_not_counted_are_never_evicted(tmp_path: Path) -> None:
     async with running(tmp_path, uncounted=parse_networks(["203.0.113.0/24"])) as relay:
         router, port = await serving(relay)
