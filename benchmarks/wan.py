@@ -580,9 +580,10 @@ def fat(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
     for number in range(rounds_of(plan)):
         for name, lab, direct, options, sysctls in entries:
             set_sysctls(lab, sysctls)
-            if isinstance(lab, Ours):
-                lab.begin_anew(options)
             for way in BOTH:
+                if isinstance(lab, Ours):
+                    # What a link learnt of losses in one direction is not held against the other.
+                    lab.begin_anew(options)
                 settle(lab, line)
                 carried = measure(lab, line, copies=1, way=way, direct=direct, seed=number)
                 rounds.setdefault((name, way), []).append(carried)
