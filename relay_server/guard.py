@@ -6,19 +6,19 @@ may still be without one. A visitor is young until
 
     it has sent 2 KiB               a login by key takes that much of OpenSSH's client
     or has received 16 KiB          nobody gets that much before the login
-    or sent 512 bytes in 30 s       keys were exchanged, and it is not one of those who go at once
+    or sent 512 B, and 30 s passed  keys were exchanged, and it is not one of those who go at once
     or has been there for 300 s     dropbear itself ends whoever has not logged in by then
 
 Only the young are ever evicted. At a cap on the young the newcomer takes the place of
 
     the one whose source has the worst score, of those
     one of whose source holds the most young, of those
-    one that has had its time to log in (`GRACE`), of those
+    one that has had its time to log in (`GRACE`), or to begin (`SILENT_GRACE`), of those
     the one that has sent the least, of those the oldest
 
 Whoever really logs in soon has sent more than those who sit there idle, and is past all this within
 a second. So that a handful of people who come at once do not evict each other, a newcomer who is no
-better than the one it would evict waits until that one has had its time.
+better than the one it would evict waits a moment for that one to have its time (gate.py).
 
 The score of a source counts its visitors who ended young, halves in `HALF_LIFE`, and again whenever
 one of its visitors ends after a long session. What we ended ourselves never counts. At worst a bad
@@ -28,6 +28,7 @@ score costs the place at a cap: nobody is refused for it.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -49,6 +50,12 @@ GROWN_SECONDS: Final = 300.0
 
 # What a login by key takes of a slow router and over a bad path, without a person in between.
 GRACE: Final = 2.0
+# Until then somebody who means to log in has begun: an SSH client sends its identification at once
+# and a KiB of what it can do as soon as it has the server's, after one round trip to the router.
+SILENT_GRACE: Final = 0.75
+BEGUN_BYTES: Final = 256
+# "SSH-2.0-": less says nothing. Else a bot's first byte would put it before whoever has just come.
+LEAST_BYTES: Final = 8
 # Bytes both ways of a visitor whose directions both finished: less than a one-shot `ssh host true`
 # of the smallest client at the smallest server (2760), more than a look at the banner and keys.
 ONE_SHOT_BYTES: Final = 2560
@@ -97,6 +104,15 @@ class Traffic:
     received: int = 0
 
 
+def has_grown(traffic: Traffic, age: float) -> bool:
+    return (
+        traffic.sent >= GROWN_BYTES
+        or traffic.received >= SERVED_BYTES
+        or age >= GROWN_SECONDS
+        or (traffic.sent >= SOME_BYTES and age >= SOME_SECONDS)
+    )
+
+
 @dataclass(slots=True, eq=False)
 class _Source:
     name: str
@@ -122,6 +138,11 @@ class Visitor:
     _traffic: Callable[[], Traffic]
     _evict: Callable[[], None]
 
+    def is_due(self, now: float) -> bool:
+        """Whether it has had its time to log in, or just to begin with that."""
+        begun = self._traffic().sent >= BEGUN_BYTES
+        return now - self.came >= (GRACE if begun else SILENT_GRACE)
+
 
 class Guard:
     """Of one service."""
@@ -129,6 +150,7 @@ class Guard:
     def __init__(self, caps: Caps, *, most_resting: int = MAX_RESTING) -> None:
         self._caps = caps
         self._most_resting = most_resting
+        self.evicted_at = -math.inf  # the last time
         self._young: dict[Visitor, None] = {}  # oldest first
         self._active: dict[str, _Source] = {}  # with visitors
         self._resting: dict[str, _Source] = {}  # without, and with a score; least recent first
@@ -174,6 +196,7 @@ class Guard:
             self._remove(victim)
             self._remember(victim._source, now)
             victim.evicted = True
+            self.evicted_at = now
             victim._evict()
         visitor = Visitor(now, source, traffic, evict)
         self._young[visitor] = None
@@ -202,26 +225,22 @@ class Guard:
     def _worst(self, rivals: Iterable[Visitor], now: float) -> Visitor | None:
         def badness(one: Visitor) -> tuple[int, int, bool, int]:
             source = one._source
-            return source.rank_at(now), source.young, now - one.came >= GRACE, -one._traffic().sent
+            sent = one._traffic().sent
+            said = sent if sent >= LEAST_BYTES else 0
+            return source.rank_at(now), source.young, one.is_due(now), -said
 
         return max(rivals, key=badness, default=None)  # of equals the first, which is the oldest
 
     def _may_go(self, victim: Visitor, source: _Source, now: float) -> bool:
         """Whether `victim` has had its time, or its source less of a claim than `source`."""
-        if now - victim.came >= GRACE:
+        if victim.is_due(now):
             return True
         theirs = victim._source
         return theirs.rank_at(now) > source.rank_at(now) or theirs.young > source.young + 1
 
     def _let_grow(self, now: float) -> None:
         for one in list(self._young):
-            age, traffic = now - one.came, one._traffic()
-            if (
-                traffic.sent >= GROWN_BYTES
-                or traffic.received >= SERVED_BYTES
-                or age >= GROWN_SECONDS
-                or (traffic.sent >= SOME_BYTES and age >= SOME_SECONDS)
-            ):
+            if has_grown(one._traffic(), now - one.came):
                 self._take_from_young(one)
 
     def _take_from_young(self, visitor: Visitor) -> None:

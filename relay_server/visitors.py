@@ -15,7 +15,7 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from relay_server.gate import Gate
-from relay_server.guard import Caps, Ending, Guard, Traffic
+from relay_server.guard import Caps, Ending, Guard, Traffic, has_grown
 from relay_server.listeners import Listener
 from relay_server.presence import Presence
 
@@ -104,13 +104,14 @@ class _Visit:
         splice = ready if isinstance(ready, str) else self._open(ready)
         if isinstance(splice, str):
             return splice
-        event(log, logging.INFO, "visitor-in", **self.about, stream=splice.stream)
+        told = self.gate.tell_arrival(self.about, splice.stream)
         await splice.run(sock)
         # It may have been evicted in the turn in which it ended.
         await trio.lowlevel.checkpoint_if_cancelled()
+        grown = has_grown(self.traffic(), trio.current_time() - self._came)
         event(
             log,
-            logging.INFO,
+            logging.INFO if told or grown else logging.DEBUG,
             "visitor-out",
             **self.about,
             stream=splice.stream,

@@ -5,8 +5,18 @@ import trio
 import trio.testing
 
 from relay_server.brake import LINES, PERIOD
-from relay_server.gate import ASK_AGAIN, MAX_WAITING, Gate
-from relay_server.guard import GRACE, GROWN_BYTES, Caps, Ending, Guard, Traffic, Visitor
+from relay_server.gate import ARRIVALS, ASK_AGAIN, CALM, MAX_WAITING, PATIENCE, Gate
+from relay_server.guard import (
+    BEGUN_BYTES,
+    GRACE,
+    GROWN_BYTES,
+    SILENT_GRACE,
+    Caps,
+    Ending,
+    Guard,
+    Traffic,
+    Visitor,
+)
 from tests.unit.relay_server.relay import told
 
 ABOUT = {"agent": "home", "service": "ssh", "source": "203.0.113.9"}
@@ -32,8 +42,39 @@ async def test_a_newcomer_waits_until_another_has_had_its_time(
     await enter(gate, "a", evicted=evicted)
     assert await enter(gate, "b") is not None
     assert evicted == ["a"]
-    assert GRACE <= trio.current_time() < GRACE + 2 * ASK_AGAIN
+    assert SILENT_GRACE <= trio.current_time() < SILENT_GRACE + 2 * ASK_AGAIN
     assert gate.waiting == 0
+
+
+async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.MockClock) -> None:
+    gate, evicted = gate_of(), list[str]()
+    await enter(gate, "a", sent=BEGUN_BYTES, evicted=evicted)
+    assert await enter(gate, "b") is not None
+    assert evicted == ["a"]
+    assert PATIENCE <= trio.current_time() < PATIENCE + 2 * ASK_AGAIN
+
+
+async def test_nobody_waits_while_others_are_evicted(mock_clock: trio.testing.MockClock) -> None:
+    gate, evicted = gate_of(), list[str]()
+
+    async def waits(host: str) -> bool:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(enter, gate, host)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting = bool(gate.waiting)
+            nursery.cancel_scope.cancel()
+        return waiting
+
+    await enter(gate, "a", evicted=evicted)
+    mock_clock.jump(GRACE)
+    await enter(gate, "b", evicted=evicted)
+    last = await enter(gate, "c", evicted=evicted)
+    assert evicted == ["a", "b"]
+    assert last is not None
+    gate.guard.leave(last, trio.current_time(), Ending.OURS)
+    mock_clock.jump(CALM)
+    await enter(gate, "d")
+    assert await waits("e")
 
 
 async def test_a_newcomer_gets_a_place_that_frees_itself(
@@ -44,10 +85,10 @@ async def test_a_newcomer_gets_a_place_that_frees_itself(
     assert first is not None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(enter, gate, "b")
-        await trio.sleep(1.0)
+        await trio.sleep(0.5)
         assert gate.waiting == 1
         gate.guard.leave(first, trio.current_time(), Ending.OURS)
-    assert trio.current_time() < 1.0 + 2 * ASK_AGAIN
+    assert trio.current_time() < 0.5 + 2 * ASK_AGAIN
     assert not evicted
 
 
@@ -87,3 +128,17 @@ async def test_many_refusals_become_one_line(
     assert told(log, "visitor-evicted") == [ABOUT | {"received": 21, "sent": 500}] * 3
     await gate.tell_refused(ABOUT, "no place")
     assert len(told(log, "visitor-refused")) == LINES + 1
+
+
+async def test_of_many_who_come_some_are_told_of(
+    mock_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
+) -> None:
+    gate = gate_of()
+    assert all(gate.tell_arrival(ABOUT, stream) for stream in range(ARRIVALS))
+    assert not any(gate.tell_arrival(ABOUT, stream) for stream in range(300))
+    mock_clock.jump(PERIOD)
+    assert gate.tell_arrival(ABOUT, 7)
+    assert gate.tell_arrival(ABOUT, 9)
+    lines = told(log, "visitor-in")
+    assert len(lines) == ARRIVALS + 2
+    assert lines[-2:] == [ABOUT | {"stream": 7, "untold": 300}, ABOUT | {"stream": 9}]

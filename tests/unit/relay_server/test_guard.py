@@ -7,14 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay_server.guard import (
+    BEGUN_BYTES,
     GRACE,
     GROWN_BYTES,
     GROWN_SECONDS,
     HALF_LIFE,
+    LEAST_BYTES,
     LONG_SECONDS,
     MAX_RESTING,
     ONE_SHOT_BYTES,
     SERVED_BYTES,
+    SILENT_GRACE,
     SOME_BYTES,
     SOME_SECONDS,
     WORST,
@@ -207,13 +210,14 @@ def test_then_one_whose_source_holds_the_most() -> None:
     assert not single.evicted
 
 
-def test_then_one_that_had_its_time() -> None:
+@pytest.mark.parametrize(("sent", "grace"), [(0, SILENT_GRACE), (1900, GRACE)])
+def test_then_one_that_had_its_time(sent: int, grace: float) -> None:
     door = door_of(young=2)
-    ripe = door.enter("a", sent=1900)
-    door.now += GRACE
+    first = door.enter("a", sent=sent)
+    door.now += grace
     fresh = door.enter("b")
     door.enter("c")
-    assert (ripe.evicted, fresh.evicted) == (True, False)
+    assert (first.evicted, fresh.evicted) == (True, False)
 
 
 def test_then_the_one_that_sent_least_and_the_oldest_of_equals() -> None:
@@ -223,14 +227,25 @@ def test_then_the_one_that_sent_least_and_the_oldest_of_equals() -> None:
     assert (some.evicted, first.evicted, second.evicted) == (False, True, False)
 
 
+@pytest.mark.parametrize(("sent", "first_goes"), [(LEAST_BYTES - 1, True), (LEAST_BYTES, False)])
+def test_a_few_bytes_are_as_good_as_none(sent: int, first_goes: bool) -> None:
+    door = door_of(young=2)
+    first, second = door.enter("a", sent=sent), door.enter("b")
+    door.enter("c")
+    assert (first.evicted, second.evicted) == (first_goes, not first_goes)
+
+
 # Waiting
 
 
-def test_who_is_no_better_waits_until_another_has_had_its_time() -> None:
+@pytest.mark.parametrize(
+    ("sent", "grace"), [(0, SILENT_GRACE), (BEGUN_BYTES - 1, SILENT_GRACE), (BEGUN_BYTES, GRACE)]
+)
+def test_who_is_no_better_waits_until_another_has_had_its_time(sent: int, grace: float) -> None:
     door = door_of(young=1)
-    first = door.enter("a")
+    first = door.enter("a", sent=sent)
     assert door.ask("b", patient=True) is Answer.WAIT
-    door.now += GRACE - 0.1
+    door.now += grace - 0.1
     assert door.ask("b", patient=True) is Answer.WAIT
     assert not first.evicted
     door.now += 0.1
@@ -433,7 +448,9 @@ class AnyGuard(RuleBasedStateMachine):
         one = data.draw(st.sampled_from(self.door.inside))
         self.door.leave(one, ending)
 
-    @rule(seconds=st.sampled_from([0.1, GRACE, SOME_SECONDS, GROWN_SECONDS, HALF_LIFE]))
+    @rule(
+        seconds=st.sampled_from([0.1, SILENT_GRACE, GRACE, SOME_SECONDS, GROWN_SECONDS, HALF_LIFE])
+    )
     def wait(self, seconds: float) -> None:
         self.door.now += seconds
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from protocol.errors import ResetCode, SessionLost
 from protocol.events import StreamOpened
 from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.gate import ARRIVALS
 from relay_server.guard import GRACE, GROWN_BYTES, ONE_SHOT_BYTES
 from relay_server.listeners import Listener
 from relay_server.networks import parse_networks
@@ -462,3 +464,22 @@ async def test_sources_that_are_not_counted_are_never_evicted(tmp_path: Path) ->
         assert not relay.presence(router).refused
         for visitor in visitors:
             visitor.close()
+
+
+async def test_of_many_who_come_and_go_only_the_established_are_all_told_of(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="relay_server")
+    router, port = await serving(relay)
+    for number in range(ARRIVALS + 3):
+        visitor, target = await visited_by(relay, router, port, "127.0.0.1")
+        if number == ARRIVALS:
+            await send_all(visitor, bytes(GROWN_BYTES))
+            await receive_exactly(target, GROWN_BYTES)
+        target.close()
+        with visitor:
+            assert await receive_to_end(visitor) == b""
+    await until(lambda: len(told(caplog, "visitor-out")) == ARRIVALS + 1)
+    await quiet()
+    assert len(told(caplog, "visitor-in")) == ARRIVALS
+    assert [one["received"] for one in told(caplog, "visitor-out")] == [0] * ARRIVALS + [2048]
