@@ -6,13 +6,24 @@ Sources are addresses in 127.0.0.0/8; the guard counts all but 127.0.0.1.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from .conftest import House
-from .harness import LIMIT, Login, SshServer, eventually, visit
+from .harness import (
+    LIMIT,
+    LOOPBACK,
+    Agent,
+    Login,
+    Relay,
+    SshServer,
+    eventually,
+    free_port,
+    visit,
+    was_reset,
+)
 
 BOTS = 40
 # What stands before an SSH server by default (relay_server/config.py).
@@ -68,3 +79,21 @@ def test_idle_visitors_cost_nobody_the_login(
         assert session.returncode == 0
     lines = own_house.relay.process.log
     assert len([line for line in lines if "visitor-evicted" in line]) <= 10
+
+
+def test_a_denied_source_gets_not_a_byte_and_others_get_in(
+    new_relay: Callable[..., Relay],
+    new_agent: Callable[..., Agent],
+    dropbear: SshServer,
+    login: Login,
+) -> None:
+    relay, agent, port = new_relay(config='deny = ["127.0.5.0/24"]\n'), new_agent(), free_port()
+    relay.start()
+    agent.join(relay.invite("home", port), f"ssh={LOOPBACK}:{dropbear.port}@{port}")
+    agent.start(port)
+    with visit(port, source="127.0.5.5") as denied:
+        assert was_reset(denied)
+    relay.process.wait_for_line(r'visitor-refused .*source=127\.0\.5\.5 reason="the source is den')
+    done = login.ssh(port, "echo in", options=["-b", "127.0.6.1"])
+    assert (done.stdout, done.returncode) == ("in\n", 0), done.stderr
+    assert relay.agents()["home"]["refused"] == {"the source is denied": 1}
