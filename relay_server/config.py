@@ -154,7 +154,7 @@ class ServerConfig:
     allow: Networks = field(default=_NOBODY, metadata=_NETWORKS)
     # Patterns of the names of services that the guard counts below: what is right for an SSH server
     # is not for others (a browser opens six connections at once, and sends little).
-    guarded: tuple[str, ...] = ("ssh*",)
+    guarded: tuple[str, ...] = ("*ssh*",)
     # Visitors who are not counted below: programs of this machine itself, or a front that passes
     # all its visitors on from there, which is no stranger with one address.
     uncounted: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
