@@ -37,7 +37,7 @@ def near(lab: Lab) -> Iterator[End]:
         near = End(lab.vps, "near", lab.vps.name, lab.laptop.name, ROUTER, str(FAR_PORT))
         undo.callback(near.stop)
         lab.agent.stop()
-        lab.agent.configure(services(("ssh", FAR_PORT, SSH_PORT)))
+        lab.agent.configure(services(("load", FAR_PORT, SSH_PORT)))
         since = time.monotonic()
         lab.start_agent()
         while lab.journal.first("service-up", since=since, who="agent") is None:
