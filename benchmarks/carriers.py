@@ -7,6 +7,7 @@ of it runs in a folder of its own with keys made for the occasion.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -25,7 +26,7 @@ from tests.e2e.harness import LOOPBACK, ProcessUnderTest, free_port, program, wa
 AES_GCM: Final = "aes128-gcm@openssh.com"
 
 
-class Carrier:
+class Carrier(abc.ABC):
     """Once started, `ports` are the public ports, in the order of the targets."""
 
     name: str
@@ -35,27 +36,27 @@ class Carrier:
         """Why this carrier cannot run here; None if it can."""
         return None
 
+    @abc.abstractmethod
     def start(self, folder: Path, targets: Sequence[int]) -> None:
         """Make `folder`, and return when all public ports listen."""
-        raise NotImplementedError
 
-    def stop(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def stop(self) -> None: ...
 
+    @abc.abstractmethod
     def relay_pids(self) -> list[int]:
         """The processes at the public ports' side, children included."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def agent_pids(self) -> list[int]:
         """The processes at the targets' side, children included."""
-        raise NotImplementedError
 
     def pids(self) -> list[int]:
         return [*self.relay_pids(), *self.agent_pids()]
 
     @property
-    def version(self) -> str:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def version(self) -> str: ...
 
     @contextlib.contextmanager
     def running(self, folder: Path, targets: Sequence[int]) -> Iterator[None]:

@@ -57,7 +57,6 @@ _PROTOCOL_NAMES: Final = {
     Suite.AESGCM: b"Noise_XK_25519_AESGCM_SHA256",
     Suite.CHACHAPOLY: b"Noise_XK_25519_ChaChaPoly_SHA256",
 }
-_USED_UP: Final = "nonces of this key are used up"
 # 32 zero bits, then the counter: big-endian for GCM, little-endian for ChaChaPoly (section 12).
 _NONCES: Final = {Suite.AESGCM: struct.Struct(">4xQ"), Suite.CHACHAPOLY: struct.Struct("<4xQ")}
 
@@ -149,11 +148,8 @@ class CipherState:
 
         The two must not overlap: nothing promises that sealing in place works.
         """
-        nonce = self.nonce
-        if nonce >= _REKEY_NONCE:
-            raise LocalProtocolError(_USED_UP)
-        self._encrypt_into(self._pack_nonce(nonce), plaintext, None, out)
-        self.nonce = nonce + 1
+        self._encrypt_into(self._next_nonce(), plaintext, None, out)
+        self.nonce += 1
 
     def open_into(self, ciphertext: Buffer, out: memoryview) -> None:
         """Open with empty associated data; `out` has exactly TAG_SIZE bytes less.
@@ -161,14 +157,11 @@ class CipherState:
         A failure leaves unauthenticated bytes in `out`: whoever catches it must not look there.
         The two must not overlap.
         """
-        nonce = self.nonce
-        if nonce >= _REKEY_NONCE:
-            raise LocalProtocolError(_USED_UP)
         try:
-            self._decrypt_into(self._pack_nonce(nonce), ciphertext, None, out)
+            self._decrypt_into(self._next_nonce(), ciphertext, None, out)
         except InvalidTag:
             raise RemoteProtocolError("authentication failed") from None
-        self.nonce = nonce + 1
+        self.nonce += 1
 
     def rekey(self) -> None:
         """Replace the key by one derived from it, as section 11.3 says; the nonce goes on."""
@@ -177,7 +170,7 @@ class CipherState:
 
     def _next_nonce(self) -> bytes:
         if self.nonce >= _REKEY_NONCE:
-            raise LocalProtocolError(_USED_UP)
+            raise LocalProtocolError("nonces of this key are used up")
         return self._pack_nonce(self.nonce)
 
 

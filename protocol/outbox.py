@@ -127,16 +127,9 @@ class Outbox:
     def _release_all(self, dropped: list[Sent]) -> list[Stream]:
         ended = []
         for sent in dropped:
-            stream = sent.stream
-            if stream is not None and sent.buffer is not None:
-                # Bulk, and so on the hot path: what `_release` does, without asking twice.
-                stream.held -= sent.cost
-                self.budget.give(sent.cost)
-                self._pool.give(sent.buffer)
-                continue
             self._release(sent)
-            if stream is not None and sent.frame[0] == FrameType.FIN:
-                ended.append(stream)
+            if sent.stream is not None and sent.frame[0] == FrameType.FIN:
+                ended.append(sent.stream)
         return ended
 
     def _release(self, sent: Sent) -> None:

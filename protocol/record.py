@@ -72,11 +72,6 @@ def lazy_area(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
 
 
-def plaintext_area(capacity: int) -> memoryview:
-    """What openers of that `capacity` open frames into; all those of a thread may share one."""
-    return lazy_area(capacity)
-
-
 class Opener:
     """Receives records and opens them, for one direction of one link.
 
@@ -102,7 +97,7 @@ class Opener:
         self._cipher = cipher
         self._rekey_interval = rekey_interval
         # All that was received in one go may be open at once: plaintext is shorter than records.
-        self._plaintext = plaintext_area(capacity) if plaintext is None else plaintext
+        self._plaintext = lazy_area(capacity) if plaintext is None else plaintext
         self._opened = 0
         self._area = lazy_area(capacity)
         # Received and not yet opened is _area[_start:_end].

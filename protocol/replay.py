@@ -83,13 +83,17 @@ class Budget:
 
 
 class Replay:
-    __slots__ = ("_kept", "again", "base", "cursor")
+    __slots__ = ("_kept", "base", "cursor")
 
     def __init__(self) -> None:
         self._kept: deque[Sent] = deque()
         self.base = 0
         self.cursor = 0
-        self.again = 0  # frames kept that the link has not seen
+
+    @property
+    def again(self) -> int:
+        """Frames kept that the link has not seen: to be sent before anything new."""
+        return len(self._kept) - self.cursor
 
     @property
     def end(self) -> int:
@@ -108,7 +112,6 @@ class Replay:
 
     def next_again(self) -> Buffer:
         """The next frame the new link has not seen; only while there is `again`."""
-        self.again -= 1
         # After a resume this walks the deque once; indexing near its ends is fast.
         frame = self._kept[self.cursor].frame
         self.cursor += 1
@@ -133,11 +136,10 @@ class Replay:
             raise SessionLost(f"peer claims {received} frames outside {self.base}…{self.end}")
         dropped = self._drop(count)
         self.cursor = 0
-        self.again = len(self._kept)
         return dropped
 
     def discard_all(self) -> list[Sent]:
-        self.cursor, self.again = len(self._kept), 0
+        self.cursor = len(self._kept)
         return self._drop(len(self._kept))
 
     def _drop(self, count: int) -> list[Sent]:

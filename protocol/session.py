@@ -380,7 +380,7 @@ class Session:
         count = len(frame) - HEADER_SIZE
         if count == 0:
             raise RemoteProtocolError("empty DATA")
-        state = self._streams.get(stream) or self._known(stream)
+        state = self._known(stream)
         self._grants.accept(count)
         if state is None or state.receiving is End.DONE:
             self._ignored += 1

@@ -37,14 +37,14 @@ from protocol.hello import (
     encode_preface,
 )
 from protocol.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
-from protocol.record import MAX_RECORD, Opener, Sealer, plaintext_area
-from protocol.transport.link import Link
+from protocol.record import Opener, Sealer, lazy_area
+from protocol.transport.link import BATCH, Link
 from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 
 # Eight full records a receive: as many as a fast link sends at once. Untouched, it takes no memory.
-RECEIVE_AREA: Final = 8 * MAX_RECORD
+RECEIVE_AREA: Final = BATCH
 # Everything above an opened frame is synchronous, so all links open into the same place.
-_plaintext: Final = plaintext_area(RECEIVE_AREA)
+_plaintext: Final = lazy_area(RECEIVE_AREA)
 
 _LENGTH: Final = struct.Struct(">H")
 # Message 1 is an ephemeral key and the tag over an empty payload.

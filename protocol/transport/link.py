@@ -22,6 +22,7 @@ import trio
 from protocol.buffers import Pool
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
 from protocol.events import DataReceived, Event
+from protocol.intake import BURST_FRAMES
 from protocol.liveness import Verdict
 from protocol.noise import Buffer
 from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
@@ -33,7 +34,7 @@ from protocol.transport.tcpinfo import tcp_info, unacked, unsent
 log = logging.getLogger(__name__)
 
 # Eight full records a send: fewer cost a system call each, more spill the L2 cache.
-BATCH: Final = 8 * MAX_RECORD
+BATCH: Final = BURST_FRAMES * MAX_RECORD
 # Sealed records between links share these; a link holds one only while its socket is full.
 _batches: Final = Pool(lazy_area, BATCH, spare=4)
 # Between looks while draining: there is no event for it, and it is over in a round trip.
@@ -201,7 +202,7 @@ class Link:
                 return
             if self._is_crowded(sent):
                 self._wait_for_room()
-            elif not drained and self._lost is None:
+            elif not (drained or self._waiting or self._lost):
                 frame = session.next_frame(now)
         _batches.give(area)
 

@@ -19,7 +19,7 @@ from protocol.record import (
     REKEY_INTERVAL,
     Opener,
     Sealer,
-    plaintext_area,
+    lazy_area,
 )
 
 KEY = bytes(range(32))
@@ -192,8 +192,8 @@ class TestOpener:
             receive(opener, seal(sealer, frame))
         assert drain_views(opener) == frames
 
-    def test_openers_may_share_the_plaintext_area(self) -> None:
-        area = plaintext_area(8 * MAX_RECORD)
+    def test_openers_may_share_the_lazy_area(self) -> None:
+        area = lazy_area(8 * MAX_RECORD)
         one = Opener(cipher(), capacity=MAX_RECORD, plaintext=area)
         other = Opener(cipher(), capacity=MAX_RECORD, plaintext=area)
         for opener, frame in ((one, b"first"), (other, b"other")):

@@ -13,14 +13,14 @@ import pytest
 
 from protocol.errors import RemoteProtocolError, ResetCode
 from protocol.noise import CipherState, Suite
-from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, plaintext_area
+from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
 from tests.unit.protocol.pair import Pair, Profile, Side
 
 PROFILE = Profile(
     streams=8, stream_window=120, window_limit=240, session_window=400, replay_limit=16_000
 )
 # Made once: nothing that is opened outlives its handling.
-PLAINTEXT = plaintext_area(8 * MAX_RECORD)
+PLAINTEXT = lazy_area(8 * MAX_RECORD)
 ROOMY = 10**9
 
 
