@@ -123,6 +123,7 @@ class Agent:
         self._leaving = False
         self._last_failure = ""  # to attach, as it was told
         self._attempt_began = -math.inf
+        self._lost_at = trio.current_time()  # the last steady link, or begun without one
         self._attempting_rival = False
         self._pool = BufferPool()
         self._cap = ReplayCap(config.replay)
@@ -210,6 +211,7 @@ class Agent:
             link.close()
         if trio.current_time() - since >= STEADY:
             self._backoff.reset()
+            self._lost_at = trio.current_time()
         outcome = rivals[0] if rivals else (None, 0.0)
         if self._serving is not None and outcome[0] is None:
             self._keeping = trio.CancelScope()
@@ -323,7 +325,8 @@ class Agent:
         """
         streams = self._serving.endpoint.session.open_streams if self._serving else 0
         self._backoff.cap = CAP_WITH_STREAMS if streams else CAP_WITHOUT_STREAMS
-        until = max(trio.current_time() + least, since + self._backoff.next_delay())
+        away = trio.current_time() - self._lost_at
+        until = max(trio.current_time() + least, since + self._backoff.next_delay(away=away))
         with trio.CancelScope() as self._pause:
             await trio.sleep_until(until)
 

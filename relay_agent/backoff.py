@@ -3,6 +3,9 @@
 The first attempt after a success is immediate: most cuts are short, and a shell hangs meanwhile.
 Later ones double from a quarter of a second with *full* jitter, so that two thousand agents whose
 relay restarted do not come back in one instant.
+
+No delay is longer than the absence before it, so that a relay that was away for two seconds has
+its agents back two seconds after its return, however the dice fell.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ class Backoff:
         self._step = 0.0
         self.cap = cap
 
-    def next_delay(self) -> float:
-        ceiling = min(self._step, self.cap)
+    def next_delay(self, *, away: float) -> float:
+        """`away` is how many seconds ago the last link that deserved the name was lost."""
+        ceiling = min(self._step, self.cap, max(away, FIRST_STEP))
         # The step stops at the larger cap, so that it never grows without end.
         self._step = min(self._step * 2, CAP_WITHOUT_STREAMS) if self._step else FIRST_STEP
         return self._random.uniform(0.0, ceiling)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from protocol.errors import DenialCode, ResetCode
@@ -22,10 +23,11 @@ from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 from relay_agent import agent as module
 from relay_agent.agent import RETRY, Agent
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay
-from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP
+from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
 from relay_agent.config import AgentConfig
 from relay_agent.services import Service
 from tests.unit.relay_agent.relay import Target, TestRelay, events, until
+from tests.unit.relay_agent.test_backoff import Highest
 from tests.unit.transport.test_splice import is_reset, receive_to_end
 
 KEY = StaticKey.generate()
@@ -54,6 +56,10 @@ class House:
         visitor = self.relay.visit(self.relay.published[-1].publication)
         accepted, _ = await self.target.accept()
         return visitor, accepted
+
+
+async def silence(sock: socket.socket) -> None:
+    await trio.sleep_forever()
 
 
 @asynccontextmanager
@@ -146,9 +152,6 @@ async def test_whatever_answers_it_comes_again(
         async def garbage(sock: socket.socket) -> None:
             await send_all(sock, b"HTTP/1.0 200 OK\r\n\r\n" * 10)
             await trio.lowlevel.wait_readable(sock.fileno())
-
-        async def silence(sock: socket.socket) -> None:
-            await trio.sleep_forever()
 
         async def garbage_instead_of_a_welcome(sock: socket.socket) -> None:
             await relay.shake(sock)
@@ -391,14 +394,31 @@ async def test_with_a_shell_open_it_tries_more_often(
         accepted.close()
 
 
+async def test_no_pause_is_longer_than_the_absence_before_it(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        await trio.sleep(module.STEADY)
+        lost_at = trio.current_time()
+        house.relay.cut()
+        await house.attached()
+        await trio.sleep(module.STEADY / 2)  # the new link is not steady yet
+        house.relay.greetings = [silence] * 4
+        house.relay.cut()
+        began = trio.current_time()
+        await trio.lowlevel.checkpoint()
+        house.agent._backoff = Backoff(Highest())
+        house.agent._backoff._step = 1000.0
+        await house.agent._wait(0.0, since=began)
+        assert trio.current_time() - began == pytest.approx(began - lost_at, abs=SLACK)
+
+
 async def test_an_attempt_that_stayed_unanswered_was_pause_enough(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     async with a_house(begin=False) as house:
         relay = house.relay
-
-        async def silence(sock: socket.socket) -> None:
-            await trio.sleep_forever()
 
         relay.greetings += [silence] * 4
         house.agent._backoff._step = 1000.0
@@ -489,9 +509,6 @@ async def test_a_change_starts_a_stuck_attempt_over(
 ) -> None:
     async with a_house(begin=False) as house:
         relay = house.relay
-
-        async def silence(sock: socket.socket) -> None:
-            await trio.sleep_forever()
 
         relay.greetings.append(silence)
         relay._nursery.start_soon(house.agent.stay_attached)
