@@ -9,7 +9,6 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
-from noise.connection import Keypair, NoiseConnection
 
 from protocol import noise
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -119,49 +118,6 @@ class TestAgainstOthers:
             sealed = send.encrypt_with_ad(b"", bytes.fromhex(message["payload"]))
             assert sealed.hex() == message["ciphertext"]
             assert receive.decrypt_with_ad(b"", sealed).hex() == message["payload"]
-
-    @each_suite
-    @pytest.mark.parametrize("initiator", [True, False])
-    def test_interoperates_with_noiseprotocol(self, suite: Suite, initiator: bool) -> None:
-        mine, theirs = StaticKey.generate(), StaticKey.generate()
-        peer = NoiseConnection.from_name(NAMES[suite].encode())
-        peer.set_prologue(PROLOGUE)
-        peer.set_keypair_from_private_bytes(Keypair.STATIC, theirs.private)
-        if initiator:
-            peer.set_as_responder()
-        else:
-            peer.set_as_initiator()
-            peer.set_keypair_from_public_bytes(Keypair.REMOTE_STATIC, mine.public)
-        peer.start_handshake()
-        me = Handshake(
-            suite=suite,
-            prologue=PROLOGUE,
-            initiator=initiator,
-            static=mine,
-            remote_static=theirs.public if initiator else None,
-        )
-        for step in range(3):
-            payload = b"payload %d" % step
-            if (step % 2 == 0) == initiator:
-                assert peer.read_message(me.write_message(payload)) == payload
-            else:
-                assert me.read_message(bytes(peer.write_message(payload))) == payload
-        assert me.finished
-        assert peer.handshake_finished
-        assert me.handshake_hash == peer.get_handshake_hash()
-        assert me.remote_static == theirs.public
-
-        send, receive = me.split()
-        for _ in range(2):
-            for text in (b"", b"over", b"x" * (MAX_MESSAGE - TAG_SIZE)):
-                out = memoryview(bytearray(len(text) + TAG_SIZE))
-                send.seal_into(text, out)
-                assert peer.decrypt(bytes(out)) == text
-                assert receive.decrypt_with_ad(b"", peer.encrypt(text)) == text
-            send.rekey()
-            peer.rekey_inbound_cipher()
-            receive.rekey()
-            peer.rekey_outbound_cipher()
 
 
 class TestStaticKey:
