@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from protocol import __version__
-from protocol.process.command import add_common_options, add_log_options, run_command
+from protocol.process.command import (
+    CommandFailed,
+    add_common_options,
+    add_log_options,
+    run_command,
+)
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder, default_state_dir
 
@@ -28,6 +33,8 @@ PROGRAM: Final = "relay-agent"
 LOCK_FILE: Final = "agent.lock"
 # The longest invitation has less than 4 KiB; the rest is room for a mail around it, to no avail.
 MAX_PASTED: Final = 16 * 1024
+# What does not come in one piece with us on a router, but from OpenWrt's feed.
+LIBRARIES: Final = frozenset({"cryptography", "msgpack"})
 
 _DESCRIPTION: Final = """\
 Make this machine's SSH server reachable through a relay, from behind NAT.
@@ -65,7 +72,21 @@ def command_line(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name and return its exit status."""
     options = _parser().parse_args(arguments)
     command = {"join": _join, "run": _run}[options.command]
-    return run_command(partial(command, options), program=PROGRAM)
+    return run_command(partial(_with_libraries, command, options), program=PROGRAM)
+
+
+def _with_libraries(command: Callable[[argparse.Namespace], None], options: Any) -> None:
+    try:
+        command(options)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in LIBRARIES:
+            raise
+        raise CommandFailed(
+            f"the Python library {library} is missing; install python3-{library} with opkg or apk,"
+            f" or {library} with pip (OpenWrt 25.12 has no python3-cryptography for 32-bit"
+            " routers: there 24.10 is what works)"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,13 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the line that relay-server invite printed; asked for, or read from standard"
         " input, if left out",
     )
-    join.add_argument(
-        "--service",
-        action="append",
-        default=[],
-        metavar="NAME=HOST:PORT[@PUBLIC_PORT]",
-        help="what to publish, and on which port of the relay; repeatable (default: ssh, the SSH"
-        " server found on this machine, on the first port of the invitation)",
+    _add_service_option(
+        join,
+        "default: ssh, the SSH server found on this machine, on the first port of the invitation",
     )
     run = _add_command(commands, "run", "stay attached and serve", _RUN, _RUN_EXAMPLES)
     run.add_argument(
@@ -100,11 +117,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
     )
+    _add_service_option(run, "default: those of agent.toml, or else of join")
     _add_state_option(parser, default=None)
     for command in (join, run):
         _add_state_option(command, default=argparse.SUPPRESS)
         add_log_options(command)
     return parser
+
+
+def _add_service_option(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--service",
+        action="append",
+        default=[],
+        metavar="NAME=HOST:PORT[@PUBLIC_PORT]",
+        help=f"what to publish, and on which port of the relay; repeatable ({default})",
+    )
 
 
 def _add_state_option(parser: argparse.ArgumentParser, *, default: str | None) -> None:
@@ -211,14 +239,16 @@ def _run(options: argparse.Namespace) -> None:
     import trio
 
     from relay_agent.agent import run
-    from relay_agent.config import load_config
+    from relay_agent.config import load_config, settle
     from relay_agent.enrolment import load_enrolment, load_key
 
+    wanted = _services(options.service)
     state = _state(options)
     config = load_config(state, options.config)
     _configure_logs(options, config, config.log_level)
     enrolment = load_enrolment(state)
     key = load_key(state)
     services = config.services_over(enrolment.services)
+    services = settle(wanted, services, where="--service {}: public port")
     with state.lock(LOCK_FILE):
         trio.run(run, config, enrolment.relay, services, key)

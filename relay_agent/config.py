@@ -112,20 +112,30 @@ class AgentConfig:
 
     def services_over(self, joined: tuple[Service, ...]) -> tuple[Service, ...]:
         """What to publish instead of what `join` settled. Raises ConfigError."""
-        if not self.services:
-            return joined
-        settled = {service.name: service.port for service in joined}
-        services = []
-        for name, table in self.services.items():
-            port = table.port or settled.get(name)
-            if port is None:
-                raise ConfigError(
-                    f"{CONFIG_FILE}: services.{name}.port: missing; expected one of the ports"
-                    " granted by the invitation"
-                )
-            services.append(Service(name, table.target, port))
-        check_distinct(services)
-        return tuple(services)
+        chosen = [Service(name, table.target, table.port) for name, table in self.services.items()]
+        return settle(chosen, joined, where=f"{CONFIG_FILE}: services.{{}}.port")
+
+
+def settle(
+    services: Sequence[Service], joined: tuple[Service, ...], *, where: str
+) -> tuple[Service, ...]:
+    """`services`, or if there are none what `join` settled, which also fills in public ports.
+
+    `where` says at what to look for the port of the service whose name goes into it. Raises
+    ConfigError.
+    """
+    ports = {service.name: service.port for service in joined}
+    settled = []
+    for service in services:
+        port = service.port or ports.get(service.name)
+        if port is None:
+            raise ConfigError(
+                f"{where.format(service.name)}: missing; expected one of the ports granted by the"
+                " invitation"
+            )
+        settled.append(Service(service.name, service.target, port))
+    check_distinct(settled)
+    return tuple(settled) or joined
 
 
 def load_config(state: StateFolder, path: Path | None = None) -> AgentConfig:

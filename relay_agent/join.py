@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -78,7 +79,18 @@ async def join(
             f"saved, but not proved: {unproved}; open the port in the firewall of the relay's "
             "machine, or ignore this if only the network here blocks it"
         )
-    say("saved; now run: relay-agent run\n")
+    say(f"saved; now run: {_how_to_start()}\n")
+
+
+# Where somebody else runs us: OpenWrt's procd, systemd.
+STARTERS: Final = {
+    Path("/etc/init.d/relay-agent"): "service relay-agent restart",
+    Path("/etc/systemd/system/relay-agent.service"): "systemctl restart relay-agent",
+}
+
+
+def _how_to_start() -> str:
+    return next((how for file, how in STARTERS.items() if file.exists()), "relay-agent run")
 
 
 async def _ssh_service() -> Service:

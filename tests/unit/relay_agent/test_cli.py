@@ -252,6 +252,46 @@ def test_run_takes_a_config_file(calls: Calls, joined: StateFolder, tmp_path: Pa
     assert calls.made[0][2] == (Service("ssh", HostPort("h", 1), 11111),)
 
 
+def test_services_on_the_command_line_replace_all_others(
+    calls: Calls, joined: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (joined.path / "agent.toml").write_text('[services.ssh]\ntarget = "h:1"\nport = 5\n')
+    assert run(joined, "--service", "ssh=[::1]:22", "--service", "web=h:80@6") == 0
+    assert calls.made[0][2] == (
+        Service("ssh", HostPort("::1", 22), 5),
+        Service("web", HostPort("h", 80), 6),
+    )
+    for service, complaint in (
+        ("web=h:80", "--service web: public port: missing; expected"),
+        ("web", "--service: expected NAME=HOST:PORT"),
+    ):
+        assert run(joined, "--service", service) == 2
+        assert one_line(capsys).startswith(complaint)
+
+
+@pytest.mark.parametrize("library", ["cryptography", "msgpack"])
+def test_a_missing_library_is_named(joined: StateFolder, library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None; import relay_agent.__main__ as m; m.main()"
+    )
+    arguments = ["run", "--state-dir", str(joined.path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"relay-agent: the Python library {library} is missing; install python3-{library} with"
+        r" opkg or apk,.* 24\.10.*\n",
+        done.stderr,
+    )
+
+
+def test_another_missing_module_is_a_bug(calls: Calls, joined: StateFolder) -> None:
+    calls.end = ModuleNotFoundError(name="relay_agent.something")
+    with pytest.raises(ModuleNotFoundError):
+        run(joined)
+
+
 def test_run_before_join(
     calls: Calls, state: StateFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
