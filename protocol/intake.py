@@ -4,6 +4,10 @@
                            all together have no memory or session credit     → starved, in order
     either way the stream comes out of `take_ready` when asking again may help
 
+Who starves is called up in turn, and until it has asked, what it was called for is nobody else's:
+else the streams that are just being read would take it all, and of a thousand a third get nothing.
+Only a stream's own reserve is its own at any time, so a keystroke passes all who wait.
+
 At a limit reading stops: back-pressure, nothing dropped.
 """
 
@@ -27,14 +31,15 @@ BURST_FRAMES: Final = 8
 
 
 class Intake:
-    __slots__ = ("_outbox", "_ready", "_record_size", "_starved", "attached", "credit")
+    __slots__ = ("_called", "_outbox", "_ready", "_record_size", "_starved", "attached", "credit")
 
     def __init__(self, outbox: Outbox, session_credit: int) -> None:
         self.credit = SendWindow(session_credit)  # over all streams
         self.attached = False
         self._outbox = outbox
         self._record_size = MAX_PAYLOAD
-        self._starved: dict[int, None] = {}
+        self._starved: dict[int, None] = {}  # longest first
+        self._called: set[int] = set()  # starved until just now, and yet to ask
         self._ready: list[int] = []
 
     @property
@@ -49,6 +54,8 @@ class Intake:
 
     def allowance(self, state: Stream, streams: int, frames: int) -> int:
         """Bytes that `state`, one of `streams`, may queue now in up to `frames` frames."""
+        called = state.id in self._called
+        self._called.discard(state.id)
         if state.sending is not End.OPEN:
             return 0
         if not self._has_turn(state):
@@ -56,11 +63,13 @@ class Intake:
             return 0
         if self._record_size < MAX_PAYLOAD:
             frames = 1
-        shared = min(self._outbox.room(state, streams, frames), self.credit.credit)
-        if shared <= 0:
+        others_first = not called and bool(self._starved or self._called)
+        room = self._outbox.room(state, streams, frames, reserve_only=others_first)
+        room = min(room, self.credit.credit)
+        if room <= 0:
             self._starved[state.id] = None
             return 0
-        return min(shared, state.credit.credit, self._record_size * frames)
+        return min(room, state.credit.credit, self._record_size * frames)
 
     def queue(self, state: Stream, buffers: list[bytearray], count: int) -> list[bytearray]:
         """Queue `count` bytes as `Outbox.queue_data` does."""
@@ -74,9 +83,14 @@ class Intake:
         """Drop what was not sent yet; there will be no more."""
         self.credit.refund(self._outbox.drop_queue(state))
         state.sending = End.DONE
+        self._waits_no_more(state)
 
     def closed(self, state: Stream) -> None:
+        self._waits_no_more(state)
+
+    def _waits_no_more(self, state: Stream) -> None:
         self._starved.pop(state.id, None)
+        self._called.discard(state.id)
 
     def unblock(self, state: Stream) -> None:
         """Something about `state` itself changed for the better."""
@@ -91,17 +105,24 @@ class Intake:
         return ready
 
     def _take_starved(self) -> list[int]:
-        """As many as the room may serve; those that lose the race queue again.
+        """Call up as many as there is room for.
 
-        What was acked last may serve fewer than wait, and those have nothing to read. So when no
-        further ack is to come that would wake the rest, all are woken.
+        Those who were called and have nothing to read use no room, and no ack will come for it:
+        once none is to come at all, everybody is called.
         """
         count = len(self._starved)
         if self._outbox.waiting_for_acks:
-            count = min(count, self._outbox.budget.left // self._record_size + 1)
-        woken = list(islice(self._starved, count))
+            # Each may fill a burst. One at a time even where there is no room: it may have its
+            # own reserve back.
+            frames = BURST_FRAMES if self._record_size == MAX_PAYLOAD else 1
+            room = min(self._outbox.budget.shared, self.credit.credit)
+            count = room // (self._record_size * frames) - len(self._called)
+            if not self._called:
+                count = max(count, 1)
+        woken = list(islice(self._starved, max(count, 0)))
         for stream in woken:
             del self._starved[stream]
+        self._called.update(woken)
         return woken
 
     def _has_turn(self, state: Stream) -> bool:

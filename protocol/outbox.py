@@ -48,9 +48,9 @@ class Outbox:
         """Bytes that a stream may send before it is the next one's turn."""
         self.scheduler.quantum = quantum
 
-    def room(self, state: Stream, streams: int, frames: int) -> int:
+    def room(self, state: Stream, streams: int, frames: int, *, reserve_only: bool = False) -> int:
         """Payload bytes that `state` may queue now in up to `frames`, by memory alone."""
-        room = self.budget.room(state.held, streams)
+        room = self.budget.room(state.held, streams, reserve_only=reserve_only)
         if whole := min(frames, room // _WHOLE_FRAME):
             return whole * MAX_PAYLOAD
         # Not enough for a pooled buffer may be enough for a copy of its own size.

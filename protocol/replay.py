@@ -61,25 +61,22 @@ class Budget:
         self.cap.held -= cost
 
     @property
-    def left(self) -> int:
-        """Bytes that may be added without passing the limit or the cap."""
-        return min(self.limit - self.held, self.cap.limit - self.cap.held)
+    def shared(self) -> int:
+        """Bytes that bulk may add; below 0 while streams use what was set aside for them."""
+        cap = self.cap
+        own = self.limit - self.held - self.limit // SET_ASIDE
+        return min(own, cap.limit - cap.held - cap.limit // SET_ASIDE)
 
-    def room(self, held_by_stream: int, streams: int) -> int:
+    def room(self, held_by_stream: int, streams: int, *, reserve_only: bool = False) -> int:
         """Bytes that a stream holding `held_by_stream` may add now.
 
         Bulk leaves an eighth alone; of that each of `streams` open streams may take its share.
         """
-        left = self.limit - self.held
-        shared = left - self.limit // SET_ASIDE
-        cap = self.cap
-        cap_left = cap.limit - cap.held
-        if cap_left - cap.limit // SET_ASIDE < shared:
-            shared = cap_left - cap.limit // SET_ASIDE
-        if cap_left < left:
-            left = cap_left
         reserve = min(STREAM_RESERVE, self.limit // (SET_ASIDE * max(streams, 1)))
-        return min(left, max(shared, reserve - held_by_stream, 0))
+        room = max(reserve - held_by_stream, 0)
+        if not reserve_only:
+            room = max(room, self.shared)
+        return min(room, self.limit - self.held, self.cap.limit - self.cap.held)
 
 
 class Replay:

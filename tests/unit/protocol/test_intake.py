@@ -5,9 +5,9 @@ import pytest
 from protocol.buffers import BufferPool
 from protocol.errors import LocalProtocolError
 from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
-from protocol.intake import Intake
+from protocol.intake import BURST_FRAMES, Intake
 from protocol.outbox import Outbox
-from protocol.replay import Budget, ReplayCap
+from protocol.replay import STREAM_RESERVE, Budget, ReplayCap
 from protocol.stream import End, Stream
 from protocol.window import ReceiveWindow, SendWindow
 
@@ -109,17 +109,84 @@ def test_starved_readers_wait_for_session_credit_in_order() -> None:
     assert bench.intake.take_ready() == []
 
 
-def test_starved_readers_are_woken_as_the_room_allows_while_acks_will_come() -> None:
-    bench = Bench()
-    bench.budget.take(MIB - 2 * MAX_PAYLOAD)
-    for number in range(1, 20, 2):
-        state = stream(number)
-        state.held = MIB
-        assert bench.intake.allowance(state, 10, 1) == 0
+BURST = BURST_FRAMES * MAX_PAYLOAD
+
+
+def starve(bench: Bench, numbers: range) -> list[Stream]:
+    """Readers that ask while bulk of others holds all it may."""
+    bench.budget.take(bench.budget.shared)
+    states = [stream(number) for number in numbers]
+    for state in states:
+        state.held = STREAM_RESERVE
+        assert bench.intake.allowance(state, len(states), 1) == 0
+    return states
+
+
+def test_starved_readers_are_called_as_the_room_allows_while_acks_will_come() -> None:
+    bench = Bench(credit=100 * MIB, limit=16 * MIB)
+    starve(bench, range(1, 20, 2))
+    bench.budget.give(3 * BURST)
     assert bench.intake.take_ready() == [1, 3, 5]
-    # Those woken have nothing to read; once no ack is to come, nobody else would wake the rest.
-    bench.budget.give(MIB - 2 * MAX_PAYLOAD)
+    assert bench.intake.take_ready() == [], "those called have not asked yet"
+    # Those called have nothing to read; once no ack is to come, nobody else would call the rest.
+    bench.budget.give(bench.budget.held)
     assert bench.intake.take_ready() == [7, 9, 11, 13, 15, 17, 19]
+
+
+def test_on_a_slow_link_a_turn_is_one_record() -> None:
+    bench = Bench(credit=100 * MIB, limit=16 * MIB)
+    starve(bench, range(1, 20, 2))
+    bench.intake.record_size = MAX_PAYLOAD - 1
+    bench.budget.give(3 * (MAX_PAYLOAD - 1))
+    assert bench.intake.take_ready() == [1, 3, 5]
+
+
+def test_little_credit_of_the_session_is_little_room() -> None:
+    bench = Bench(credit=0, limit=16 * MIB)
+    for number in range(1, 20, 2):
+        assert bench.intake.allowance(stream(number), 10, 1) == 0
+    bench.budget.take(1)
+    bench.intake.credit.grant(2 * BURST - 1)
+    assert bench.intake.take_ready() == [1]
+
+
+def test_without_room_they_are_called_one_at_a_time_in_turn() -> None:
+    """The one in front may have its reserve back, though bulk has all the rest."""
+    bench = Bench(credit=100 * MIB, limit=16 * MIB)
+    first, second, third = starve(bench, range(1, 7, 2))
+    second.held -= 1000
+    assert bench.intake.take_ready() == [first.id]
+    assert bench.intake.take_ready() == []
+    assert bench.intake.allowance(first, 3, 1) == 0
+    assert bench.intake.take_ready() == [second.id]
+    assert 0 < bench.intake.allowance(second, 3, 1) < 1000
+    assert bench.intake.take_ready() == [third.id]
+
+
+def test_what_somebody_was_called_for_is_nobody_elses() -> None:
+    bench = Bench(credit=100 * MIB, limit=16 * MIB)
+    (starved,) = starve(bench, range(1, 2))
+    bulk, typist = stream(3), stream(5)
+    bulk.held = STREAM_RESERVE
+    bench.budget.give(BURST)
+    for _ in range(2):
+        assert bench.intake.allowance(bulk, 3, 8) == 0
+        assert 0 < bench.intake.allowance(typist, 3, 8) <= STREAM_RESERVE
+    assert bench.intake.take_ready() == [starved.id]
+    assert bench.intake.allowance(bulk, 3, 8) == 0
+    assert bench.intake.allowance(starved, 3, 8) > STREAM_RESERVE
+    assert bench.intake.take_ready() == [bulk.id]
+    assert bench.intake.allowance(bulk, 3, 8) > STREAM_RESERVE
+    assert bench.intake.allowance(typist, 3, 8) > STREAM_RESERVE, "nobody waits any more"
+
+
+@pytest.mark.parametrize("end", ["abandon", "closed"])
+def test_who_is_called_and_gone_keeps_nothing_from_the_others(end: str) -> None:
+    bench = Bench(credit=100 * MIB, limit=16 * MIB)
+    first, second = starve(bench, range(1, 4, 2))
+    assert bench.intake.take_ready() == [first.id]
+    getattr(bench.intake, end)(first)
+    assert bench.intake.take_ready() == [second.id]
 
 
 def test_a_closed_stream_waits_no_more() -> None:

@@ -108,14 +108,14 @@ def budget(limit: int = 4 * MIB, cap: int = 512 * MIB) -> Budget:
 
 
 def test_taking_and_giving_count_for_the_session_and_the_process() -> None:
-    cap = ReplayCap(100)
-    one, two = Budget(60, cap), Budget(60, cap)
+    cap = ReplayCap(96)
+    one, two = Budget(64, cap), Budget(64, cap)
     one.take(30)
     two.take(20)
     assert (one.held, two.held, cap.held) == (30, 20, 50)
-    assert one.left == 30
+    assert one.shared == 64 - 64 // 8 - 30
     two.take(25)
-    assert one.left == 25, "the cap is nearer than the limit"
+    assert one.shared == 96 - 96 // 8 - 75, "the cap is nearer than the limit"
     two.give(45)
     assert (two.held, cap.held) == (0, 30)
 
@@ -142,6 +142,14 @@ def test_the_reserve_is_used_up_by_what_the_stream_itself_holds() -> None:
     assert purse.room(STREAM_RESERVE - 1, 4) == 1
     assert purse.room(STREAM_RESERVE, 4) == 0
     assert purse.room(STREAM_RESERVE + 1, 4) == 0
+
+
+def test_the_reserve_alone_is_less_than_bulk_may_have() -> None:
+    purse = budget()
+    assert purse.room(0, 4, reserve_only=True) == STREAM_RESERVE
+    assert purse.room(STREAM_RESERVE, 4, reserve_only=True) == 0
+    purse.take(4 * MIB - 100)
+    assert purse.room(0, 4, reserve_only=True) == 100
 
 
 def test_many_streams_share_what_is_set_aside() -> None:

@@ -819,6 +819,26 @@ def test_not_all_readers_race_for_a_little_room() -> None:
     assert len(lone.session.take_ready()) < 5
 
 
+def test_streams_that_all_have_much_to_send_get_as_much_of_a_small_budget() -> None:
+    """The readers that are just being served must not take what others wait for."""
+    profile = Profile(streams=50, session_window=8 << 20, replay_limit=1 << 20)
+    pair = Pair(profile, profile)
+    publication = pair.publish()
+    pair.settle()
+    streams = [pair.open(publication) for _ in range(50)]
+    pair.settle()
+    for stream in streams:
+        pair.write(pair.relay, stream, 1000 << 20)
+    for _ in range(200):
+        pair.deliver(pair.agent, 64)
+        for half in pair.agent.halves.values():
+            pair.read(pair.agent, half.stream, len(half.unread))
+        pair.tick(0.003)
+        pair.deliver(pair.relay)
+    got = [half.delivered for half in pair.agent.halves.values()]
+    assert max(got) < 1.5 * min(got)
+
+
 def test_the_cap_of_the_process_holds_over_all_sessions() -> None:
     cap = ReplayCap(400_000)
     one = Lone(relay=True, profile=WIDE, cap=cap)
