@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 PUBLISH_TIMEOUT: Final = 10.0
 # TCP to the relay, OPEN to the agent, TCP to the target, and the banner back.
 VISIT_TIMEOUT: Final = 10.0
+# As an SSH client begins (RFC 4253, section 4.2): the relay may hold who is silent for a while.
+_GREETING: Final = b"SSH-2.0-ssh_relay_join\r\n"
 
 
 async def join(
@@ -224,7 +226,7 @@ async def _visit(host: str, service: Service) -> str:
             raise CommandFailed(f"no SSH server answers at the target of ssh: {exc}") from exc
         return await _visit_silent(host, service, port)
     try:
-        banner = await read_banner(host, port, _in(VISIT_TIMEOUT))
+        banner = await read_banner(host, port, _in(VISIT_TIMEOUT), greeting=_GREETING)
     except NoBanner as exc:
         return f"{service.name} could not be visited from here ({exc})"
     say(f"{service.name}: port {port} answers with {banner}\n")

@@ -74,10 +74,11 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
-async def read_banner(host: str, port: int, deadline: float) -> str:
+async def read_banner(host: str, port: int, deadline: float, *, greeting: bytes = b"") -> str:
     """The banner line (`SSH-2.0-…`) of the server at `host`; `deadline` is on trio's clock.
 
-    Raises `NoBanner`. The text is safe to show: a server may put anything into it.
+    `greeting` is sent first. Raises `NoBanner`. The text is safe to show: a server may put anything
+    into it.
     """
     address = HostPort(host, port)
     try:
@@ -86,17 +87,19 @@ async def read_banner(host: str, port: int, deadline: float) -> str:
         raise NoBanner(str(failed)) from None
     received = b""
     with sock, trio.CancelScope(deadline=deadline):
-        while len(received) < MAX_PREAMBLE:
-            try:
+        try:
+            if greeting:
+                await sock.send(greeting)
+            while len(received) < MAX_PREAMBLE:
                 data = await sock.recv(MAX_PREAMBLE - len(received))
-            except OSError as error:
-                raise NoBanner(f"{address}: {error.strerror or error}") from None
-            if not data:
-                raise NoBanner(f"{address}: closed without an SSH banner")
-            received += data
-            banner = _find_banner(received)
-            if banner is not None:
-                return banner
+                if not data:
+                    raise NoBanner(f"{address}: closed without an SSH banner")
+                received += data
+                banner = _find_banner(received)
+                if banner is not None:
+                    return banner
+        except OSError as error:
+            raise NoBanner(f"{address}: {error.strerror or error}") from None
         raise NoBanner(f"{address}: answers, but not as an SSH server")
     raise NoBanner(f"{address}: accepts, but shows no SSH banner in time")
 

@@ -155,6 +155,10 @@ class ServerConfig:
     # Patterns of the names of services that the guard counts below: what is right for an SSH server
     # is not for others (a browser opens six connections at once, and sends little).
     guarded: tuple[str, ...] = ("*ssh*",)
+    # How long a visitor to these may take to begin as an SSH client does; then it is let in all the
+    # same. Clients that begin have done so within a round trip, also from far away; those few that
+    # wait for the server lose a second. With 0 nobody is held, or refused for what it says.
+    hold: float = _duration("1s", "0s", "10s")
     # Visitors who are not counted below: programs of this machine itself, or a front that passes
     # all its visitors on from there, which is no stranger with one address.
     uncounted: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)

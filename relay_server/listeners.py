@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,6 +47,7 @@ class Listener:
     closed: bool = False  # for good
     sockets: list[socket.socket] = field(default_factory=list)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _ending: set[trio.CancelScope] = field(default_factory=set)
 
     @property
     def open(self) -> bool:
@@ -59,6 +61,17 @@ class Listener:
         for sock in self.sockets:
             stop_accepting(sock)
         self.sockets.clear()
+        for scope in self._ending:
+            scope.cancel()
+
+    @contextmanager
+    def ending(self, scope: trio.CancelScope) -> Iterator[None]:
+        """`scope` is cancelled when the port closes."""
+        self._ending.add(scope)
+        try:
+            yield
+        finally:
+            self._ending.discard(scope)
 
     def try_open(self, bind: str | None) -> None:
         """Open the port on `bind`, or on all addresses of both families. Raises PortUnavailable."""

@@ -15,8 +15,9 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from relay_server.gate import Gate
-from relay_server.guard import Caps, Ending, Guard, Traffic, has_grown
+from relay_server.guard import LEAST_BYTES, Caps, Ending, Guard, Traffic, has_grown
 from relay_server.listeners import Listener
+from relay_server.opening import Opening, look, wait_opening
 from relay_server.presence import Presence
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 # How an eviction is counted beside the refusals.
 EVICTED: Final = "evicted for another visitor"
+_REFUSED_OPENINGS: Final = {
+    Opening.FOREIGN: "not an SSH client",
+    Opening.GONE: "gone without a word",
+}
 # How `Splice.reset_by_peer` says that the target's socket was reset, and not by us.
 _BY_TARGET: Final = "aborted"
 
@@ -73,6 +78,7 @@ class _Visit:
         self.scope = trio.CancelScope()  # cancelled when evicted
         self.evicted = False
         self._came = trio.current_time()
+        self._opening = Opening.SILENT
         self._joined: tuple[Endpoint, Splice] | None = None
 
     async def run(self, sock: socket.socket) -> str | None:
@@ -89,7 +95,7 @@ class _Visit:
             return "too many visitors from there"
         ending = Ending.OURS
         try:
-            refused = await self._carry(sock)
+            refused = await self._hold(sock) or await self._carry(sock)
             ending = self._ending()
         finally:
             self.gate.guard.leave(visitor, trio.current_time(), ending)
@@ -98,6 +104,18 @@ class _Visit:
     def _is_guarded(self) -> bool:
         service = self._listener.service
         return any(fnmatchcase(service, pattern) for pattern in self._config.guarded)
+
+    async def _hold(self, sock: socket.socket) -> str | None:
+        """Until it begins as an SSH client does, or has had its time to; else why it is refused."""
+        if not self._config.hold:
+            return None
+        with trio.move_on_after(self._config.hold) as scope:
+            with self._listener.ending(scope):
+                await wait_opening(sock)
+        # A task woken in the turn in which it is evicted runs once more.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._opening = look(sock, waited=not scope.cancelled_caught)
+        return _REFUSED_OPENINGS.get(self._opening)
 
     async def _carry(self, sock: socket.socket) -> str | None:
         ready = await self._wait_ready()
@@ -129,7 +147,7 @@ class _Visit:
                 return "too many visitors wait for the agent"
             presence.held += 1
             try:
-                with trio.move_on_after(self._config.visitor_wait):
+                with trio.move_on_at(self._came + self._config.visitor_wait):
                     while not (presence.ready(listener) or listener.closed):
                         await presence.wait_change()
             finally:
@@ -157,7 +175,8 @@ class _Visit:
 
     def traffic(self) -> Traffic:
         if self._joined is None:
-            return Traffic()
+            # All it said is unread; that it has begun shall count while it waits for the agent.
+            return Traffic(LEAST_BYTES if self._opening is Opening.SSH else 0)
         splice = self._joined[1]
         return Traffic(splice.sent, splice.delivered)
 
@@ -172,6 +191,8 @@ class _Visit:
 
     def _ending(self) -> Ending:
         """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""
+        if self._opening in _REFUSED_OPENINGS:
+            return Ending.CUT
         presence = self._presence
         if self._joined is None or not presence.tenure.attached or presence.since > self._came:
             return Ending.OURS

@@ -21,6 +21,7 @@ from .harness import (
     SshServer,
     eventually,
     free_port,
+    receive,
     visit,
     was_reset,
 )
@@ -79,6 +80,26 @@ def test_idle_visitors_cost_nobody_the_login(
         assert session.returncode == 0
     lines = own_house.relay.process.log
     assert len([line for line in lines if "visitor-evicted" in line]) <= 10
+
+
+@pytest.mark.parametrize(
+    "says", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"]
+)
+def test_who_is_no_ssh_client_never_reaches_the_ssh_server(
+    own_house: House, dropbear: SshServer, says: bytes
+) -> None:
+    port = own_house.dropbear_port
+    with visit(port, source="127.0.5.5") as silent, visit(port, source="127.0.5.6") as visitor:
+        visitor.sendall(says)
+        assert was_reset(visitor)
+        # Who waits for the server hears it all the same.
+        assert receive(silent, 8) == b"SSH-2.0-"
+    relay = own_house.relay
+    assert relay.agents()["home"]["refused"] == {"not an SSH client": 1}
+    relay.process.wait_for_line(r'visitor-refused .*source=127\.0\.5\.6 reason="not an SSH client"')
+    came = "\n".join(line for line in relay.process.log if "visitor-in" in line)
+    assert "source=127.0.5.5 " in came
+    assert "source=127.0.5.6 " not in came
 
 
 def is_denied(port: int, *, source: str) -> bool:

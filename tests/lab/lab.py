@@ -64,6 +64,8 @@ SSH_PORT: Final = 11111
 RELAY_NAME: Final = "vps.lab"
 # Of a visitor who only wants to know whether anybody answers, before the next one tries.
 PATIENCE: Final = 1.0
+# As such a visitor begins; the relay holds those who say nothing.
+IDENTIFICATION: Final = b"SSH-2.0-lab\r\n"
 
 # What a link is like where the test says nothing: a modest DSL line.
 DELAY: Final = 0.010
@@ -464,6 +466,7 @@ class Network:
             contextlib.suppress(OSError),
             socket.create_connection(address, timeout=PATIENCE) as visitor,
         ):
+            visitor.sendall(IDENTIFICATION)
             return visitor.recv(8) == b"SSH-2.0-"
         return False
 

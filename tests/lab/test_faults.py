@@ -23,7 +23,17 @@ import pytest
 from tests.e2e.harness import eventually
 
 from . import faults
-from .lab import BOTH, ROUTER, SSH_PORT, VPS, VPS_SECOND, VPS_TO_LAPTOP, Lab, Way
+from .lab import (
+    BOTH,
+    IDENTIFICATION,
+    ROUTER,
+    SSH_PORT,
+    VPS,
+    VPS_SECOND,
+    VPS_TO_LAPTOP,
+    Lab,
+    Way,
+)
 from .traffic import Download, Traffic, traffic
 from .trial import Pace, Signs, Trial, new_login
 
@@ -279,6 +289,7 @@ def test_visitors_wait_for_a_lost_link(trial: OurTrial) -> None:
             visitor = socket.create_connection((VPS_TO_LAPTOP, SSH_PORT), HOPELESS)
         with visitor:
             try:
+                visitor.sendall(IDENTIFICATION)
                 heard = visitor.recv(8)
             except ConnectionResetError:
                 heard = b"reset"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Server:
         self.sock.setblocking(False)
         self.port = self.sock.getsockname()[1]
         self.address = HostPort("127.0.0.1", self.port)
+        self.heard: list[bytes] = []
 
     async def serve(self, on_caller: Callable[[socket.socket], None] | None = None) -> None:
         with self.sock:
@@ -55,6 +56,8 @@ class Server:
                     caller.shutdown(socket.SHUT_WR)
                     with trio.move_on_after(5):
                         await trio.lowlevel.wait_readable(caller.fileno())
+                        with suppress(OSError):
+                            self.heard.append(caller.recv(100))
 
 
 @dataclass
@@ -147,6 +150,8 @@ async def test_it_enrols_proves_the_whole_way_and_saves(
         assert house.relay.hellos[0].token == TOKEN
         await until(lambda: house.relay.goodbyes)
         assert house.relay.goodbyes == [CloseCode.GONE]
+        # Through the public port as an SSH client, whom the relay does not hold.
+        await until(lambda: b"SSH-2.0-ssh_relay_join\r\n" in house.ssh.heard)
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         f"enrolled as home at 127.0.0.1:{house.relay.port}",

@@ -59,6 +59,7 @@ class FakeSocket(trio.socket.SocketType):
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.closed = False
+        self.sent: list[bytes] = []
 
     def setsockopt(self, *options: Any) -> None:
         pass
@@ -69,6 +70,11 @@ class FakeSocket(trio.socket.SocketType):
         if self.address not in self.machine.sends:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
         self.pieces = list(self.machine.sends[self.address])
+
+    async def send(self, data: Any, flags: int = 0) -> int:
+        await trio.lowlevel.checkpoint()
+        self.sent.append(bytes(data))
+        return len(data)
 
     async def recv(self, count: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -192,6 +198,13 @@ async def test_the_banner_is_found_however_it_arrives(
     machine.sends["127.0.0.1", 22] = pieces
     assert await banner() == "SSH-2.0-dropbear"
     assert [sock.closed for sock in machine.sockets] == [True]
+
+
+async def test_a_greeting_goes_first_and_only_if_there_is_one(machine: Machine) -> None:
+    machine.sends["127.0.0.1", 22] = [BANNER]
+    await banner()
+    await read_banner("127.0.0.1", 22, trio.current_time() + 1, greeting=b"SSH-2.0-me\r\n")
+    assert [sock.sent for sock in machine.sockets] == [[], [b"SSH-2.0-me\r\n"]]
 
 
 async def test_a_banner_cannot_play_tricks_on_a_terminal(machine: Machine) -> None:

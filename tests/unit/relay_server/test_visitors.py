@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio.testing
@@ -12,7 +13,7 @@ from protocol.events import StreamOpened
 from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.gate import ARRIVALS
-from relay_server.guard import GRACE, GROWN_BYTES, ONE_SHOT_BYTES
+from relay_server.guard import GRACE, GROWN_BYTES, ONE_SHOT_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
 from relay_server.networks import parse_networks
 from relay_server.visitors import EVICTED, visit
@@ -245,11 +246,17 @@ async def test_a_session_that_ends_as_the_visitor_is_woken_leaves_it_waiting(
 # The guard
 
 STRANGER = "203.0.113.9"
+# So that nobody is held who comes for something else.
+BEGIN = b"SSH-2.0-"
 
 
-def come(relay: Relay, router: Router, port: int, host: str = STRANGER) -> socket.socket:
+def come(
+    relay: Relay, router: Router, port: int, host: str = STRANGER, *, says: bytes = BEGIN
+) -> socket.socket:
     """A visitor from `host`, as far as the relay knows."""
     visitor, accepted = tcp_pair()
+    if says:
+        visitor.send(says)
     presence = relay.presence(router)
     relay.agents._ports._on_visitor(presence, presence.listeners[port], accepted, (host, 4711))
     return visitor
@@ -258,9 +265,11 @@ def come(relay: Relay, router: Router, port: int, host: str = STRANGER) -> socke
 async def visited_by(
     relay: Relay, router: Router, port: int, host: str = STRANGER
 ) -> tuple[socket.socket, socket.socket]:
+    """Both ends, after the beginning."""
     count = len(router.targets)
     visitor = come(relay, router, port, host)
     await until(lambda: len(router.targets) > count)
+    assert await receive_exactly(router.targets[count], len(BEGIN)) == BEGIN
     return visitor, router.targets[count]
 
 
@@ -285,7 +294,7 @@ async def test_one_young_visitor_too_many_evicts_another(
     await until(lambda: len(router.targets) == 5)
     await until(lambda: told(log, "visitor-evicted"))
     about = {"agent": "home", "service": "ssh", "source": STRANGER}
-    assert told(log, "visitor-evicted") == [about | {"received": 0, "sent": 0}]
+    assert told(log, "visitor-evicted") == [about | {"received": len(BEGIN), "sent": 0}]
     assert not told(log, "visitor-out")
     assert relay.presence(router).refused == {EVICTED: 1}
     assert score(relay, router, port) == 0.0
@@ -318,6 +327,23 @@ async def test_who_waits_for_the_agent_can_be_evicted(relay: Relay, mock_clock: 
     assert await was_reset(waiting[0])
     await until(lambda: relay.presence(router).held == 4)
     for one in (late, *waiting[1:]):
+        one.close()
+
+
+async def test_of_those_who_wait_for_the_agent_the_silent_go_first(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router, port = await serving(relay)
+    await router.cut()
+    begun = [come(relay, router, port) for _ in range(3)]
+    silent = come(relay, router, port, says=b"")
+    await until(lambda: relay.presence(router).held == 3)
+    mock_clock.jump(relay.config.hold)
+    await until(lambda: relay.presence(router).held == 4)
+    mock_clock.jump(GRACE)
+    late = come(relay, router, port)
+    assert await was_reset(silent)
+    for one in (late, *begun):
         one.close()
 
 
@@ -364,7 +390,7 @@ async def test_so_is_one_that_the_ssh_server_throws_out(relay: Relay) -> None:
     await until(lambda: score(relay, router, port))
 
 
-@pytest.mark.parametrize(("sent", "counts"), [(1, True), (ONE_SHOT_BYTES, False)])
+@pytest.mark.parametrize(("sent", "counts"), [(1, True), (ONE_SHOT_BYTES - len(BEGIN), False)])
 async def test_one_that_ends_with_both_directions_finished_is_not_if_much_was_said(
     relay: Relay, sent: int, counts: bool
 ) -> None:
@@ -417,6 +443,137 @@ async def test_a_score_outlives_the_listener(relay: Relay) -> None:
     await until(lambda: port not in relay.presence(router).listeners)
     await router.serve(port)
     assert score(relay, router, port) > 0.9
+
+
+# The hold
+
+
+async def test_who_is_silent_is_held_and_then_let_in_as_it_came(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router, port = await serving(relay)
+    visitor = come(relay, router, port, says=b"")
+    await quiet()
+    mock_clock.jump(relay.config.hold - 0.01)
+    await quiet()
+    assert not router.targets
+    mock_clock.jump(0.01)
+    await until(lambda: router.targets)
+    (target,) = router.targets
+    with visitor:
+        await send_all(target, b"SSH-2.0-server\r\n")
+        await receive_exactly(visitor, 16)
+        await send_all(visitor, b"SSH-2.0-client\r\n")
+        assert await receive_exactly(target, 16) == b"SSH-2.0-client\r\n"
+
+
+async def test_who_begins_in_the_middle_of_the_hold_is_let_in_with_all_it_said(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router, port = await serving(relay)
+    visitor = come(relay, router, port, says=b"SS")
+    await quiet()
+    mock_clock.jump(relay.config.hold / 2)
+    await quiet()
+    assert not router.targets
+    await send_all(visitor, b"H-2.0-client\r\n" + bytes(60_000))
+    visitor.shutdown(socket.SHUT_WR)
+    await until(lambda: router.targets)
+    assert await receive_to_end(router.targets[0]) == b"SSH-2.0-client\r\n" + bytes(60_000)
+    visitor.close()
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n", "not an SSH client"),
+        (b"\x16\x03\x01\x02\x00\x01", "not an SSH client"),
+        (b"PROXY TCP4 ", "not an SSH client"),
+        (b"", "gone without a word"),
+        (b"SSH", "not an SSH client"),
+    ],
+)
+async def test_who_begins_otherwise_or_ends_never_reaches_the_router(
+    relay: Relay, log: pytest.LogCaptureFixture, says: bytes, reason: str
+) -> None:
+    router, port = await serving(relay)
+    visitor = come(relay, router, port, says=says)
+    visitor.shutdown(socket.SHUT_WR)
+    assert await was_reset(visitor)
+    await until(lambda: told(log, "visitor-refused"))
+    assert told(log, "visitor-refused")[0]["reason"] == reason
+    assert relay.presence(router).refused == {reason: 1}
+    assert score(relay, router, port) > 0.9
+    assert not router.targets
+
+
+async def test_so_do_they_not_while_the_agent_is_away(relay: Relay) -> None:
+    router, port = await serving(relay)
+    await router.cut()
+    assert await was_reset(come(relay, router, port, says=b"GET "))
+    assert relay.presence(router).held == 0
+
+
+async def test_the_hold_is_part_of_the_wait_for_the_agent(relay: Relay, mock_clock: Clock) -> None:
+    router, port = await serving(relay)
+    await router.cut()
+    visitor = come(relay, router, port, says=b"")
+    await quiet()
+    mock_clock.jump(relay.config.hold)
+    await until(lambda: relay.presence(router).held)
+    await quiet()
+    mock_clock.jump(relay.config.visitor_wait - relay.config.hold - 0.01)
+    await quiet()
+    assert relay.presence(router).held
+    mock_clock.jump(0.02)
+    assert await was_reset(visitor)
+
+
+async def test_who_is_held_takes_a_place_and_can_be_evicted(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router, port = await serving(relay)
+    held = []
+    for _ in range(4):
+        held.append(come(relay, router, port, says=b""))
+        await quiet()
+    mock_clock.jump(SILENT_GRACE)
+    late, _ = await visited_by(relay, router, port)
+    assert await was_reset(held[0])
+    assert len(router.targets) == 1
+    for one in (late, *held[1:]):
+        one.close()
+
+
+async def test_who_is_held_is_reset_at_once_when_the_port_closes(
+    relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    router, port = await serving(relay)
+    visitor = come(relay, router, port, says=b"")
+    await quiet()
+    router.unpublish(router.confirmed[0])
+    assert await was_reset(visitor)
+    await until(lambda: told(log, "visitor-refused"))
+    assert told(log, "visitor-refused")[0]["reason"] == "the port is closed"
+    assert score(relay, router, port) == 0.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hold": 0.0}, {"guarded": ()}, {"uncounted": parse_networks([STRANGER])}],
+)
+async def test_nobody_is_held_or_refused_who_need_not_be_an_ssh_client(
+    tmp_path: Path, mock_clock: Clock, changes: dict[str, Any]
+) -> None:
+    async with running(tmp_path, **changes) as relay:
+        router, port = await serving(relay)
+        silent = come(relay, router, port, says=b"")
+        await until(lambda: len(router.targets) == 1)
+        browser = come(relay, router, port, says=b"GET / ")
+        await until(lambda: len(router.targets) == 2)
+        assert await receive_exactly(router.targets[1], 6) == b"GET / "
+        for one in (silent, browser):
+            one.close()
 
 
 @pytest.mark.parametrize(
@@ -482,4 +639,5 @@ async def test_of_many_who_come_and_go_only_the_established_are_all_told_of(
     await until(lambda: len(told(caplog, "visitor-out")) == ARRIVALS + 1)
     await quiet()
     assert len(told(caplog, "visitor-in")) == ARRIVALS
-    assert [one["received"] for one in told(caplog, "visitor-out")] == [0] * ARRIVALS + [2048]
+    received = [one["received"] - len(BEGIN) for one in told(caplog, "visitor-out")]
+    assert received == [0] * ARRIVALS + [GROWN_BYTES]
