@@ -7,11 +7,11 @@ on a router where importing everything takes seconds.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from protocol import __version__
 from protocol.process.command import (
@@ -20,19 +20,9 @@ from protocol.process.command import (
     add_log_options,
     run_command,
 )
-from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder, default_state_dir
 
-if TYPE_CHECKING:
-    from protocol.invitation import Invitation
-    from relay_agent.config import AgentConfig
-    from relay_agent.services import Service
-
 PROGRAM: Final = "relay-agent"
-# Two agents with one key would take turns at the relay, so one state folder has one user.
-LOCK_FILE: Final = "agent.lock"
-# The longest invitation has less than 4 KiB; the rest is room for a mail around it, to no avail.
-MAX_PASTED: Final = 16 * 1024
 # What does not come in one piece with us on a router, but from OpenWrt's feed.
 LIBRARIES: Final = frozenset({"cryptography", "msgpack"})
 
@@ -71,13 +61,14 @@ Options of your own go into agent.toml in the state folder.
 def command_line(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name and return its exit status."""
     options = _parser().parse_args(arguments)
-    command = {"join": _join, "run": _run}[options.command]
-    return run_command(partial(_with_libraries, command, options), program=PROGRAM)
+    return run_command(partial(_run, options), program=PROGRAM)
 
 
-def _with_libraries(command: Callable[[argparse.Namespace], None], options: Any) -> None:
+def _run(options: argparse.Namespace) -> int | None:
+    state = StateFolder(options.state_dir or default_state_dir(PROGRAM))
     try:
-        command(options)
+        module = importlib.import_module(f"relay_agent.commands.{options.command}")
+        status: int | None = module.command(options, state)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in LIBRARIES:
@@ -87,6 +78,7 @@ def _with_libraries(command: Callable[[argparse.Namespace], None], options: Any)
             f" or {library} with pip (OpenWrt 25.12 has no python3-cryptography for 32-bit"
             " routers: there 24.10 is what works)"
         ) from None
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,93 +154,3 @@ def _add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def _state(options: argparse.Namespace) -> StateFolder:
-    return StateFolder(options.state_dir or default_state_dir("relay-agent"))
-
-
-def _configure_logs(options: argparse.Namespace, config: AgentConfig, level: str) -> None:
-    from protocol.process import logs
-
-    logs.configure(options.log_level or level, options.log_format or config.log_format)
-
-
-# --- join
-
-
-def _join(options: argparse.Namespace) -> None:
-    import trio
-
-    from relay_agent.config import load_config
-    from relay_agent.join import join
-
-    services = _services(options.service)
-    state = _state(options)
-    config = load_config(state)
-    # It talks to a person: what goes as planned is said in its own words.
-    _configure_logs(options, config, "warning")
-    # Last, so that nobody pastes an invitation only to hear of a mistake elsewhere.
-    state.ensure()
-    with state.lock(LOCK_FILE):
-        invitation = _invitation(options.invitation)
-        trio.run(partial(join, invitation, services, config=config, state=state))
-
-
-def _services(texts: Sequence[str]) -> list[Service]:
-    from relay_agent.config import check_distinct
-    from relay_agent.services import parse_service
-
-    try:
-        services = [parse_service(text) for text in texts]
-    except ValueError as error:
-        raise ConfigError(f"--service: {error}") from None
-    check_distinct(services)
-    return services
-
-
-def _invitation(argument: str | None) -> Invitation:
-    from protocol.invitation import Invitation, InvitationError
-
-    text = _pasted() if argument is None else argument
-    if not text.strip():
-        raise ConfigError("expected an invitation: the line that relay-server invite printed")
-    try:
-        return Invitation.decode(text)
-    except InvitationError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _pasted() -> str:
-    if sys.stdin is None:  # started without
-        return ""
-    raw = sys.stdin.buffer
-    if sys.stdin.isatty():
-        sys.stderr.write("Paste the invitation that relay-server invite printed: ")
-        sys.stderr.flush()
-        data = raw.readline(MAX_PASTED)
-    else:  # all of it: it may have been wrapped on its way
-        data = raw.read(MAX_PASTED)
-    return data.decode("utf-8", "replace")
-
-
-# --- run
-
-
-def _run(options: argparse.Namespace) -> None:
-    import trio
-
-    from relay_agent.agent import run
-    from relay_agent.config import load_config, settle
-    from relay_agent.enrolment import load_enrolment, load_key
-
-    wanted = _services(options.service)
-    state = _state(options)
-    config = load_config(state, options.config)
-    _configure_logs(options, config, config.log_level)
-    enrolment = load_enrolment(state)
-    key = load_key(state)
-    services = config.services_over(enrolment.services)
-    services = settle(wanted, services, where="--service {}: public port")
-    with state.lock(LOCK_FILE):
-        trio.run(run, config, enrolment.relay, services, key)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol.noise import StaticKey
+from protocol.process import control
+from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
 from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
-from relay_server import admin
 from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The command tells of a change through the admin socket; where it may not, this is how late the
+# The command tells of a change through the control socket; where it may not, this is how late the
 # change is seen. The look costs a few microseconds.
 REGISTRY_POLL: Final = 1.0
 # From the signal to the end: goodbyes are on their way in a millisecond, and nobody is left to wait
@@ -42,7 +43,7 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT.
 
-    Raises CommandFailed if a port cannot be had, StateError if the admin socket cannot.
+    Raises CommandFailed if a port cannot be had, StateError if the control socket cannot.
     """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(_listen(address)) for address in config.listen]
@@ -71,7 +72,7 @@ async def _run(
             for sock in sockets:
                 nursery.start_soon(accept_forever, sock, acceptor.on_caller)
             nursery.start_soon(_watch_registry, registry, agents)
-            nursery.start_soon(admin.serve, state.path / admin.SOCKET, _commands(agents))
+            nursery.start_soon(control.serve, state.path / SOCKET, _commands(agents))
             for sock in sockets:
                 host, port = sock.getsockname()[:2]
                 event(log, logging.INFO, "listening", host=host, port=port)
@@ -109,11 +110,11 @@ def _listen_v4(address: HostPort) -> socket.socket:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 
 
-def _commands(agents: Agents) -> dict[str, admin.Command]:
-    def show(_: admin.Request) -> admin.Request:
+def _commands(agents: Agents) -> dict[str, control.Command]:
+    def show(_: control.Request) -> control.Request:
         return {"agents": agents.overview()}
 
-    def refresh(_: admin.Request) -> admin.Request:
+    def refresh(_: control.Request) -> control.Request:
         agents.refresh()
         return {}
 

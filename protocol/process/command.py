@@ -11,11 +11,12 @@ A failure is one line on standard error. A traceback means a bug of ours.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from protocol.process.config import ConfigError
 from protocol.process.logs import FORMATS, LEVELS
@@ -103,6 +104,15 @@ def say(text: str) -> None:
         # The interpreter would flush again at exit and complain in its own words.
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
         raise CommandFailed(f"cannot write the output: {error.strerror}") from None
+
+
+def say_json(entries: Iterable[Mapping[str, Any]]) -> None:
+    say(json.dumps(list(entries), indent=2) + "\n")
+
+
+def hint(text: str) -> None:
+    """For the person at the terminal; standard output is for what was asked for."""
+    sys.stderr.write(text + "\n")
 
 
 def _program_name(argv0: Path) -> str:

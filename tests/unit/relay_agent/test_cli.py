@@ -22,7 +22,9 @@ from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed
 from protocol.process.state import StateFolder
 from relay_agent.attachment import Relay
-from relay_agent.cli import LOCK_FILE, MAX_PASTED, command_line
+from relay_agent.cli import command_line
+from relay_agent.commands.join import MAX_PASTED
+from relay_agent.commands.options import LOCK_FILE
 from relay_agent.config import AgentConfig
 from relay_agent.enrolment import Enrolment, load_or_make_key, save_enrolment
 from relay_agent.services import Service

@@ -17,9 +17,13 @@ import pytest
 from protocol.invitation import Invitation
 from protocol.noise import StaticKey
 from protocol.process.address import HostPort
+from protocol.process.ask import SOCKET
+from protocol.process.layout import span
 from protocol.process.state import StateFolder
-from relay_server import admin, cli
+from relay_server import cli
 from relay_server.__main__ import main as entry_point
+from relay_server.commands import invite
+from relay_server.commands.state import LOCK
 from relay_server.registry import Registry
 
 NOW = 1_000_000.0
@@ -35,7 +39,7 @@ def state(tmp_path: Path) -> StateFolder:
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed time, every port free, and logging left as pytest has it."""
     monkeypatch.setattr("time.time", lambda: NOW)
-    monkeypatch.setattr(cli, "_is_free", lambda port: True)
+    monkeypatch.setattr(invite, "is_free", lambda port: True)
     monkeypatch.setattr("protocol.process.logs.configure", lambda level, log_format: None)
 
 
@@ -70,10 +74,10 @@ def enrol(state: StateFolder, name: str, number: int, *ports: int) -> None:
 
 @contextmanager
 def server(state: StateFolder, answer: dict[str, Any]) -> Iterator[list[str]]:
-    """Stands for the running server: answers once, and tells what it was asked."""
+    """Stands for the running process: answers once, and tells what it was asked."""
     asked: list[str] = []
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(state.path / admin.SOCKET))
+        listener.bind(str(state.path / SOCKET))
         listener.listen()
 
         def serve() -> None:
@@ -111,7 +115,7 @@ def test_standard_output_is_the_invitation_alone(run: Run, state: StateFolder) -
 
 
 def test_a_free_port_is_chosen_and_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_is_free", lambda port: port != 11111)
+    monkeypatch.setattr(invite, "is_free", lambda port: port != 11111)
     _, _, err = run("invite", "home", "--host", "vps")
     assert "home may publish port 11112.\n" in err
 
@@ -124,7 +128,7 @@ def test_several_ports_are_named(run: Run) -> None:
 def test_a_port_that_another_program_holds_is_remarked_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_is_free", lambda port: port != 90)
+    monkeypatch.setattr(invite, "is_free", lambda port: port != 90)
     status, _, err = run("invite", "home", "--host", "vps", "--port", "80", "--port", "90")
     assert status == 0
     assert "Another program listens on port 90 now; it has to let go first.\n" in err
@@ -399,7 +403,7 @@ def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
         "home    11111  attached  1h2m   2        203.0.113.9:4711",
         "office  11112  detached  5s     2",
     ]
-    (state.path / admin.SOCKET).unlink()
+    (state.path / SOCKET).unlink()
     with server(state, {"agents": here}):
         entries = {entry["name"]: entry for entry in json.loads(run("agents", "--json")[1])}
     assert entries["home"] == {
@@ -462,7 +466,7 @@ def test_revoking_beside_a_server_that_fails(run: Run, state: StateFolder) -> No
         status, _, err = run("revoke", "home")
     assert status == 1
     assert err == (
-        "relay-server: home is revoked, but may still be here: the running server refuses: busy\n"
+        "relay-server: home is revoked, but may still be here: the running process refuses: busy\n"
     )
 
 
@@ -549,7 +553,7 @@ def test_a_second_server_on_one_state_folder_is_refused(
     run: Run, served: Served, state: StateFolder
 ) -> None:
     state.ensure()
-    with state.lock(cli.LOCK):
+    with state.lock(LOCK):
         status, _, err = run("run")
     assert (status, err) == (
         2,
@@ -610,13 +614,13 @@ def test_help_fits_a_terminal(
     ],
 )
 def test_spans(seconds: float, text: str) -> None:
-    assert cli._span(seconds) == text
+    assert span(seconds) == text
 
 
 @pytest.fixture
 def is_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], bool]:
     monkeypatch.undo()
-    return cli._is_free
+    return invite.is_free
 
 
 def test_a_port_that_a_program_holds_is_not_free(is_free: Callable[[int], bool]) -> None:

@@ -18,10 +18,12 @@ import trio
 import trio.testing
 
 from protocol.noise import StaticKey
+from protocol.process import control
 from protocol.process.address import HostPort
+from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed
 from protocol.process.state import StateError, StateFolder
-from relay_server import admin, server
+from relay_server import server
 from relay_server.accept import listen
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
@@ -110,14 +112,14 @@ def test_a_port_in_use_is_one_line_and_status_1(state: StateFolder) -> None:
     assert said.decode() == line
 
 
-def test_a_file_in_the_admin_sockets_place_is_one_line_and_status_2(state: StateFolder) -> None:
-    (state.path / admin.SOCKET).write_text("mine")
+def test_a_file_in_the_control_sockets_place_is_one_line_and_status_2(state: StateFolder) -> None:
+    (state.path / SOCKET).write_text("mine")
     with relay_process(state, "--listen", f"{LOOPBACK}:{free_port()}") as process:
         _, said = process.communicate(timeout=10)
     assert process.returncode == 2, said
     assert b"Traceback" not in said
     assert said.decode().splitlines()[-1].startswith("relay-server: ")
-    assert (state.path / admin.SOCKET).read_text() == "mine"
+    assert (state.path / SOCKET).read_text() == "mine"
 
 
 # In this process
@@ -165,12 +167,12 @@ async def test_when_one_port_cannot_be_had_the_others_are_given_back(
     assert refuses(free)
 
 
-async def test_an_admin_socket_that_cannot_be_made_is_the_one_error(
+async def test_an_control_socket_that_cannot_be_made_is_the_one_error(
     state: StateFolder, registry: Registry
 ) -> None:
-    (state.path / admin.SOCKET).write_text("mine")
+    (state.path / SOCKET).write_text("mine")
     port = free_port()
-    with pytest.raises(StateError, match=r"admin\.sock"):
+    with pytest.raises(StateError, match=r"control\.sock"):
         await serve(on(HostPort(LOOPBACK, port)), state, registry, StaticKey.generate())
     assert refuses(port)
 
@@ -181,7 +183,7 @@ async def test_a_bug_is_not_made_an_error_of_the_state_folder(
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(admin, "serve", broken)
+    monkeypatch.setattr(control, "serve", broken)
     config = on(HostPort(LOOPBACK, free_port()))
     with pytest.raises(BaseExceptionGroup):
         await serve(config, state, registry, StaticKey.generate())
@@ -200,15 +202,15 @@ def _signalled() -> Iterator[None]:
 async def test_it_answers_the_command_line_until_it_is_told_to_stop(
     state: StateFolder, registry: Registry, log: pytest.LogCaptureFixture
 ) -> None:
-    port, socket_path = free_port(), state.path / admin.SOCKET
+    port, socket_path = free_port(), state.path / SOCKET
     with _signalled():
         async with trio.open_nursery() as nursery:
             config = on(HostPort(LOOPBACK, port))
             nursery.start_soon(serve, config, state, registry, StaticKey.generate())
             await quiet()
-            ask = partial(trio.to_thread.run_sync, admin.ask, socket_path)
-            assert await ask("agents") == {"agents": []}
-            assert await ask("refresh") == {}
+            asking = partial(trio.to_thread.run_sync, ask, socket_path)
+            assert await asking("agents") == {"agents": []}
+            assert await asking("refresh") == {}
             os.kill(os.getpid(), signal.SIGTERM)
     assert told(log, "listening") == [{"host": LOOPBACK, "port": port}]
     assert told(log, "stopping") == [{"signal": "SIGTERM"}]

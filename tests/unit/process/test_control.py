@@ -15,29 +15,30 @@ import pytest
 import trio
 import trio.testing
 
+from protocol.process import ask as asking
+from protocol.process.ask import MAX_REQUEST, SOCKET, TIMEOUT, ask
 from protocol.process.command import CommandFailed
+from protocol.process.control import Request, serve
 from protocol.process.state import StateError
-from relay_server import admin
-from relay_server.admin import MAX_REQUEST, TIMEOUT, ask, serve
 
 NOBODY = 65534
 
 
-def echo(request: admin.Request) -> admin.Request:
+def echo(request: Request) -> Request:
     return {"got": request}
 
 
-def broken(_: admin.Request) -> admin.Request:
+def broken(_: Request) -> Request:
     raise ZeroDivisionError
 
 
-def full(_: admin.Request) -> admin.Request:
+def full(_: Request) -> Request:
     raise StateError("no space left on the disk")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / admin.SOCKET
+    return tmp_path / SOCKET
 
 
 @asynccontextmanager
@@ -150,10 +151,10 @@ async def test_a_command_that_fails_takes_nothing_with_it(
     async with server(path):
         with pytest.raises(CommandFailed, match=r"refuses: no space left on the disk$"):
             await in_thread(path, "full")
-        with pytest.raises(CommandFailed, match=r"refuses: the server failed at broken"):
+        with pytest.raises(CommandFailed, match=r"refuses: it failed at broken"):
             await in_thread(path, "broken")
         assert await in_thread(path, "echo") == {"got": {}}
-    assert "admin-command-failed" in caplog.text
+    assert "control-command-failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -180,8 +181,8 @@ async def test_a_folder_that_is_not_there(path: Path) -> None:
 async def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 200)
     folder.mkdir()
-    async with server(folder / admin.SOCKET):
-        assert await in_thread(folder / admin.SOCKET, "echo") == {"got": {}}
+    async with server(folder / SOCKET):
+        assert await in_thread(folder / SOCKET, "echo") == {"got": {}}
 
 
 if os.geteuid() == 0:
@@ -213,7 +214,7 @@ def answering(path: Path, answer: Callable[[socket.socket], object]) -> Iterator
 
 
 def test_no_folder_means_no_server(tmp_path: Path) -> None:
-    assert ask(tmp_path / "none" / admin.SOCKET, "echo") is None
+    assert ask(tmp_path / "none" / SOCKET, "echo") is None
 
 
 @pytest.mark.parametrize("answer", [b"", b"garbage\n", b"[1]\n", b"\xff\n"])
@@ -235,7 +236,7 @@ def test_an_answer_in_pieces(path: Path) -> None:
 
 
 def test_an_answer_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "MAX_ANSWER", 10)
+    monkeypatch.setattr(asking, "MAX_ANSWER", 10)
     with (
         answering(path, lambda sock: sock.sendall(b"x" * 11)),
         pytest.raises(CommandFailed, match=r"answer cannot be understood$"),
@@ -244,7 +245,7 @@ def test_an_answer_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_server_that_hangs_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "TIMEOUT", 0.01)
+    monkeypatch.setattr(asking, "TIMEOUT", 0.01)
     asked = threading.Event()
     with answering(path, lambda _: asked.wait(10)):
         with pytest.raises(CommandFailed, match=r"does not answer on "):
@@ -257,5 +258,5 @@ def test_a_socket_of_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(CommandFailed, match=r"cannot ask the running server: .* denied"):
+    with pytest.raises(CommandFailed, match=r"cannot ask the running process: .* denied"):
         ask(path, "echo")

@@ -1,4 +1,4 @@
-"""The admin socket: how the CLI talks with the running server.
+"""The control socket: how commands talk with the process that runs (`ask` is their side).
 
 A Unix socket in the state folder that only the folder's owner (and root) may use. One JSON object
 on a line in, one out, and the socket is closed: `{"command": NAME, …}` is answered by what the
@@ -13,15 +13,14 @@ import logging
 import os
 import socket
 import stat
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
 
-from protocol.process.command import CommandFailed
+from protocol.process.ask import MAX_REQUEST, TIMEOUT, short_path
 from protocol.process.logs import failure
 from protocol.process.state import StateError, StateFolder
 
@@ -30,13 +29,6 @@ log = logging.getLogger(__name__)
 Request: TypeAlias = dict[str, Any]
 Command: TypeAlias = Callable[[Request], Request]
 
-SOCKET: Final = "admin.sock"
-# For a whole exchange: the server answers from memory, so more means that one side hangs.
-TIMEOUT: Final = 2.0
-# A request has a command and a name or two.
-MAX_REQUEST: Final = 16 * 1024
-# Thousands of agents at a few hundred bytes each.
-MAX_ANSWER: Final = 16 * 1024 * 1024
 # The CLI is started by hand, or by a script or two.
 _BACKLOG: Final = 16
 
@@ -44,7 +36,7 @@ _BACKLOG: Final = 16
 async def serve(path: Path, commands: Mapping[str, Command]) -> None:
     """Answer requests until cancelled. Raises StateError if the socket cannot be made.
 
-    The caller holds the state folder's lock, so a socket that is there is a dead server's.
+    The caller holds the state folder's lock, so a socket that is there is a dead process's.
     """
     sock = _listen(path)
     try:
@@ -62,7 +54,7 @@ def _listen(path: Path) -> socket.socket:
         sock.setblocking(False)
         # The file inherits this, so there is no moment at which others may use it.
         os.fchmod(sock.fileno(), 0o600)
-        with _short(path) as short:
+        with short_path(path) as short:
             sock.bind(short)
         StateFolder(path.parent).give_to_owner(path)
         sock.listen(_BACKLOG)
@@ -80,16 +72,6 @@ def _remove(path: Path) -> None:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise StateError(f"{path}: expected a socket; move this file away")
         path.unlink()
-
-
-@contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """Another name for `path`: the address of a Unix socket has at most 107 bytes."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 async def _serve_one(commands: Mapping[str, Command], stream: trio.SocketStream) -> None:
@@ -127,37 +109,5 @@ def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
     except StateError as error:
         return {"error": str(error)}
     except Exception:  # a bug in one command must not take the links of all agents with it
-        failure(log, "admin-command-failed", command=name)
-        return {"error": f"the server failed at {name}; its log has more"}
-
-
-def ask(path: Path, command: str, **arguments: object) -> Request | None:
-    """The running server's answer; None if no server runs. Raises CommandFailed."""
-    deadline = time.monotonic() + TIMEOUT
-    received = bytearray()
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(TIMEOUT)
-            with _short(path) as short:
-                sock.connect(short)
-            sock.sendall(json.dumps({"command": command} | arguments).encode() + b"\n")
-            while not received.endswith(b"\n") and len(received) <= MAX_ANSWER:
-                sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                data = sock.recv(1 << 16)
-                if not data:
-                    break
-                received += data
-        answer = json.loads(received)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return None
-    except (TimeoutError, BlockingIOError):  # the latter: its backlog is full
-        raise CommandFailed(f"the running server does not answer on {path}") from None
-    except OSError as error:
-        raise CommandFailed(f"cannot ask the running server: {path}: {error.strerror}") from None
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise CommandFailed("the running server's answer cannot be understood")
-    if "error" in answer:
-        raise CommandFailed(f"the running server refuses: {answer['error']}")
-    return answer
+        failure(log, "control-command-failed", command=name)
+        return {"error": f"it failed at {name}; its log has more"}

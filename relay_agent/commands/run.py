@@ -1,0 +1,25 @@
+"""`relay-agent run`."""
+
+from __future__ import annotations
+
+import argparse
+
+import trio
+
+from protocol.process.state import StateFolder
+from relay_agent import agent
+from relay_agent.commands.options import LOCK_FILE, configure_logs, read_services
+from relay_agent.config import load_config, settle
+from relay_agent.enrolment import load_enrolment, load_key
+
+
+def command(options: argparse.Namespace, state: StateFolder) -> None:
+    wanted = read_services(options.service)
+    config = load_config(state, options.config)
+    configure_logs(options, config, config.log_level)
+    enrolment = load_enrolment(state)
+    key = load_key(state)
+    services = config.services_over(enrolment.services)
+    services = settle(wanted, services, where="--service {}: public port")
+    with state.lock(LOCK_FILE):
+        trio.run(agent.run, config, enrolment.relay, services, key)

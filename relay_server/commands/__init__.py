@@ -1,0 +1,1 @@
+"""The commands of `relay-server`, one a module: its options, and what it does."""

@@ -1,0 +1,73 @@
+"""`relay-server agents`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from protocol.process.ask import SOCKET, ask
+from protocol.process.command import hint, say, say_json
+from protocol.process.layout import span, table
+from protocol.process.state import StateFolder
+from relay_server.commands.options import PROGRAM, add_command, port_list
+from relay_server.commands.state import existing_registry
+from relay_server.registry import Agent
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "agents", list_agents, "list the agents and how they are")
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
+    with existing_registry(state) as registry:
+        agents = registry.agents()
+    answer = ask(state.path / SOCKET, "agents")
+    running = answer is not None
+    present = {one["name"]: one for one in answer["agents"]} if answer is not None else {}
+    entries = [_agent_entry(agent, present.get(agent.name), running) for agent in agents]
+    if options.json:
+        say_json(entries)
+        return
+    if not running:
+        hint("the relay is not running")
+    if not entries:
+        hint(f"no agent is enrolled; invite one: {PROGRAM} invite NAME")
+        return
+    now = time.time()
+    rows = [
+        (
+            entry["name"],
+            port_list(entry["ports"]),
+            entry["status"],
+            "" if entry["since"] is None else span(now - entry["since"]),
+            str(entry["streams"]),
+            entry["address"] or "",
+        )
+        for entry in entries
+    ]
+    say(table(("NAME", "PORTS", "STATUS", "SINCE", "STREAMS", "ADDRESS"), rows))
+
+
+def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) -> dict[str, Any]:
+    """What `agents --json` says of one; a script may rely on each of the keys."""
+    entry: dict[str, Any] = {
+        "name": agent.name,
+        "ports": list(agent.ports),  # granted
+        "enrolled": int(agent.enrolled or 0),  # like `since` in seconds since the epoch
+        "status": "absent" if running else "unknown",
+        "since": None,
+        "address": None,
+        "streams": 0,
+        "open_ports": [],
+        "refused": {},  # how many visitors, by reason, since the relay started
+    }
+    if present is not None:
+        entry["status"] = "attached" if present["attached"] else "detached"
+        entry["since"] = int(time.time() - present["since"])
+        entry["address"] = present["address"]
+        entry["streams"] = present["streams"]
+        entry["open_ports"] = present["ports"]
+        entry["refused"] = present["refused"]
+    return entry

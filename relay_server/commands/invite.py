@@ -1,0 +1,132 @@
+"""`relay-server invite`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import secrets
+import socket
+import time
+from typing import Any, Final
+
+from protocol.invitation import TOKEN_SIZE, Invitation
+from protocol.process.command import CommandFailed, hint, say
+from protocol.process.config import ConfigError, between, parse_duration
+from protocol.process.layout import span
+from protocol.process.state import StateFolder
+from relay_server.commands.options import (
+    add_command,
+    add_host_option,
+    at_most_eight,
+    parse_port,
+    ports_in_words,
+    reader,
+)
+from relay_server.commands.state import relay_key
+from relay_server.config import load_config
+from relay_server.registry import Registry, parse_name
+
+# A script may be done in seconds; a month is a second password rather than a token.
+_MIN_LIFETIME, _MAX_LIFETIME = "1s", "30d"
+
+_EXAMPLES: Final = """\
+examples:
+  relay-server invite home                 a free port is chosen
+  relay-server invite home --port 11111    ssh -p 11111 root@VPS reaches it
+  relay-server invite office --port 2201 --port 8080 --expires 1d
+
+The line printed is for one router: give it to "relay-agent join" there before
+it expires. Inviting a name again keeps its ports, and puts those given with
+--port in front; once the new invitation is used, the key of the router that had
+the name before is revoked. To take a port away, revoke the name and invite it
+anew.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "invite", invite_agent, "print an invitation for a router")
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "name", type=reader(parse_name), metavar="NAME", help="what to call the router"
+    )
+    parser.add_argument(
+        "--port",
+        action="append",
+        default=[],
+        type=reader(parse_port),
+        metavar="N",
+        help="a public port it may publish; repeatable, the first is for its ssh"
+        " (default: those it has, else a free one)",
+    )
+    parser.add_argument(
+        "--expires",
+        type=reader(between(parse_duration, _MIN_LIFETIME, _MAX_LIFETIME)),
+        default=3600.0,
+        metavar="TIME",
+        help="how long it can be used, such as 30m, 1h or 2d (default: 1h)",
+    )
+    add_host_option(parser, "dial this instead of the hosts that `run` was given;")
+
+
+def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
+    given = at_most_eight(options.host)
+    state.ensure()
+    with Registry(state) as registry:
+        # What `run` was told last; before its first start, what it would be told.
+        config = load_config(None, state.path)
+        link_ports = registry.link_ports() or config.link_ports
+        hosts = tuple(host.at(link_ports[0]) for host in given) or registry.hosts()
+        hosts = hosts or config.dialled
+        if not hosts:
+            raise ConfigError(
+                "which name of this VPS do agents dial? Give it once by --host vps.example.net,"
+                " here or to relay-server run"
+            )
+        key = relay_key(state, registry)
+        for port in options.port:
+            if port in link_ports:
+                raise CommandFailed(f"port {port} is where agents dial in; choose another")
+        token = secrets.token_bytes(TOKEN_SIZE)
+        invitation = Invitation(
+            hosts=tuple((host.host, host.port) for host in hosts),
+            relay_key=key.public,
+            token=token,
+        )
+        before = registry.agent(options.name)
+        its_own = before.ports if before is not None else ()
+        held = [port for port in options.port if port not in its_own and not is_free(port)]
+        invited = registry.invite(
+            options.name,
+            token,
+            now=time.time(),
+            lifetime=options.expires,
+            port_range=registry.port_range() or config.ports,
+            ports=options.port,
+            usable=lambda port: port not in link_ports and is_free(port),
+        )
+        if not registry.hosts():
+            registry.remember_hosts(hosts)
+    say(invitation.encode() + "\n")
+    hint(f"{invited.name} may publish {ports_in_words(invited.ports)}.")
+    if held:
+        hint(f"Another program listens on {ports_in_words(held)} now; it has to let go first.")
+    hint(f"Within {span(options.expires)}, run this on the router:")
+    hint("  relay-agent join INVITATION     (the line above)")
+    hint("  relay-agent run")
+    hint(f"Then, from anywhere: ssh -p {invited.ports[0]} root@{hosts[0].host}")
+
+
+def is_free(port: int) -> bool:
+    """Whether no other program listens on `port` now."""
+    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - where public ports open
+        try:
+            with socket.socket(family) as probe:
+                # As the server does; else sockets in TIME-WAIT would count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+    return True

@@ -1,0 +1,73 @@
+"""`relay-server run`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from protocol.process import logs
+from protocol.process.state import StateFolder
+from relay_server.commands.options import add_command, add_host_option, at_most_eight, reader
+from relay_server.commands.state import LOCK, relay_key
+from relay_server.config import DEFAULT_PORT, load_config, parse_bind, parse_listen
+from relay_server.registry import Registry
+
+_EXAMPLES: Final = """\
+examples:
+  relay-server run --host vps.example.net
+  relay-server run --listen '[::]:7022' --listen '[::]:443' \\
+                   --host vps.example.net --host vps.example.net:443
+
+--host is remembered: give it at the first start and when it changes.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "run", run_server, "run the relay until it is told to stop")
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with options (default: server.toml in the state folder, if there)",
+    )
+    parser.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        type=reader(parse_listen),
+        metavar="ADDRESS:PORT",
+        help=f"where agents dial in; repeatable (default: [::]:{DEFAULT_PORT}, IPv4 and IPv6)",
+    )
+    add_host_option(parser, "the name or address of this VPS as agents reach it, remembered;")
+    parser.add_argument(
+        "--bind",
+        type=reader(parse_bind),
+        metavar="ADDRESS",
+        help="the address public ports open on (default: all)",
+    )
+
+
+def run_server(options: argparse.Namespace, state: StateFolder) -> None:
+    config = load_config(
+        options.config,
+        state.path,
+        listen=options.listen,
+        hosts=at_most_eight(options.host),
+        bind=options.bind,
+    )
+    logs.configure(options.log_level or config.log_level, options.log_format or config.log_format)
+    # Only here: the other commands need none of it and are done sooner.
+    from relay_server.server import serve
+
+    state.ensure()
+    with state.lock(LOCK), Registry(state) as registry:
+        key = relay_key(state, registry)
+        if config.hosts:
+            registry.remember_hosts(config.dialled)
+        registry.remember_link_ports(config.link_ports)
+        registry.remember_port_range(config.ports)
+        trio.run(serve, config, state, registry, key)
