@@ -2,6 +2,7 @@
 #   make test   everything: lint, types, import contracts, unit and end-to-end tests, the lab in short
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
+#   make openwrt  the agent's packages for OpenWrt, into dist/
 #   make bench  throughput, delay, CPU and memory beside ssh -R and other peers, with the targets
 
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab bench setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab bench openwrt setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +45,9 @@ bench:
 	@.ci/system-packages bench
 	@.ci/venv bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+openwrt: setup-demo
+	@$(BIN)/python deploy/openwrt/build.py
 
 demo: setup-demo
 	@$(BIN)/python deploy/demo.py

@@ -557,11 +557,15 @@ class Relay:
 
 
 class Agent:
-    """relay-agent with a state folder and a life of its own."""
+    """relay-agent with a state folder and a life of its own.
 
-    def __init__(self, folder: Path) -> None:
+    `command` is what to start it with, if not as it is installed here.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str] = ()) -> None:
         folder.mkdir(mode=0o700)
         self.folder = folder
+        self.command = list(command) or [script("relay-agent")]
         self.state = folder / "state"
         self.environment = plain_environment(folder)
         self._process: ProcessUnderTest | None = None
@@ -574,7 +578,7 @@ class Agent:
     def try_join(
         self, invitation: str, *services: str, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        argv = [script("relay-agent"), "join"]
+        argv = [*self.command, "join"]
         argv += [invitation] if stdin is None else []
         for service in services:
             argv += ["--service", service]
@@ -593,7 +597,7 @@ class Agent:
     def start(self, *ports: int) -> ProcessUnderTest:
         """Run the agent, and wait until the relay listens on all of `ports`."""
         # At debug level also failures that repeat are told, which tests count.
-        argv = [script("relay-agent"), "run", "--state-dir", str(self.state)]
+        argv = [*self.command, "run", "--state-dir", str(self.state)]
         argv += ["--log-level", "debug"]
         self._process = ProcessUnderTest(argv, environment=self.environment)
         for port in ports:
