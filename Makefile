@@ -3,6 +3,7 @@
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
 #   make openwrt  the agent's packages for OpenWrt, into dist/
+#   make openwrt-mips  a real ssh through that package's agent on an emulated 32-bit MIPS router
 #   make bench  throughput, delay, CPU and memory beside ssh -R and other peers, with the targets
 
 BIN := .venv/bin
@@ -12,7 +13,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab bench openwrt setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab bench openwrt openwrt-mips setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,14 @@ bench:
 openwrt: setup-demo
 	@$(BIN)/python deploy/openwrt/build.py
 
+# An agent of the package on an emulated router. Slow, and it needs Debian's packages for mipsel.
+MIPSEL_ROOT := $(CURDIR)/.venv/mipsel-root
+
+openwrt-mips: setup
+	@.ci/system-packages mips
+	@.ci/mipsel-root $(MIPSEL_ROOT)
+	MIPSEL_ROOT=$(MIPSEL_ROOT) $(BIN)/python -m pytest -v tests/mips
+
 demo: setup-demo
 	@$(BIN)/python deploy/demo.py
 
@@ -66,7 +75,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/e2e tests/lab benchmarks
+	$(BIN)/mypy deploy tests/e2e tests/lab tests/mips benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports
