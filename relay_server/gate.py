@@ -7,6 +7,7 @@ is not mended by an agent that publishes anew.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,19 +17,14 @@ import trio
 
 from protocol.process.logs import event
 from relay_server.brake import Brake
-from relay_server.guard import Answer, Guard, Traffic, Visitor
+from relay_server.guard import Ending, Guard, Standing, Traffic, Visitor
 
 log = logging.getLogger(__name__)
 
-# Newcomers who wait for a place, each with a descriptor. More at a time are no handful of people,
-# and are not spared eviction either.
-MAX_WAITING: Final = 16
-# How long they wait at most: with a login that takes as long again it is still bearable, and most
-# logins before theirs are through by then.
-PATIENCE: Final = 1.0
-# Nobody waits while others are evicted: under attack a place is worth taking at once.
-CALM: Final = 10.0
-# How often they ask again: nobody notices such a delay, and sixteen who ask cost nothing.
+# How long a newcomer waits for a place at most. What ssh waits for before it says anything is the
+# user's patience, and a login takes as long again.
+PATIENCE: Final = 10.0
+# How often it is looked whether a place is there: nobody notices such a delay.
 ASK_AGAIN: Final = 0.05
 # Visitors a minute whose coming is told of one by one, whatever becomes of them. More are bots, or
 # a script; those who stay are told of when they go.
@@ -38,7 +34,7 @@ ARRIVALS: Final = 60
 @dataclass(slots=True, eq=False)
 class Gate:
     guard: Guard
-    waiting: int = 0
+    _looked: float = field(default=-math.inf, init=False)
     _arrivals: Brake = field(default_factory=partial(Brake, lines=ARRIVALS))
     _refusals: Brake = field(default_factory=Brake)
     _evictions: Brake = field(default_factory=Brake)
@@ -46,22 +42,31 @@ class Gate:
     async def enter(
         self, host: str, *, traffic: Callable[[], Traffic], evict: Callable[[], None]
     ) -> Visitor | None:
-        """A place for a visitor from `host`, as `Guard.arrive`; None if it may have none."""
+        """A place for a visitor from `host`, once there is one; None if there was none in time."""
         came = trio.current_time()
-        while True:
-            now = trio.current_time()
-            calm = now - self.guard.evicted_at >= CALM and self.waiting < MAX_WAITING
-            patient = calm and now - came < PATIENCE
-            answer = self.guard.arrive(host, now, traffic=traffic, evict=evict, patient=patient)
-            if answer is Answer.CROWDED:
-                return None
-            if isinstance(answer, Visitor):
-                return answer
-            self.waiting += 1
-            try:
+        visitor = self.guard.come(host, came, traffic=traffic, evict=evict)
+        ours = True
+        try:
+            while visitor.standing is Standing.WAITS and self._may_wait(visitor, came):
                 await trio.sleep(ASK_AGAIN)
-            finally:
-                self.waiting -= 1
+                self._look()
+            # It may have been evicted in the turn in which it came.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            ours = visitor.standing in (Standing.WAITS, Standing.GONE)
+        finally:
+            if ours:
+                self.guard.leave(visitor, trio.current_time(), Ending.OURS)
+        return None if ours else visitor
+
+    def _may_wait(self, visitor: Visitor, came: float) -> bool:
+        return trio.current_time() < came + PATIENCE and self.guard.may_wait(visitor)
+
+    def _look(self) -> None:
+        """Each who waits asks, but one look is for them all."""
+        now = trio.current_time()
+        if now >= self._looked + ASK_AGAIN:
+            self._looked = now
+            self.guard.seat(now)
 
     def tell_arrival(self, about: Mapping[str, object], stream: int) -> bool:
         """Log it, unless there are many; then the next one that is told says how many."""

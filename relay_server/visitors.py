@@ -17,6 +17,7 @@ from protocol.transport.splice import Splice
 from relay_server.gate import Gate
 from relay_server.guard import LEAST_BYTES, Caps, Ending, Guard, Traffic, has_grown
 from relay_server.listeners import Listener
+from relay_server.login import Login
 from relay_server.opening import Opening, look, wait_opening
 from relay_server.presence import Presence
 
@@ -80,6 +81,7 @@ class _Visit:
         self._came = trio.current_time()
         self._opening = Opening.SILENT
         self._joined: tuple[Endpoint, Splice] | None = None
+        self._login = Login()
 
     async def run(self, sock: socket.socket) -> str | None:
         """Carry the visitor, or say why not."""
@@ -136,6 +138,7 @@ class _Visit:
             received=splice.sent,
             sent=splice.delivered,
             reset=splice.reset_by_peer,
+            **({"login": "seen"} if self._login.seen else {}),
         )
         return None
 
@@ -167,6 +170,8 @@ class _Visit:
         if stream is None:
             return "too many streams"
         splice = endpoint.join(stream)
+        if self._is_guarded():
+            splice.overhear = self._login.hear
         self._joined = endpoint, splice
         endpoint.flush()
         return splice
@@ -178,7 +183,7 @@ class _Visit:
             # All it said is unread; that it has begun shall count while it waits for the agent.
             return Traffic(LEAST_BYTES if self._opening is Opening.SSH else 0)
         splice = self._joined[1]
-        return Traffic(splice.sent, splice.delivered)
+        return Traffic(splice.sent, splice.delivered, self._login.seen)
 
     def _evict(self) -> None:
         self.evicted = True
@@ -192,14 +197,13 @@ class _Visit:
     def _ending(self) -> Ending:
         """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""
         if self._opening in _REFUSED_OPENINGS:
-            return Ending.CUT
+            return Ending.THEIRS
         presence = self._presence
         if self._joined is None or not presence.tenure.attached or presence.since > self._came:
             return Ending.OURS
         splice = self._joined[1]
-        if splice.reset_by_peer is None:
-            return Ending.FINISHED if splice.inbound_finished else Ending.CUT
-        return Ending.CUT if splice.reset_by_peer == _BY_TARGET else Ending.OURS
+        is_theirs = splice.reset_by_peer in (None, _BY_TARGET)
+        return Ending.THEIRS if is_theirs else Ending.OURS
 
 
 def _gate_of(config: ServerConfig, presence: Presence, listener: Listener) -> Gate:

@@ -66,6 +66,8 @@ class Splice:
         self.stream = stream
         self.sent = 0  # bytes from the socket to the stream
         self.delivered = 0  # bytes from the stream to the socket
+        # Told the size of each piece for the socket, as the peer read it.
+        self.overhear: Callable[[int], None] | None = None
         self.deaf = False  # the socket takes no more; what comes for it is discarded
         self._sock: socket.socket | None = None
         self._backlog = bytearray()  # inbound bytes the socket has not taken yet
@@ -122,6 +124,9 @@ class Splice:
     def on_data(self, data: list[memoryview]) -> None:
         """Take what came, in order: to the socket at once, and what does not fit is kept."""
         taken = 0
+        if self.overhear is not None:
+            for piece in data:
+                self.overhear(len(piece))
         if self.deaf:
             self._session.consumed(self.stream, sum(map(len, data)), kept_up=False)
             return

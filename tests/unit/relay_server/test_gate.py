@@ -5,10 +5,9 @@ import trio
 import trio.testing
 
 from relay_server.brake import LINES, PERIOD
-from relay_server.gate import ARRIVALS, ASK_AGAIN, CALM, MAX_WAITING, PATIENCE, Gate
+from relay_server.gate import ARRIVALS, ASK_AGAIN, PATIENCE, Gate
 from relay_server.guard import (
     BEGUN_BYTES,
-    GRACE,
     GROWN_BYTES,
     SILENT_GRACE,
     Caps,
@@ -43,38 +42,62 @@ async def test_a_newcomer_waits_until_another_has_had_its_time(
     assert await enter(gate, "b") is not None
     assert evicted == ["a"]
     assert SILENT_GRACE <= trio.current_time() < SILENT_GRACE + 2 * ASK_AGAIN
-    assert gate.waiting == 0
+    assert gate.guard.waiting == 0
 
 
 async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.MockClock) -> None:
     gate, evicted = gate_of(), list[str]()
-    await enter(gate, "a", sent=BEGUN_BYTES, evicted=evicted)
-    assert await enter(gate, "b") is not None
-    assert evicted == ["a"]
+    for _ in range(20):
+        bot = await enter(gate, "bot")
+        assert bot is not None
+        gate.guard.leave(bot, trio.current_time(), Ending.THEIRS)
+    assert await enter(gate, "a", evicted=evicted) is not None
+    assert await enter(gate, "bot") is None, "a place is no bot's while a person may be logging in"
+    assert not evicted
     assert PATIENCE <= trio.current_time() < PATIENCE + 2 * ASK_AGAIN
+    assert gate.guard.waiting == 0
 
 
-async def test_nobody_waits_while_others_are_evicted(mock_clock: trio.testing.MockClock) -> None:
-    gate, evicted = gate_of(), list[str]()
+async def test_who_is_evicted_from_the_line_gets_no_place(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    gate = Gate(Guard(Caps(per_source=8, young_per_source=8, young=1), most_waiting=1))
+    await enter(gate, "a", sent=BEGUN_BYTES)
+    evicted, got = list[str](), list[Visitor | None]()
 
-    async def waits(host: str) -> bool:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(enter, gate, host)
-            await trio.testing.wait_all_tasks_blocked()
-            waiting = bool(gate.waiting)
-            nursery.cancel_scope.cancel()
-        return waiting
+    async def newcomer(host: str) -> None:
+        got.append(await enter(gate, host, evicted=evicted))
 
-    await enter(gate, "a", evicted=evicted)
-    mock_clock.jump(GRACE)
-    await enter(gate, "b", evicted=evicted)
-    last = await enter(gate, "c", evicted=evicted)
-    assert evicted == ["a", "b"]
-    assert last is not None
-    gate.guard.leave(last, trio.current_time(), Ending.OURS)
-    mock_clock.jump(CALM)
-    await enter(gate, "d")
-    assert await waits("e")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(newcomer, "b")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(newcomer, "c")
+        await trio.testing.wait_all_tasks_blocked()
+        assert evicted == ["b"]
+        mock_clock.jump(ASK_AGAIN)
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == [None]
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_goes_while_waiting_leaves_the_line(mock_clock: trio.testing.MockClock) -> None:
+    gate = gate_of()
+    await enter(gate, "a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter, gate, "b")
+        await trio.testing.wait_all_tasks_blocked()
+        assert gate.guard.waiting == 1
+        nursery.cancel_scope.cancel()
+    assert gate.guard.waiting == 0
+    assert gate.guard.burden("b", trio.current_time()) == 0.0
+
+
+async def test_who_gets_a_place_and_goes_in_one_turn_keeps_none() -> None:
+    gate = gate_of()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await enter(gate, "a")
+    assert gate.guard.young == 0
 
 
 async def test_a_newcomer_gets_a_place_that_frees_itself(
@@ -86,25 +109,10 @@ async def test_a_newcomer_gets_a_place_that_frees_itself(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(enter, gate, "b")
         await trio.sleep(0.5)
-        assert gate.waiting == 1
+        assert gate.guard.waiting == 1
         gate.guard.leave(first, trio.current_time(), Ending.OURS)
     assert trio.current_time() < 0.5 + 2 * ASK_AGAIN
     assert not evicted
-
-
-async def test_one_more_than_may_wait_evicts_at_once(mock_clock: trio.testing.MockClock) -> None:
-    gate, evicted = gate_of(), list[str]()
-    await enter(gate, "a", evicted=evicted)
-    async with trio.open_nursery() as nursery:
-        for number in range(MAX_WAITING):
-            nursery.start_soon(enter, gate, f"10.0.0.{number}")
-        await trio.testing.wait_all_tasks_blocked()
-        assert gate.waiting == MAX_WAITING
-        assert not evicted
-        await enter(gate, "b")
-        assert evicted == ["a"]
-        nursery.cancel_scope.cancel()
-    assert gate.waiting == 0
 
 
 async def test_a_source_whose_visitors_are_all_established_may_have_no_more() -> None:

@@ -13,7 +13,7 @@ from protocol.events import StreamOpened
 from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.gate import ARRIVALS
-from relay_server.guard import GRACE, GROWN_BYTES, ONE_SHOT_BYTES, SILENT_GRACE
+from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
 from relay_server.networks import parse_networks
 from relay_server.visitors import EVICTED, visit
@@ -390,20 +390,28 @@ async def test_so_is_one_that_the_ssh_server_throws_out(relay: Relay) -> None:
     await until(lambda: score(relay, router, port))
 
 
-@pytest.mark.parametrize(("sent", "counts"), [(1, True), (ONE_SHOT_BYTES - len(BEGIN), False)])
-async def test_one_that_ends_with_both_directions_finished_is_not_if_much_was_said(
-    relay: Relay, sent: int, counts: bool
+# What dropbear says until it lets somebody in, and a little later.
+PIECES = (538, 428, 44, 52, 100, 36, 44, 88)
+
+
+@pytest.mark.parametrize(("pieces", "counts"), [(PIECES[:5], True), (PIECES, False)])
+async def test_one_that_ends_with_both_directions_finished_is_not_if_it_was_let_in(
+    relay: Relay, log: pytest.LogCaptureFixture, pieces: tuple[int, ...], counts: bool
 ) -> None:
     router, port = await serving(relay)
     visitor, target = await visited_by(relay, router, port)
-    await send_all(target, bytes(sent))
+    for size in pieces:
+        await send_all(target, bytes(size))
+        assert len(await receive_exactly(visitor, size)) == size
     for one in (visitor, target):
         one.shutdown(socket.SHUT_WR)
         await quiet()
     with visitor:
-        assert len(await receive_to_end(visitor)) == sent
+        assert not await receive_to_end(visitor)
     await until(lambda: relay.presence(router).gates[port].guard.young == 0)
     assert bool(score(relay, router, port)) is counts
+    if not counts:
+        assert told(log, "visitor-out")[0]["login"] == "seen"
 
 
 async def test_endings_that_the_visitor_cannot_help_are_not(relay: Relay) -> None:
