@@ -46,22 +46,31 @@ def _by_fault(row: dict[str, str]) -> tuple[str, bool, str]:
     return row["fault"], row["by"] != "ssh-relay", row["by"]
 
 
+def _by_bots(row: dict[str, str]) -> tuple[str, str, str]:
+    return row["bots"], row["by"], row["server"]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of faults, of those tests that measured one."""
-    rows = [
-        value
+    """The tables of faults and of bots, of those tests that measured one."""
+    properties = [
+        (name, value)
         for reports in terminalreporter.stats.values()
         for report in reports
         if isinstance(report, pytest.TestReport) and report.when == "call"
         for name, value in report.user_properties
-        if name == "fault" and isinstance(value, dict)
+        if isinstance(value, dict)
     ]
-    if not rows:
-        return
+    for title, name, order in (("faults", "fault", _by_fault), ("bots", "bots", _by_bots)):
+        rows = sorted((value for kind, value in properties if kind == name), key=order)
+        if rows:
+            terminalreporter.section(title)
+            _write_table(terminalreporter, rows)
+
+
+def _write_table(terminalreporter: pytest.TerminalReporter, rows: list[dict[str, str]]) -> None:
     columns = list(rows[0])
     widths = [max(len(str(row[key])) for row in [*rows, dict.fromkeys(columns)]) for key in columns]
     widths = [max(width, len(key)) for width, key in zip(widths, columns, strict=True)]
-    terminalreporter.section("faults")
-    for cells in (columns, *(list(row.values()) for row in sorted(rows, key=_by_fault))):
+    for cells in (columns, *(list(row.values()) for row in rows)):
         line = "  ".join(str(c).ljust(w) for c, w in zip(cells, widths, strict=True))
         terminalreporter.write_line(line.rstrip())

@@ -38,6 +38,7 @@ from tests.e2e.harness import (
     Login,
     ProcessUnderTest,
     Relay,
+    SshServer,
     eventually,
     listens,
     program,
@@ -56,6 +57,7 @@ VPS: Final = "203.0.113.1"
 VPS_SECOND: Final = "203.0.113.2"
 VPS_TO_LAPTOP: Final = "192.0.2.1"
 LAPTOP: Final = "192.0.2.2"
+LAPTOPS: Final = "192.0.2.0/24"  # what the VPS looks for there
 ROUTER: Final = "198.51.100.2"
 ROUTER_SECOND: Final = "198.51.100.3"
 # Each lab has all ports for itself.
@@ -352,9 +354,12 @@ class Network:
 
     _number = 0
 
-    def __init__(self, folder: Path, *, seed: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int | None = None, server: type[SshServer] = Dropbear
+    ) -> None:
         self.folder = folder
         self._seed = seed
+        self._server = server
         self._undo = contextlib.ExitStack()
         self.began = time.monotonic()
 
@@ -375,9 +380,9 @@ class Network:
         undo.callback(self.journal.stop)
         self.login = Login(self.folder / "login")
         with self.router.entered():
-            self.ssh_server = Dropbear(self.folder / "dropbear", self.login)
+            self.ssh_server = self._server(self.folder / "ssh-server", self.login)
         undo.callback(self.ssh_server.stop)
-        self.journal.watch("dropbear", self.ssh_server.process)
+        self.journal.watch("server", self.ssh_server.process)
         self._build_way(undo)
         with self.vps.entered():
             wait_until_listening(SSH_PORT)
@@ -417,7 +422,7 @@ class Network:
             "link set lan0 up",
             f"route add default dev lan0 {CONGESTION}",
         )
-        self.vps.ip(f"route add {LAPTOP} dev lan0 {CONGESTION}")
+        self.vps.ip(f"route add {LAPTOPS} dev lan0 {CONGESTION}")
         self.router.ip("link set lo up", f"addr add {ROUTER}/32 dev {device}")
         self.router.ip(self._router_route)
         self.wan.shape(delay=DELAY, rate=RATE, queue=QUEUE)
@@ -499,12 +504,13 @@ class Lab(Network):
         relay_config: str = "",
         agent_config: str = "",
         enrolled: Path | None = None,
+        server: type[SshServer] = Dropbear,
     ) -> None:
         """`enrolled` is the folder of a lab that is over: relay and agent know each other from it.
 
         That spares an invitation and a join, which take more than everything else together.
         """
-        super().__init__(folder, seed=seed)
+        super().__init__(folder, seed=seed, server=server)
         self._enrolled = enrolled
         self._relay_config = relay_config
         self._agent_config = agent_config

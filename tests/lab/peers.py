@@ -24,9 +24,11 @@ from typing import Final
 from tests.e2e.harness import (
     LIMIT,
     LOOPBACK,
+    Dropbear,
     Login,
     OpenSsh,
     ProcessUnderTest,
+    SshServer,
     eventually,
     program,
     wait_until_listening,
@@ -84,8 +86,15 @@ class VpsSshd(OpenSsh):
 class PeerLab(Network):
     """With autossh and sshd."""
 
-    def __init__(self, folder: Path, *, seed: int | None = None, tuned: bool) -> None:
-        super().__init__(folder, seed=seed)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int | None = None,
+        tuned: bool,
+        server: type[SshServer] = Dropbear,
+    ) -> None:
+        super().__init__(folder, seed=seed, server=server)
         self._tuned = tuned
 
     def _build_way(self, undo: contextlib.ExitStack) -> None:
