@@ -1,4 +1,4 @@
-"""The agent as a systemd service: what systemd itself says about the unit, and the install script."""
+"""The agent under systemd: what systemd itself says about the unit, and the install script."""
 
 from __future__ import annotations
 
