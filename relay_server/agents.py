@@ -24,6 +24,7 @@ from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
 from protocol.transport.waiting import wait_until
+from relay_server.kept import KeptSockets
 from relay_server.ports import Ports
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
@@ -42,11 +43,17 @@ DUPLICATE_RETRY: Final = 30.0
 
 
 class Agents:
-    def __init__(self, config: ServerConfig, registry: Registry, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        nursery: trio.Nursery,
+        kept: KeptSockets,
+    ) -> None:
         self._config = config
         self._registry = registry
         self._nursery = nursery
-        self._ports = Ports(config, registry, nursery)
+        self._ports = Ports(config, registry, nursery, kept)
         self._present: dict[bytes, Presence] = {}
         self._pool = BufferPool()
         self._cap = ReplayCap(config.replay_total)
@@ -270,6 +277,11 @@ class Agents:
             if presence.endpoint is not None and presence.tenure.attached:
                 presence.endpoint.session.close_link(CloseCode.RESTARTING)
                 presence.endpoint.flush()
+
+    @property
+    def present(self) -> list[Presence]:
+        """Those with a session, attached or kept."""
+        return list(self._present.values())
 
     def overview(self) -> list[dict[str, object]]:
         """What `relay-server agents` shows of the agents that are here."""

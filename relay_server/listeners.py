@@ -18,7 +18,8 @@ import trio
 
 from protocol.errors import RefusalCode
 from protocol.process.logs import event
-from relay_server.accept import accept_forever, listen, stop_accepting
+from relay_server.accept import accept_forever
+from relay_server.kept import KeptSockets
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Listener:
     service: str
     publication: int = 0
     closed: bool = False  # for good
+    kept: KeptSockets = field(default_factory=KeptSockets)
     sockets: list[socket.socket] = field(default_factory=list)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _ending: set[trio.CancelScope] = field(default_factory=set)
@@ -59,7 +61,7 @@ class Listener:
         self.publication = 0
         self._scope.cancel()
         for sock in self.sockets:
-            stop_accepting(sock)
+            self.kept.close(sock)
         self.sockets.clear()
         for scope in self._ending:
             scope.cancel()
@@ -80,14 +82,14 @@ class Listener:
         try:
             for host in hosts:
                 try:
-                    opened.append(listen(host, self.port, dual_stack=False))
+                    opened.append(self.kept.listen(host, self.port, dual_stack=False))
                 except OSError as exc:
                     if host == "::" and exc.errno in _NO_IPV6:
                         continue
                     raise
         except OSError as exc:
             for sock in opened:
-                sock.close()
+                self.kept.close(sock)
             raise _unavailable(self.port, exc) from exc
         self.sockets = opened
 

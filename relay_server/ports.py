@@ -14,6 +14,7 @@ from protocol.frame import Publish
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.endpoint import Endpoint
+from relay_server.kept import KeptSockets
 from relay_server.listeners import Listener, PortUnavailable
 from relay_server.presence import Presence
 from relay_server.visitors import visit
@@ -34,10 +35,17 @@ LEAST_ORPHAN_SECONDS: Final = 1.0
 class Ports:
     """Listeners and visitors run in `nursery`, which outlives every link."""
 
-    def __init__(self, config: ServerConfig, registry: Registry, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        nursery: trio.Nursery,
+        kept: KeptSockets,
+    ) -> None:
         self._config = config
         self._registry = registry
         self._nursery = nursery
+        self._kept = kept
 
     def publish(self, presence: Presence, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
@@ -123,7 +131,7 @@ class Ports:
 
     def _new_listener(self, presence: Presence, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""
-        listener = Listener(publish.port, publish.service)
+        listener = Listener(publish.port, publish.service, kept=self._kept)
         try:
             listener.try_open(self._config.bind)
         except PortUnavailable as exc:

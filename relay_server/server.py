@@ -19,9 +19,12 @@ from protocol.process.command import CommandFailed
 from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
-from relay_server.accept import accept_forever, listen, stop_accepting
+from protocol.process.systemd import notify, take_sockets
+from relay_server.accept import accept_forever, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
+from relay_server.kept import UNCLAIMED_SECONDS, KeptSockets
+from relay_server.supervision import report
 
 if TYPE_CHECKING:
     from protocol.process.address import HostPort
@@ -46,9 +49,13 @@ async def serve(
     Raises CommandFailed if a port cannot be had, StateError if the control socket cannot.
     """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(_listen(address)) for address in config.listen]
+        kept = KeptSockets(take_sockets())
+        # A socket unit knows better than the defaults where agents dial in.
+        sockets = [stack.enter_context(sock) for sock in kept.links] or [
+            stack.enter_context(_listen(kept, address)) for address in config.listen
+        ]
         try:
-            await _run(config, state, registry, key, sockets)
+            await _run(config, state, registry, key, kept, sockets)
         except BaseExceptionGroup as group:
             # What a nursery wraps; the command line expects the one.
             told, rest = group.split(StateError)
@@ -62,12 +69,13 @@ async def _run(
     state: StateFolder,
     registry: Registry,
     key: StaticKey,
+    kept: KeptSockets,
     sockets: Sequence[socket.socket],
 ) -> None:
     raise_descriptor_limit()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, nursery)
+            agents = Agents(config, registry, nursery, kept)
             acceptor = Acceptor(config, registry, key, agents, nursery)
             for sock in sockets:
                 nursery.start_soon(accept_forever, sock, acceptor.on_caller)
@@ -77,9 +85,13 @@ async def _run(
                 host, port = sock.getsockname()[:2]
                 event(log, logging.INFO, "listening", host=host, port=port)
             tell_small_buffers(config.stream_window_max)
+            nursery.start_soon(_close_unclaimed, kept)
+            nursery.start_soon(report, agents)
             async for number in signals:
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
+            notify("STOPPING=1")
+            kept.leave()
             for sock in sockets:
                 stop_accepting(sock)
             agents.say_goodbye()
@@ -93,19 +105,25 @@ def _only(group: BaseException) -> BaseException:
     return group
 
 
-def _listen(address: HostPort) -> socket.socket:
+async def _close_unclaimed(kept: KeptSockets) -> None:
+    await trio.sleep(UNCLAIMED_SECONDS)
+    for address in kept.close_unclaimed():
+        event(log, logging.INFO, "port-unclaimed", address=address)
+
+
+def _listen(kept: KeptSockets, address: HostPort) -> socket.socket:
     try:
-        return listen(address.host, address.port, dual_stack=True)
+        return kept.listen(address.host, address.port, dual_stack=True)
     except OSError as exc:
         if address.host == "::" and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            return _listen_v4(address)
+            return _listen_v4(kept, address)
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 
 
-def _listen_v4(address: HostPort) -> socket.socket:
+def _listen_v4(kept: KeptSockets, address: HostPort) -> socket.socket:
     """For a kernel without IPv6, where the dual-stack default cannot be had."""
     try:
-        return listen("0.0.0.0", address.port, dual_stack=False)  # noqa: S104 - as [::] is
+        return kept.listen("0.0.0.0", address.port, dual_stack=False)  # noqa: S104 - as [::] is
     except OSError as exc:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 

@@ -28,7 +28,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+
+if TYPE_CHECKING:
+    from tests.manager import Manager
 
 T = TypeVar("T")
 
@@ -145,7 +148,9 @@ class ProcessUnderTest:
         *,
         environment: Mapping[str, str],
         cwd: Path | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
+        """The process inherits `descriptors` under their numbers here."""
         self.argv = [str(part) for part in argv]
         self.started_at = time.monotonic()
         self._popen = subprocess.Popen(
@@ -157,6 +162,7 @@ class ProcessUnderTest:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            pass_fds=descriptors,
         )
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
@@ -506,6 +512,7 @@ class Relay:
         self.config = folder / "relay.toml"
         self.config.write_text(config)
         self.environment = plain_environment(folder)
+        self.manager: Manager | None = None  # that the relay is a service of
         self._process: ProcessUnderTest | None = None
 
     @property
@@ -519,7 +526,12 @@ class Relay:
         argv += ["--host", f"{LOOPBACK}:{self.port}"]
         if self.bind is not None:
             argv += ["--bind", self.bind]
-        self._process = ProcessUnderTest(argv, environment=self.environment)
+        environment, descriptors = self.environment, list[int]()
+        if self.manager is not None:
+            argv = self.manager.launch(argv)
+            environment = environment | {"NOTIFY_SOCKET": self.manager.address}
+            descriptors = [descriptor for _, descriptor in self.manager.store]
+        self._process = ProcessUnderTest(argv, environment=environment, descriptors=descriptors)
         process = self._process
         eventually(
             lambda: listens(self.port) or not process.running,

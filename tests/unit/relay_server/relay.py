@@ -34,6 +34,7 @@ from relay_server.accept import accept_forever, listen
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
+from relay_server.kept import KeptSockets
 from relay_server.presence import Presence
 from relay_server.registry import Registry
 from tests.unit.transport.ends import LIMITS, new_session, tcp_pair
@@ -134,7 +135,7 @@ async def running(folder: Path, **changes: Any) -> AsyncIterator[Relay]:
     key = StaticKey.generate()
     with closing(Registry(state)) as registry, listen(LOOPBACK, 0, dual_stack=False) as sock:
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, nursery)
+            agents = Agents(config, registry, nursery, KeptSockets())
             acceptor = Acceptor(config, registry, key, agents, nursery)
             nursery.start_soon(accept_forever, sock, acceptor.on_caller)
             relay = Relay(config, registry, agents, acceptor, key, sock.getsockname()[1], nursery)

@@ -23,10 +23,11 @@ from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed
 from protocol.process.state import StateError, StateFolder
-from relay_server import server
+from relay_server import kept, server
 from relay_server.accept import listen
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
+from relay_server.kept import KeptSockets
 from relay_server.registry import Registry
 from relay_server.server import REGISTRY_POLL, serve
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, free_port, quiet, refuses, told
@@ -133,24 +134,24 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch, code: int) -> Iterator[None]:
         return listen(host, port, dual_stack=dual_stack)
 
     with monkeypatch.context() as patched:
-        patched.setattr(server, "listen", without)
+        patched.setattr(kept, "listen", without)
         yield
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_without_ipv6_the_default_means_ipv4(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with no_ipv6(monkeypatch, code):
-        with server._listen(HostPort("::", 0)) as sock:
+        with server._listen(KeptSockets(), HostPort("::", 0)) as sock:
             assert sock.family == socket.AF_INET
             port = sock.getsockname()[1]
             with pytest.raises(CommandFailed, match=rf"cannot listen on \[::\]:{port}"):
-                server._listen(HostPort("::", port))
+                server._listen(KeptSockets(), HostPort("::", port))
         with pytest.raises(CommandFailed, match=r"\[::1\]:0: Address family"):
-            server._listen(HostPort("::1", 0))
+            server._listen(KeptSockets(), HostPort("::1", 0))
 
 
 def test_the_default_takes_both_families() -> None:
-    with server._listen(HostPort("::", 0)) as sock:
+    with server._listen(KeptSockets(), HostPort("::", 0)) as sock:
         port = sock.getsockname()[1]
         for host in (LOOPBACK, "::1"):
             socket.create_connection((host, port)).close()
@@ -243,7 +244,7 @@ async def passes(
     registry: Registry, nursery: trio.Nursery, mock_clock: Clock
 ) -> Callable[[float], Awaitable[None]]:
     """With the registry watched: lets time pass."""
-    agents = Agents(ServerConfig(), registry, nursery)
+    agents = Agents(ServerConfig(), registry, nursery, KeptSockets())
     nursery.start_soon(server._watch_registry, registry, agents)
     await quiet()
 
