@@ -50,6 +50,7 @@ class Grants:
     def abandon(self, state: Stream) -> None:
         """Nobody will write what came for `state`, or what comes yet."""
         if state.receiving is not End.DONE:
+            state.abandoned = state.receiving is End.OPEN
             state.receiving = End.DONE
             self.returned(state.settle_all())
 

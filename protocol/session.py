@@ -382,7 +382,7 @@ class Session:
             raise RemoteProtocolError("empty DATA")
         state = self._known(stream)
         self._grants.accept(count)
-        if state is None or state.receiving is End.DONE:
+        if state is None or state.abandoned:
             self._ignored += 1
             self._grants.returned(count)
             return None
@@ -405,7 +405,7 @@ class Session:
     def _on_fin(self, stream: int, frame: memoryview) -> Event | None:
         wire.decode_empty(frame)
         state = self._known(stream)
-        if state is None or state.receiving is End.DONE:
+        if state is None or state.abandoned:
             self._ignored += 1
             return None
         state.fin_came()

@@ -52,6 +52,7 @@ class Stream:
     __slots__ = (
         "_received",
         "_settled",
+        "abandoned",
         "blocked",
         "credit",
         "deficit",
@@ -70,6 +71,7 @@ class Stream:
         self.window = window
         self.sending = End.OPEN
         self.receiving = End.OPEN
+        self.abandoned = False  # receiving was ended by a RESET: what is under way is ignored
         self.queue: deque[Sent] = deque()  # frames not yet numbered
         self.held = 0  # bytes of the replay budget: queued and unacked
         self.scheduled = False  # the scheduler holds it
@@ -106,7 +108,7 @@ class Stream:
     # Receiving
 
     def accept(self, count: int) -> None:
-        if self.receiving is End.ENDED:
+        if self.receiving is not End.OPEN:
             raise RemoteProtocolError(f"data on stream {self.id} after its FIN")
         self.window.accept(count)
         self._received += count
@@ -124,10 +126,9 @@ class Stream:
         return left
 
     def fin_came(self) -> None:
-        if self.receiving is End.ENDED:
+        if self.receiving is not End.OPEN:
             raise RemoteProtocolError(f"second FIN on stream {self.id}")
-        if self.receiving is End.OPEN:
-            self.receiving = End.ENDED
+        self.receiving = End.ENDED
 
     def fin_delivered(self) -> None:
         if self.receiving is not End.ENDED:

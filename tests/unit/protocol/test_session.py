@@ -139,13 +139,13 @@ RECEIVED = """
 sending receiving | DATA              | WINDOW         | FIN               | RESET
 OPEN    OPEN      | data OPEN/OPEN    | - OPEN/OPEN    | fin OPEN/ENDED    | reset gone
 OPEN    ENDED     | error             | - OPEN/ENDED   | error             | finished DONE/ENDED
-OPEN    DONE      | ignored OPEN/DONE | - OPEN/DONE    | ignored OPEN/DONE | finished gone
+OPEN    DONE      | error             | - OPEN/DONE    | error             | finished gone
 ENDING  OPEN      | data ENDING/OPEN  | - ENDING/OPEN  | fin ENDING/ENDED  | reset gone
 ENDING  ENDED     | error             | - ENDING/ENDED | error             | finished DONE/ENDED
-ENDING  DONE      | ignored ENDING/DONE | - ENDING/DONE | ignored ENDING/DONE | finished gone
+ENDING  DONE      | error             | - ENDING/DONE  | error             | finished gone
 ENDED   OPEN      | data ENDED/OPEN   | - ENDED/OPEN   | fin ENDED/ENDED   | reset gone
 ENDED   ENDED     | error             | - ENDED/ENDED  | error             | finished DONE/ENDED
-ENDED   DONE      | ignored ENDED/DONE | - ENDED/DONE  | ignored ENDED/DONE | finished gone
+ENDED   DONE      | error             | - ENDED/DONE   | error             | finished gone
 DONE    OPEN      | data DONE/OPEN    | - DONE/OPEN    | fin DONE/ENDED    | reset gone
 DONE    ENDED     | error             | - DONE/ENDED   | error             | finished DONE/ENDED
 gone    gone      | ignored gone      | ignored gone   | ignored gone      | ignored gone
@@ -206,6 +206,16 @@ def agent_in(sending: str, receiving: str) -> Lone:
     if sending != "gone":
         assert lone.state(1) == (End[sending], End[receiving])
     return lone
+
+
+@pytest.mark.parametrize("sending", ["ENDING", "ENDED"])
+def test_what_was_under_way_when_we_reset_is_ignored(sending: str) -> None:
+    lone = agent_in(sending, "OPEN")
+    lone.session.reset(1, ResetCode.ABORTED)
+    for late in (frame(DATA, 1, b"late"), frame(FIN, 1), frame(FIN, 1)):
+        assert lone.get(late) is None
+    assert lone.session.statistics().frames_ignored == 3
+    assert shown(lone) == f"{sending}/DONE"
 
 
 def shown(lone: Lone) -> str:

@@ -31,13 +31,14 @@ SENDING: dict[tuple[End, str], End | type[Exception]] = {
     (End.ENDED, "fin_acked"): End.DONE,
     (End.DONE, "fin_acked"): End.DONE,
 }
-# The session never gives data to a direction that is DONE, so `accept` has no row for it.
+# DONE by a delivered FIN: to one that was abandoned the session gives nothing.
 RECEIVING: dict[tuple[End, str], End | type[Exception]] = {
     (End.OPEN, "accept"): End.OPEN,
     (End.ENDED, "accept"): REMOTE,
+    (End.DONE, "accept"): REMOTE,
     (End.OPEN, "fin_came"): End.ENDED,
     (End.ENDED, "fin_came"): REMOTE,
-    (End.DONE, "fin_came"): End.DONE,
+    (End.DONE, "fin_came"): REMOTE,
     (End.OPEN, "fin_delivered"): LOCAL,
     (End.ENDED, "fin_delivered"): End.DONE,
     (End.DONE, "fin_delivered"): LOCAL,
