@@ -4,6 +4,7 @@
 #   make lab    every fault of the network lab at full length, with the table of what it cost
 #   make openwrt  the agent's packages for OpenWrt, into dist/
 #   make openwrt-mips  a real ssh through that package's agent on an emulated 32-bit MIPS router
+#   make fuzz   the parsers and the session under a coverage-guided fuzzer, FUZZ_SECONDS=600 in all
 #   make bench  throughput, delay, CPU and memory beside ssh -R and other peers, with the targets
 
 BIN := .venv/bin
@@ -13,7 +14,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab bench openwrt openwrt-mips setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab bench openwrt openwrt-mips fuzz setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +59,13 @@ openwrt-mips: setup
 	@.ci/mipsel-root $(MIPSEL_ROOT)
 	MIPSEL_ROOT=$(MIPSEL_ROOT) $(BIN)/python -m pytest -v tests/mips
 
+# What it finds it names, with the command to see it again, and the target fails.
+FUZZ_SECONDS := 600
+
+fuzz: setup
+	@.ci/venv fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
 demo: setup-demo
 	@$(BIN)/python deploy/demo.py
 
@@ -75,7 +83,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/e2e tests/lab tests/mips benchmarks
+	$(BIN)/mypy deploy tests/e2e tests/lab tests/mips tests/fuzz benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports

@@ -81,6 +81,15 @@ SMALL = Profile(
     replay_limit=6000,
     cap_limit=5500,
 )
+# And windows that a single write fills.
+TINY = Profile(
+    streams=3,
+    stream_window=400,
+    session_window=2000,
+    window_limit=1600,
+    replay_limit=6000,
+    cap_limit=5500,
+)
 
 
 @dataclass
@@ -277,6 +286,16 @@ class Pair:
             self.tick(0.06)
         raise AssertionError("the two sides never come to rest")
 
+    def heal(self) -> None:
+        """Whatever was broken is whole again, and what waited has arrived."""
+        for side in self.sides:
+            side.capacity = 10**9
+        if not self.attached or self.relay.lost or self.agent.lost:
+            self.resume()
+        for side in self.sides:
+            self.serve(side)
+        self.settle()
+
     def tick(self, seconds: float) -> None:
         """Let time pass; a side that judges its link dead leaves it."""
         self.now += seconds
@@ -417,6 +436,35 @@ class Pair:
         half.unread.clear()
         half.intent = 0
         self.serve(side)
+
+    def bring_to_an_end(self) -> None:
+        """Heal, read all there is, finish what is open: nothing is missing, nothing left behind."""
+        self.heal()
+        self.check()
+        for _ in range(10_000):
+            waiting = [
+                (side, half)
+                for side in self.sides
+                for half in side.halves.values()
+                if half.unread and not half.over
+            ]
+            if not waiting:
+                break
+            for side, half in waiting:
+                self.read(side, half.stream, len(half.unread))
+            self.settle()
+        for side in self.sides:
+            for half in side.halves.values():
+                assert half.intent == 0, f"{side.name} is stuck with {half}"
+                if half.want_fin and half.reset_came is None and not half.reset:
+                    assert half.finished, f"{side.name} cannot finish {half}"
+                if not half.over and not half.want_fin and half.reset_came is None:
+                    self.finish(side, half.stream)
+        self.settle()
+        self.check()
+        for stream in self.relay.halves:
+            self.check_ended(stream)
+        self.check_at_rest()
 
     # The books
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.unit.protocol.pair import LARGE, Half, Pair, Profile, Side
+from tests.unit.protocol.pair import LARGE, TINY, Half, Pair, Profile, Side
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 MODEL = settings(
@@ -25,16 +25,6 @@ MODEL = settings(
     stateful_step_count=120 if LONG else 50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-)
-
-# So small that every bound is met within a few frames.
-TINY = Profile(
-    streams=3,
-    stream_window=400,
-    session_window=2000,
-    window_limit=1600,
-    replay_limit=6000,
-    cap_limit=5500,
 )
 
 side_of = st.booleans()
@@ -51,7 +41,6 @@ class SessionModel(RuleBasedStateMachine):
     def begin(self, streams: int) -> None:
         self.pair = Pair(self.profile, self.profile)
         self.publications: list[int] = [self.pair.publish()]
-        self.ever: list[int] = []  # streams the relay opened
         self.pair.settle()
         for _ in range(streams):
             self.open(0)
@@ -73,8 +62,6 @@ class SessionModel(RuleBasedStateMachine):
             stream = self.pair.open(asked[index % len(asked)])
             if stream is None:
                 assert self.pair.relay.session.open_streams == self.profile.streams
-            else:
-                self.ever.append(stream)
 
     @rule(sides=st.sampled_from(["relay", "agent", "both"]), index=choice, data=st.data())
     def write(self, sides: str, index: int, data: st.DataObject) -> None:
@@ -180,13 +167,7 @@ class SessionModel(RuleBasedStateMachine):
 
     @rule()
     def heal(self) -> None:
-        for side in self.pair.sides:
-            side.capacity = 10**9
-        if not self.pair.attached or self.pair.relay.lost or self.pair.agent.lost:
-            self.pair.resume()
-        for side in self.pair.sides:
-            self.pair.serve(side)
-        self.pair.settle()
+        self.pair.heal()
 
     @rule(seconds=st.sampled_from([0.0005, 0.001, 0.06, 0.06, 2.5, 5.0]), probe=st.booleans())
     def wait(self, seconds: float, probe: bool) -> None:
@@ -206,31 +187,7 @@ class SessionModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pair"):
             return
-        pair = self.pair
-        self.heal()
-        pair.check()
-        for _ in range(10_000):
-            moved = False
-            for side in pair.sides:
-                for half in list(side.halves.values()):
-                    if half.unread and not half.over:
-                        moved = True
-                        pair.read(side, half.stream, len(half.unread))
-            pair.settle()
-            if not moved:
-                break
-        for side in pair.sides:
-            for half in side.halves.values():
-                assert half.intent == 0, f"{side.name} is stuck with {half}"
-                if half.want_fin and half.reset_came is None and not half.reset:
-                    assert half.finished, f"{side.name} cannot finish {half}"
-                if not half.over and not half.want_fin and half.reset_came is None:
-                    pair.finish(side, half.stream)
-        pair.settle()
-        pair.check()
-        for stream in self.ever:
-            pair.check_ended(stream)
-        pair.check_at_rest()
+        self.pair.bring_to_an_end()
 
 
 class SmallSessionModel(SessionModel):
