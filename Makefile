@@ -5,6 +5,7 @@
 #   make openwrt  the agent's packages for OpenWrt, into dist/
 #   make openwrt-mips  a real ssh through that package's agent on an emulated 32-bit MIPS router
 #   make fuzz   the parsers and the session under a coverage-guided fuzzer, FUZZ_SECONDS=600 in all
+#   make soak   users, faults and attacks for SOAK_MINUTES=30: nothing lost, nothing left behind
 #   make bench  throughput, delay, CPU and memory beside ssh -R and other peers, with the targets
 
 BIN := .venv/bin
@@ -14,7 +15,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab bench openwrt openwrt-mips fuzz setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab bench openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,7 +29,7 @@ CORE_COVERED := --cov=protocol --cov-branch --cov-report=term:skip-covered --cov
 # Side by side, since most tests wait for processes; those of one end-to-end file share theirs.
 test: setup lint types contracts oldest
 	$(BIN)/python -m pytest -q -n 2 tests/unit $(CORE_COVERED)
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/e2e
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/e2e tests/soak
 ifeq ($(LAB),no)
 	@echo "The network lab is left out, as LAB=no says."
 else
@@ -66,6 +67,11 @@ fuzz: setup
 	@.ci/venv fuzz
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
+SOAK_MINUTES := 30
+
+soak: setup
+	$(BIN)/python -m pytest -q tests/soak --soak-minutes $(SOAK_MINUTES)
+
 demo: setup-demo
 	@$(BIN)/python deploy/demo.py
 
@@ -83,7 +89,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/e2e tests/lab tests/mips tests/fuzz benchmarks
+	$(BIN)/mypy deploy tests/e2e tests/lab tests/mips tests/fuzz tests/soak benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports

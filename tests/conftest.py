@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--lab-full", action="store_true", help="let each fault last as long as it may in life"
     )
     group.addoption("--lab-seed", type=int, help="the seed that a failed test of the lab printed")
+    group = parser.getgroup("soak")
+    group.addoption("--soak-minutes", type=float, default=0.1, help="0.1 unless `make soak` asks")
+    group.addoption("--soak-seed", type=int, help="the seed that a soak printed")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

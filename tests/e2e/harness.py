@@ -513,6 +513,7 @@ class Relay:
         self.config.write_text(config)
         self.environment = plain_environment(folder)
         self.manager: Manager | None = None  # that the relay is a service of
+        self.command = [script("relay-server")]
         self._process: ProcessUnderTest | None = None
 
     @property
@@ -521,7 +522,7 @@ class Relay:
         return self._process
 
     def start(self, *, limit: float = LIMIT) -> ProcessUnderTest:
-        argv = [script("relay-server"), "run", "--state-dir", str(self.state)]
+        argv = [*self.command, "run", "--state-dir", str(self.state)]
         argv += ["--config", str(self.config), "--listen", f"{LOOPBACK}:{self.port}"]
         argv += ["--host", f"{LOOPBACK}:{self.port}"]
         if self.bind is not None:
