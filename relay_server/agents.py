@@ -295,6 +295,10 @@ class Agents:
                 "streams": presence.endpoint.session.open_streams if presence.endpoint else 0,
                 "ports": sorted(port for port, one in presence.listeners.items() if one.open),
                 "refused": dict(presence.refused),
+                "services": [
+                    {"service": gate.service, "port": port, "refused": dict(gate.refused)}
+                    for port, gate in sorted(presence.gates.items())
+                ],
             }
             for presence in self._present.values()
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,8 @@ ARRIVALS: Final = 60
 @dataclass(slots=True, eq=False)
 class Gate:
     guard: Guard
+    service: str = ""
+    refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason
     _looked: float = field(default=-math.inf, init=False)
     _arrivals: Brake = field(default_factory=partial(Brake, lines=ARRIVALS))
     _refusals: Brake = field(default_factory=Brake)

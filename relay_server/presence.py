@@ -37,8 +37,12 @@ class Presence:
     goodbye: CloseCode | None = None
     held: int = 0  # visitors waiting unread
     gates: dict[int, Gate] = field(default_factory=dict)  # by port; they outlive its listener
-    refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason
     _changed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Visitors of all services, by reason."""
+        return sum((gate.refused for gate in self.gates.values()), Counter())
 
     @property
     def link(self) -> Link | None:

@@ -55,10 +55,10 @@ async def visit(
             refused = await one.run(sock)
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
-        presence.refused[EVICTED] += 1
+        one.gate.refused[EVICTED] += 1
         await one.gate.tell_evicted(one.about, one.traffic())
     elif refused is not None:
-        presence.refused[refused] += 1
+        one.gate.refused[refused] += 1
         await one.gate.tell_refused(one.about, refused)
 
 
@@ -208,11 +208,11 @@ class _Visit:
 
 def _gate_of(config: ServerConfig, presence: Presence, listener: Listener) -> Gate:
     gate = presence.gates.get(listener.port)
-    if gate is None:
+    if gate is None or gate.service != listener.service:
         caps = Caps(
             per_source=config.visitors_per_source,
             young_per_source=config.young_visitors_per_source,
             young=config.young_visitors,
         )
-        gate = presence.gates[listener.port] = Gate(Guard(caps))
+        gate = presence.gates[listener.port] = Gate(Guard(caps), listener.service)
     return gate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import Any, Final
 
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import hint, say, say_json
@@ -13,6 +13,9 @@ from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command, port_list
 from relay_server.commands.state import existing_registry
 from relay_server.registry import Agent
+
+# What an agent of ours names a service by; others may use 64 letters.
+_SERVICE: Final = 32
 
 
 def add(commands: Any) -> None:
@@ -48,6 +51,14 @@ def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
         for entry in entries
     ]
     say(table(("NAME", "PORTS", "STATUS", "SINCE", "STREAMS", "ADDRESS"), rows))
+    refused = [
+        (entry["name"], f"{one['service']:.{_SERVICE}}", str(count), reason)
+        for entry in entries
+        for one in entry["services"]
+        for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1])
+    ]
+    if refused:
+        say("\n" + table(("NAME", "SERVICE", "REFUSED", "REASON"), refused))
 
 
 def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) -> dict[str, Any]:
@@ -62,6 +73,7 @@ def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) ->
         "streams": 0,
         "open_ports": [],
         "refused": {},  # how many visitors, by reason, since the relay started
+        "services": [],  # the same for each service that was visited, and its port
     }
     if present is not None:
         entry["status"] = "attached" if present["attached"] else "detached"
@@ -70,4 +82,5 @@ def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) ->
         entry["streams"] = present["streams"]
         entry["open_ports"] = present["ports"]
         entry["refused"] = present["refused"]
+        entry["services"] = present["services"]
     return entry

@@ -6,6 +6,7 @@ Sources are addresses in 127.0.0.0/8; the guard counts all but 127.0.0.1.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def test_who_is_no_ssh_client_never_reaches_the_ssh_server(
         assert receive(silent, 8) == b"SSH-2.0-"
     relay = own_house.relay
     assert relay.agents()["home"]["refused"] == {"not an SSH client": 1}
+    assert re.search(r"\nhome +ssh +1 +not an SSH client\n", relay.cli("agents").stdout)
     relay.process.wait_for_line(r'visitor-refused .*source=127\.0\.5\.6 reason="not an SSH client"')
     came = "\n".join(line for line in relay.process.log if "visitor-in" in line)
     assert "source=127.0.5.5 " in came

@@ -671,6 +671,7 @@ async def test_the_overview(relay: Relay, mock_clock: Clock) -> None:
         "streams": 1,
         "ports": [port],
         "refused": {},
+        "services": [{"service": "ssh", "port": port, "refused": {}}],
     }
     await router.cut()
     (entry,) = relay.agents.overview()

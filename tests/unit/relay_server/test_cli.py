@@ -360,7 +360,16 @@ HERE = {
     "since": 3723.4,
     "streams": 2,
     "ports": [11111],
-    "refused": {"evicted for another visitor": 36},
+    "refused": {"evicted for another visitor": 36, "not an SSH client": 1200},
+    "services": [
+        {
+            "service": "ssh",
+            "port": 11111,
+            "refused": {"evicted for another visitor": 36, "not an SSH client": 1100},
+        },
+        {"service": "shell", "port": 11112, "refused": {"not an SSH client": 100}},
+        {"service": "web", "port": 11113, "refused": {}},
+    ],
 }
 
 
@@ -385,6 +394,7 @@ def test_agents_without_a_server(run: Run, state: StateFolder) -> None:
             "streams": 0,
             "open_ports": [],
             "refused": {},
+            "services": [],
         }
     ]
 
@@ -393,7 +403,8 @@ def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
     state.ensure()
     for number, name in enumerate(("home", "office", "cabin"), 1):
         enrol(state, name, number)
-    here = [HERE, HERE | {"name": "office", "attached": False, "address": "", "since": 5}]
+    away = {"attached": False, "address": "", "since": 5, "services": []}
+    here = [HERE, HERE | {"name": "office"} | away]
     with server(state, {"agents": here}) as asked:
         status, out, err = run("agents")
     assert (status, err, asked) == (0, "", ["agents"])
@@ -402,6 +413,11 @@ def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
         "cabin   11113  absent           0",
         "home    11111  attached  1h2m   2        203.0.113.9:4711",
         "office  11112  detached  5s     2",
+        "",
+        "NAME  SERVICE  REFUSED  REASON",
+        "home  ssh      1100     not an SSH client",
+        "home  ssh      36       evicted for another visitor",
+        "home  shell    100      not an SSH client",
     ]
     (state.path / SOCKET).unlink()
     with server(state, {"agents": here}):
@@ -415,7 +431,8 @@ def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
         "address": "203.0.113.9:4711",
         "streams": 2,
         "open_ports": [11111],
-        "refused": {"evicted for another visitor": 36},
+        "refused": HERE["refused"],
+        "services": HERE["services"],
     }
 
 
@@ -424,10 +441,13 @@ def test_a_table_stays_within_80_columns(run: Run, state: StateFolder) -> None:
     name = "n" * 32
     enrol(state, name, 1, *range(60001, 60101))
     address = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
-    with server(state, {"agents": [HERE | {"name": name, "address": address, "since": 9e6}]}):
+    refused = {"service": "s" * 64, "port": 1, "refused": {"too many visitors from there": 10**6}}
+    here = HERE | {"name": name, "address": address, "since": 9e6, "services": [refused]}
+    with server(state, {"agents": [here]}):
         _, out, _ = run("agents")
     assert all(len(line) <= 80 for line in out.splitlines())
-    assert out.splitlines()[-1] == f"    {address}"
+    assert f"\n    {address}\n" in out
+    assert out.splitlines()[-1] == "    too many visitors from there"
     assert "60001 +99" in out
 
 

@@ -609,6 +609,19 @@ async def test_some_sources_are_refused_without_a_byte(
             visitor.close()
 
 
+async def test_refusals_are_counted_by_the_service_that_is_there_now(relay: Relay) -> None:
+    router, port = await serving(relay)
+    assert await was_reset(come(relay, router, port, says=b"GET "))
+    router.unpublish(router.confirmed[0])
+    await until(lambda: port not in relay.presence(router).listeners)
+    await router.serve(port, "sshd")
+    assert await was_reset(come(relay, router, port, says=b"GET "))
+    (entry,) = relay.agents.overview()
+    refused = {"not an SSH client": 1}
+    assert entry["services"] == [{"service": "sshd", "port": port, "refused": refused}]
+    assert entry["refused"] == refused
+
+
 @pytest.mark.parametrize("patterns", [("web", "SSH"), ()])
 async def test_only_what_is_named_like_an_ssh_server_is_guarded(
     tmp_path: Path, patterns: tuple[str, ...]
