@@ -265,7 +265,7 @@ class Agents:
                 presence.expel()
                 self._forget(presence, "the agent is revoked")
             else:
-                self._ports.keep_granted(presence, agent.ports)
+                self._ports.keep_granted(presence, agent)
 
     def _forget(self, presence: Presence, reason: str) -> None:
         self._ports.close_all(presence, reason)

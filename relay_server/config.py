@@ -20,7 +20,7 @@ from protocol.process.config import (
     parse_duration,
     parse_size,
 )
-from relay_server.networks import Networks, parse_network, parse_networks
+from relay_server.networks import Admission, Networks, parse_network, parse_networks
 
 _T = TypeVar("_T")
 
@@ -190,6 +190,11 @@ class ServerConfig:
             raise ValueError("expected stream_window to be at most stream_window_max")
         if self.replay > self.replay_total:
             raise ValueError("expected replay to be at most replay_total")
+
+    @property
+    def admission(self) -> Admission:
+        """To all public ports; each may have one of its own besides."""
+        return Admission(allow=self.allow, deny=self.deny)
 
     @property
     def link_ports(self) -> tuple[int, ...]:

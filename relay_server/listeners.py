@@ -20,6 +20,7 @@ from protocol.errors import RefusalCode
 from protocol.process.logs import event
 from relay_server.accept import accept_forever
 from relay_server.kept import KeptSockets
+from relay_server.networks import Admission
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Listener:
     port: int
     service: str
     publication: int = 0
+    admission: Admission = field(default_factory=Admission)
     closed: bool = False  # for good
     kept: KeptSockets = field(default_factory=KeptSockets)
     sockets: list[socket.socket] = field(default_factory=list)

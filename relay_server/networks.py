@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.process.config import each
@@ -65,6 +66,25 @@ class Networks:
 
     def __repr__(self) -> str:
         return f"Networks({', '.join(map(str, self))})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Which visitors a port admits: none from `deny`, and if `allow` names any, only those."""
+
+    allow: Networks = field(default_factory=Networks)
+    deny: Networks = field(default_factory=Networks)
+
+    def refusal(self, host: str) -> str | None:
+        if host in self.deny:
+            return "the source is denied"
+        if self.allow and host not in self.allow:
+            return "the source is not allowed"
+        return None
+
+    def __str__(self) -> str:
+        allowed = ", ".join(map(str, self.allow)) or "everybody"
+        return f"{allowed}, but not {', '.join(map(str, self.deny))}" if self.deny else allowed
 
 
 def parse_networks(value: object) -> Networks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import socket
 
     from relay_server.config import ServerConfig
-    from relay_server.registry import Registry
+    from relay_server.registry import Agent, Registry
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,8 @@ class Ports:
     def publish(self, presence: Presence, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
         listener = presence.listeners.get(publish.port)
-        if not self._is_granted(presence, publish):
+        agent = self._grantee(presence, publish)
+        if agent is None:
             return
         if listener is not None and listener.publication:
             reason = f"port {publish.port} already serves {listener.service}"
@@ -63,6 +63,7 @@ class Ports:
         elif not listener.open:
             reason = f"another program holds port {publish.port}"
             self._refuse(presence, publish, RefusalCode.PORT_BUSY, reason)
+        listener.admission = agent.admission(publish.port)
         listener.service = publish.service
         listener.publication = publish.publication
         self._confirm(presence, listener)
@@ -72,10 +73,14 @@ class Ports:
             if listener.publication == publication:
                 self.close(presence, listener, "withdrawn")
 
-    def keep_granted(self, presence: Presence, granted: Container[int]) -> None:
-        """Close what is no longer granted, and tell the agent, which asks again in its own time."""
+    def keep_granted(self, presence: Presence, agent: Agent) -> None:
+        """Close what is no longer granted, and tell the agent, which asks again in its own time.
+
+        Who may visit the others is asked anew of each visitor that comes or waits; streams go on.
+        """
         for listener in list(presence.listeners.values()):
-            if listener.port not in granted:
+            listener.admission = agent.admission(listener.port)
+            if listener.port not in agent.ports:
                 publication = listener.publication
                 self.close(presence, listener, "no longer granted")
                 if publication and presence.endpoint is not None:
@@ -114,20 +119,20 @@ class Ports:
             reason=reason,
         )
 
-    def _is_granted(self, presence: Presence, publish: Publish) -> bool:
-        """Refuses `publish` if not."""
+    def _grantee(self, presence: Presence, publish: Publish) -> Agent | None:
+        """The agent, if the port is granted to it; else `publish` is refused."""
         try:
             agent = self._registry.agent_by_key(presence.key)
         except StateError as exc:
             event(log, logging.ERROR, "registry-failed", reason=str(exc))
             reason = "the relay cannot read its registry"
             self._refuse(presence, publish, RefusalCode.PORT_FAILED, reason)
-            return False
+            return None
         if agent is not None and publish.port in agent.ports:
-            return True
+            return agent
         reason = f"port {publish.port} is not granted to {presence.name}"
         self._refuse(presence, publish, RefusalCode.NOT_GRANTED, reason)
-        return False
+        return None
 
     def _new_listener(self, presence: Presence, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""

@@ -38,15 +38,19 @@ from typing import Any, Final, Self
 
 from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
+from relay_server.networks import Admission, Networks, parse_networks
 
 FILE: Final = "registry.db"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _APPLICATION_ID: Final = 0x53524C59  # "SRLY": tells our database from somebody else's
 
 # Names go into logs and tables of 80 columns.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 # What WELCOME can tell an agent about.
 MAX_PORTS: Final = 256
+# For each port and list: what a person keeps by hand. A long list of the world's bad networks is
+# for server.toml, or better for a firewall.
+MAX_NETWORKS: Final = 256
 # Another process's change takes milliseconds; more means that it hangs, and waiting does not help.
 BUSY_TIMEOUT: Final = 5.0
 # How long a token that enrolled nobody still gets the true reason for its refusal.
@@ -64,7 +68,9 @@ CREATE TABLE agents (
 CREATE TABLE ports (
     port INTEGER PRIMARY KEY NOT NULL,
     agent TEXT NOT NULL REFERENCES agents (name) ON DELETE CASCADE,
-    position INTEGER NOT NULL  -- the one at 0 is the agent's ssh port
+    position INTEGER NOT NULL,  -- the one at 0 is the agent's ssh port
+    allow TEXT NOT NULL DEFAULT '[]',  -- JSON: networks that alone may visit, if any
+    deny TEXT NOT NULL DEFAULT '[]'  -- JSON: networks that may not
 );
 CREATE TABLE invitations (
     token_hash BLOB PRIMARY KEY NOT NULL,
@@ -86,6 +92,14 @@ CREATE TABLE settings (
 );
 """
 
+# What makes a registry of that version one of the next.
+_MIGRATIONS: Final = {
+    1: (
+        "ALTER TABLE ports ADD COLUMN allow TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE ports ADD COLUMN deny TEXT NOT NULL DEFAULT '[]'",
+    ),
+}
+
 
 class Refused(Exception):  # noqa: N818 - an answer, not a defect
     """What was asked for contradicts what is registered; the text is one line for the user."""
@@ -104,6 +118,10 @@ class Agent:
     ports: tuple[int, ...]  # the first is its ssh port
     created: float
     enrolled: float | None
+    admissions: tuple[tuple[int, Admission], ...] = ()  # of those ports that do not admit all
+
+    def admission(self, port: int) -> Admission:
+        return dict(self.admissions).get(port, Admission())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,12 +222,14 @@ class Registry:
         port_range: range,
         ports: Sequence[int] = (),
         usable: Callable[[int], bool] = lambda port: True,
+        admission: Admission | None = None,
     ) -> Invited:
         """Let whoever shows `token` within `lifetime` seconds enrol as `name`.
 
         `ports` come first. An existing name keeps those it has, since its agent may be serving
         them; a name without any is granted the lowest free port of `port_range` that is `usable`.
-        A pending invitation of that name is replaced.
+        A pending invitation of that name is replaced. `admission`, if given, is that of all its
+        ports from now on.
         """
         with self._change() as db:
             db.execute(
@@ -226,6 +246,8 @@ class Registry:
                 raise Refused(f"expected at most {MAX_PORTS} ports, not {len(granted)}")
             granted = granted or (_free_port(db, port_range, usable, now),)
             _grant(db, name, granted, now)
+            if admission is not None:
+                _admit(db, granted, admission)
             db.execute(
                 "UPDATE invitations SET state = 'replaced' WHERE name = ? AND state = 'pending'",
                 (name,),
@@ -236,6 +258,19 @@ class Registry:
                 (_hash(token), name, now, now + lifetime),
             )
         return Invited(name=name, ports=granted, created=now, expires=now + lifetime)
+
+    def admit(self, name: str, admission: Admission, ports: Sequence[int] = ()) -> tuple[int, ...]:
+        """Change who may visit `ports` of the agent, by default all; tells which those are."""
+        with self._change() as db:
+            agent = _agent(db, name)
+            if agent is None:
+                raise Refused(f"there is no agent {name}")
+            for port in ports:
+                if port not in agent.ports:
+                    raise Refused(f"port {port} is not granted to {name}")
+            chosen = tuple(dict.fromkeys(ports)) or agent.ports
+            _admit(db, chosen, admission)
+        return chosen
 
     def cancel(self, name: str) -> None:
         """Make the pending invitation of `name` worthless; Refused if there is none."""
@@ -354,6 +389,12 @@ class Registry:
                 change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif _value(db, "PRAGMA application_id") != _APPLICATION_ID:
             raise StateError(f"{self._path}: this is another program's database")
+        elif version in _MIGRATIONS:
+            with self._change() as change:
+                for since in range(version, SCHEMA_VERSION):
+                    for statement in _MIGRATIONS[since]:
+                        change.execute(statement)
+                change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise StateError(
                 f"{self._path}: written by a newer relay-server (schema {version}, this one knows"
@@ -448,6 +489,7 @@ def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> 
             ports=_ports(db, name),
             created=created,
             enrolled=enrolled,
+            admissions=_admissions(db, name),
         )
         for name, public_key, created, enrolled in rows
     ]
@@ -461,6 +503,36 @@ def _agent(db: sqlite3.Connection, name: str) -> Agent | None:
 def _ports(db: sqlite3.Connection, name: str) -> tuple[int, ...]:
     rows = db.execute("SELECT port FROM ports WHERE agent = ? ORDER BY position", (name,))
     return tuple(port for (port,) in rows)
+
+
+def _admissions(db: sqlite3.Connection, name: str) -> tuple[tuple[int, Admission], ...]:
+    rows = db.execute(
+        "SELECT port, allow, deny FROM ports WHERE agent = ? AND (allow, deny) != ('[]', '[]')"
+        " ORDER BY position",
+        (name,),
+    )
+    try:
+        return tuple(
+            (port, Admission(allow=_networks(allow), deny=_networks(deny)))
+            for port, allow, deny in rows
+        )
+    except ValueError as error:  # edited by hand; to guess would be to let somebody in
+        raise StateError(f"registry: who may visit {name} cannot be read: {error}") from None
+
+
+def _networks(text: str) -> Networks:
+    return parse_networks(json.loads(text))
+
+
+def _admit(db: sqlite3.Connection, ports: Sequence[int], admission: Admission) -> None:
+    for networks in (admission.allow, admission.deny):
+        if len(networks) > MAX_NETWORKS:
+            raise Refused(f"expected at most {MAX_NETWORKS} networks, not {len(networks)}")
+    allow, deny = (
+        json.dumps([str(one) for one in networks]) for networks in (admission.allow, admission.deny)
+    )
+    for port in ports:
+        db.execute("UPDATE ports SET allow = ?, deny = ? WHERE port = ?", (allow, deny, port))
 
 
 def _revoked_name(db: sqlite3.Connection, public_key: bytes) -> str | None:
@@ -492,12 +564,16 @@ def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> 
 
 
 def _grant(db: sqlite3.Connection, name: str, ports: Sequence[int], now: float) -> None:
-    db.execute("DELETE FROM ports WHERE agent = ?", (name,))
+    """In that order; those it has already keep what else is known of them."""
     for position, port in enumerate(ports):
         holder = _value(db, "SELECT agent FROM ports WHERE port = ?", (port,))
-        if holder is not None and holder not in _release_lapsed(db, now, (holder,)):
+        if holder not in (None, name) and holder not in _release_lapsed(db, now, (holder,)):
             raise Refused(f"port {port} is granted to {holder}")
-        db.execute("INSERT INTO ports VALUES (?, ?, ?)", (port, name, position))
+        db.execute(
+            "INSERT INTO ports (port, agent, position) VALUES (?, ?, ?)"
+            " ON CONFLICT (port) DO UPDATE SET position = excluded.position",
+            (port, name, position),
+        )
 
 
 def _free_port(

@@ -86,10 +86,9 @@ class _Visit:
     async def run(self, sock: socket.socket) -> str | None:
         """Carry the visitor, or say why not."""
         host = self._source[0]
-        if host in self._config.deny:
-            return "the source is denied"
-        if self._config.allow and host not in self._config.allow:
-            return "the source is not allowed"
+        refused = self._turned_away()
+        if refused is not None:
+            return refused
         if host in self._config.uncounted or not self._is_guarded():
             return await self._carry(sock)
         visitor = await self.gate.enter(host, traffic=self.traffic, evict=self._evict)
@@ -102,6 +101,11 @@ class _Visit:
         finally:
             self.gate.guard.leave(visitor, trio.current_time(), ending)
         return refused
+
+    def _turned_away(self) -> str | None:
+        """By the lists for all ports, or by those of this one."""
+        host = self._source[0]
+        return self._config.admission.refusal(host) or self._listener.admission.refusal(host)
 
     def _is_guarded(self) -> bool:
         service = self._listener.service
@@ -159,6 +163,9 @@ class _Visit:
             await trio.lowlevel.checkpoint_if_cancelled()
         if listener.closed:
             return "the port is closed"
+        refused = self._turned_away()  # the lists may be others than when it came
+        if refused is not None:
+            return refused
         return presence.ready(listener) or "the agent is away"
 
     def _open(self, endpoint: Endpoint) -> Splice | str:

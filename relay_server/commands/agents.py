@@ -57,6 +57,15 @@ def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
         for one in entry["services"]
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1])
     ]
+    lists = [
+        (entry["name"], str(one["port"]), rule, network)
+        for entry in entries
+        for one in entry["restricted"]
+        for rule in ("allow", "deny")
+        for network in one[rule]
+    ]
+    if lists:
+        say("\n" + table(("NAME", "PORT", "VISITORS", "NETWORK"), lists))
     if refused:
         say("\n" + table(("NAME", "SERVICE", "REFUSED", "REASON"), refused))
 
@@ -66,6 +75,14 @@ def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) ->
     entry: dict[str, Any] = {
         "name": agent.name,
         "ports": list(agent.ports),  # granted
+        "restricted": [  # those of them that do not admit everybody
+            {
+                "port": port,
+                "allow": [str(network) for network in admission.allow],
+                "deny": [str(network) for network in admission.deny],
+            }
+            for port, admission in agent.admissions
+        ],
         "enrolled": int(agent.enrolled or 0),  # like `since` in seconds since the epoch
         "status": "absent" if running else "unknown",
         "since": None,

@@ -17,12 +17,14 @@ from protocol.process.state import StateFolder
 from relay_server.commands.options import (
     add_command,
     add_host_option,
+    add_network_options,
+    admission_of,
     at_most_eight,
     parse_port,
     ports_in_words,
     reader,
 )
-from relay_server.commands.state import relay_key
+from relay_server.commands.state import refresh_server, relay_key
 from relay_server.config import load_config
 from relay_server.registry import Registry, parse_name
 
@@ -65,11 +67,13 @@ def add(commands: Any) -> None:
         metavar="TIME",
         help="how long it can be used, such as 30m, 1h or 2d (default: 1h)",
     )
+    add_network_options(parser)
     add_host_option(parser, "dial this instead of the hosts that `run` was given;")
 
 
 def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
     given = at_most_eight(options.host)
+    admission = admission_of(options)
     state.ensure()
     with Registry(state) as registry:
         # What `run` was told last; before its first start, what it would be told.
@@ -103,17 +107,23 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             port_range=registry.port_range() or config.ports,
             ports=options.port,
             usable=lambda port: port not in link_ports and is_free(port),
+            admission=admission,
         )
+        agent = registry.agent(options.name)
         if not registry.hosts():
             registry.remember_hosts(hosts)
     say(invitation.encode() + "\n")
     hint(f"{invited.name} may publish {ports_in_words(invited.ports)}.")
+    for port, admitted in agent.admissions if agent is not None else ():
+        hint(f"Visitors to port {port} may come from: {admitted}.")
     if held:
         hint(f"Another program listens on {ports_in_words(held)} now; it has to let go first.")
     hint(f"Within {span(options.expires)}, run this on the router:")
     hint("  relay-agent join INVITATION     (the line above)")
     hint("  relay-agent run")
     hint(f"Then, from anywhere: ssh -p {invited.ports[0]} root@{hosts[0].host}")
+    if before is not None and admission is not None:
+        refresh_server(state, "the ports' visitors are changed, but perhaps not in effect yet")
 
 
 def is_free(port: int) -> bool:

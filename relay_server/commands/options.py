@@ -12,6 +12,7 @@ from protocol.process.command import add_log_options
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from relay_server.config import Host, parse_host
+from relay_server.networks import Admission, Networks, parse_network
 
 _T = TypeVar("_T")
 
@@ -60,6 +61,28 @@ def add_host_option(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="NAME[:PORT]",
         help=f"{what} repeatable, agents try them in this order",
     )
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    for option, what in (
+        ("--allow", "only visitors from this network (or address) may come"),
+        ("--deny", "visitors from this network (or address) may not come, allowed or not"),
+    ):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            type=reader(parse_network),
+            metavar="CIDR",
+            help=f"{what}; repeatable",
+        )
+
+
+def admission_of(options: argparse.Namespace) -> Admission | None:
+    """What `add_network_options` were given; None if nothing."""
+    if not options.allow and not options.deny:
+        return None
+    return Admission(allow=Networks(options.allow), deny=Networks(options.deny))
 
 
 def at_most_eight(hosts: Sequence[Host]) -> Sequence[Host]:

@@ -6,11 +6,10 @@ import argparse
 import time
 from typing import Any
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, hint
+from protocol.process.command import hint
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, reader
-from relay_server.commands.state import existing_registry
+from relay_server.commands.state import existing_registry, refresh_server
 from relay_server.registry import parse_name
 
 
@@ -22,8 +21,5 @@ def add(commands: Any) -> None:
 def revoke_agent(options: argparse.Namespace, state: StateFolder) -> None:
     with existing_registry(state) as registry:
         registry.revoke(options.name, time.time())
-    try:
-        running = ask(state.path / SOCKET, "refresh") is not None
-    except CommandFailed as failed:
-        raise CommandFailed(f"{options.name} is revoked, but may still be here: {failed}") from None
+    running = refresh_server(state, f"{options.name} is revoked, but may still be here")
     hint(f"{options.name} is revoked{' and cut off' if running else ''}")

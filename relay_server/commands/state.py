@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.noise import StaticKey
+from protocol.process.ask import SOCKET, ask
+from protocol.process.command import CommandFailed
 from protocol.process.state import StateError, StateFolder
 from relay_server.commands.options import PROGRAM
 from relay_server.registry import FILE as REGISTRY
@@ -23,6 +25,17 @@ def existing_registry(state: StateFolder) -> Registry:
         )
     state.ensure()
     return Registry(state)
+
+
+def refresh_server(state: StateFolder, unless: str) -> bool:
+    """Tell the running server that the registry changed; whether there is one.
+
+    `unless` is said when it does not answer.
+    """
+    try:
+        return ask(state.path / SOCKET, "refresh") is not None
+    except CommandFailed as failed:
+        raise CommandFailed(f"{unless}: {failed}") from None
 
 
 def relay_key(state: StateFolder, registry: Registry) -> StaticKey:

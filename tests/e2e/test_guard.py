@@ -127,3 +127,20 @@ def test_a_denied_source_gets_not_a_byte_and_others_get_in(
     done = login.ssh(port, "echo in", options=["-b", "127.0.6.1"])
     assert (done.stdout, done.returncode) == ("in\n", 0), done.stderr
     assert relay.agents()["home"]["refused"] == {"the source is denied": 1}
+
+
+def test_a_port_is_restricted_while_the_relay_runs(own_house: House, login: Login) -> None:
+    relay, port = own_house.relay, own_house.dropbear_port
+    with login.session(port, "cat", options=["-b", "127.0.6.1"]) as session:
+        done = relay.cli("restrict", "home", "--port", str(port), "--allow", "127.0.7.0/24")
+        said = f"visitors to port {port} of home may come from: 127.0.7.0/24\n"
+        assert (done.stdout, done.stderr, done.returncode) == ("", said, 0)
+        assert is_denied(port, source="127.0.6.1")
+        assert login.ssh(port, "echo in", options=["-b", "127.0.7.1"]).stdout == "in\n"
+        assert re.search(rf"\nhome +{port} +allow +127\.0\.7\.0/24\n", relay.cli("agents").stdout)
+        # Who is in stays in, and the other ports of the agent are as they were.
+        assert session.communicate(b"still here\n", timeout=LIMIT)[0] == b"still here\n"
+        done = login.ssh(own_house.openssh_port, "echo in", options=["-b", "127.0.6.1"])
+        assert done.stdout == "in\n", done.stderr
+    relay.cli("restrict", "home", "--lift")
+    assert login.ssh(port, "echo in", options=["-b", "127.0.6.1"]).stdout == "in\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sqlite3
@@ -24,8 +25,10 @@ from hypothesis.stateful import (
 
 from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
+from relay_server.networks import Admission, Networks, parse_network, parse_networks
 from relay_server.registry import (
     FILE,
+    MAX_NETWORKS,
     MAX_PORTS,
     Agent,
     Invited,
@@ -545,9 +548,93 @@ def test_another_programs_database_is_refused(state: StateFolder) -> None:
 def test_a_newer_schema_is_refused(state: StateFolder) -> None:
     Registry(state).close()
     with sqlite3.connect(state.path / FILE) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     db.close()
-    assert "newer relay-server (schema 2, this one knows 1); update this one" in damaged(state)
+    assert "newer relay-server (schema 3, this one knows 2); update this one" in damaged(state)
+
+
+def test_a_registry_of_the_first_schema_is_brought_up_to_date(state: StateFolder) -> None:
+    with Registry(state) as registry:
+        enrol(registry, "home", 1, 9000, 80)
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("ALTER TABLE ports DROP COLUMN allow")
+        db.execute("ALTER TABLE ports DROP COLUMN deny")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    with Registry(state) as registry:
+        agent = registry.agent("home")
+        assert agent is not None
+        assert (agent.ports, agent.admissions) == ((9000, 80), ())
+        registry.admit("home", SOME)
+    with Registry(state) as registry:
+        assert registry.agent("home") == dataclasses.replace(
+            agent, admissions=((9000, SOME), (80, SOME))
+        )
+
+
+# Who may visit
+
+SOME = Admission(allow=parse_networks(["203.0.113.0/24"]), deny=parse_networks(["203.0.113.9"]))
+OTHERS = Admission(deny=parse_networks(["2001:db8::/32"]))
+
+
+def admissions(registry: Registry, name: str = "home") -> dict[int, Admission]:
+    agent = registry.agent(name)
+    assert agent is not None
+    return dict(agent.admissions)
+
+
+def test_who_may_visit_is_kept_with_each_port(registry: Registry) -> None:
+    enrol(registry, "home", 1, 9000, 80)
+    assert admissions(registry) == {}
+    assert registry.admit("home", SOME) == (9000, 80)
+    assert registry.admit("home", OTHERS, (80, 80)) == (80,)
+    assert admissions(registry) == {9000: SOME, 80: OTHERS}
+    # A new invitation with another port in front changes nothing, unless it says so.
+    invite(registry, "home", 2, 81)
+    assert admissions(registry) == {9000: SOME, 80: OTHERS}
+    registry.invite("home", token(3), now=0.0, lifetime=1.0, port_range=PORTS, admission=OTHERS)
+    assert admissions(registry) == {81: OTHERS, 9000: OTHERS, 80: OTHERS}
+    registry.admit("home", Admission(), (81, 9000))
+    agent = registry.agent("home")
+    assert agent is not None
+    assert agent.ports == (81, 9000, 80)
+    assert (agent.admission(81), agent.admission(80)) == (Admission(), OTHERS)
+
+
+def test_who_may_visit_goes_with_the_grant(registry: Registry) -> None:
+    enrol(registry, "home", 1, 9000)
+    registry.admit("home", SOME)
+    registry.revoke("home", 0.0)
+    enrol(registry, "office", 2, 9000)
+    assert admissions(registry, "office") == {}
+
+
+def test_what_cannot_be_admitted_is_refused(registry: Registry) -> None:
+    enrol(registry, "home", 1, 9000)
+    with pytest.raises(Refused, match=r"^there is no agent office$"):
+        registry.admit("office", SOME)
+    with pytest.raises(Refused, match=r"^port 80 is not granted to home$"):
+        registry.admit("home", SOME, (9000, 80))
+    most = [parse_network(f"192.0.2.{number}") for number in range(MAX_NETWORKS)]
+    registry.admit("home", Admission(deny=Networks(most)))
+    for name in ("allow", "deny"):
+        many = Networks([*most, parse_network("2001:db8::1")])
+        with pytest.raises(Refused, match=r"^expected at most 256 networks, not 257$"):
+            registry.admit("home", Admission(**{name: many}))
+    assert len(admissions(registry)[9000].deny) == MAX_NETWORKS
+
+
+@pytest.mark.parametrize("text", ["", "{}", '["everybody"]'])
+def test_a_list_that_cannot_be_read_admits_nobody(
+    registry: Registry, state: StateFolder, text: str
+) -> None:
+    enrol(registry, "home", 1)
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("UPDATE ports SET allow = ?", (text,))
+    db.close()
+    with pytest.raises(StateError, match=r"^registry: who may visit home cannot be read: "):
+        registry.agent("home")
 
 
 def test_a_token_without_its_agent_is_damage(registry: Registry, state: StateFolder) -> None:
@@ -566,7 +653,7 @@ def test_our_own_wrong_sql_is_no_fault_of_the_file(registry: Registry, state: St
     with pytest.raises(sqlite3.OperationalError):
         registry.agents()
     with pytest.raises(sqlite3.IntegrityError), registry._change() as change:
-        change.execute("INSERT INTO ports VALUES (1, 'nobody', 0)")
+        change.execute("INSERT INTO ports VALUES (1, 'nobody', 0, '[]', '[]')")
     registry.close()
     with pytest.raises(sqlite3.ProgrammingError):
         registry.agents()

@@ -15,7 +15,7 @@ from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.gate import ARRIVALS
 from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
-from relay_server.networks import parse_networks
+from relay_server.networks import Admission, parse_networks
 from relay_server.visitors import EVICTED, visit
 from tests.unit.relay_server.relay import (
     Relay,
@@ -607,6 +607,49 @@ async def test_some_sources_are_refused_without_a_byte(
         if "allow" in lists:
             visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
             visitor.close()
+
+
+async def test_a_port_admits_only_whom_the_registry_says_from_then_on(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router, port = await serving(relay)
+    inside, target = await visited_by(relay, router, port)
+    await router.cut()
+    waiting = come(relay, router, port)
+    await until(lambda: relay.presence(router).held)
+    relay.registry.admit("home", Admission(allow=parse_networks(["2001:db8::/32"])))
+    relay.agents.refresh()
+    assert await was_reset(come(relay, router, port))
+    await router.resume()
+    assert await was_reset(waiting)
+    assert relay.presence(router).refused == {"the source is not allowed": 2}
+    other, _ = await visited_by(relay, router, port, "2001:db8::9")
+    # Who is in stays in.
+    await send_all(target, b"still here")
+    assert await receive_exactly(inside, 10) == b"still here"
+    # Another session that publishes the port finds it as it was.
+    await router.cut()
+    again = router.again()
+    await again.attach()
+    await again.serve(port)
+    assert await was_reset(come(relay, again, port))
+    for one in (inside, other):
+        one.close()
+
+
+async def test_a_visitor_must_pass_the_lists_of_all_ports_and_of_its_own(tmp_path: Path) -> None:
+    async with running(tmp_path, deny=parse_networks(["203.0.113.0/28"])) as relay:
+        router, port = await serving(relay)
+        relay.registry.admit("home", Admission(allow=parse_networks(["203.0.113.0/24"])))
+        relay.agents.refresh()
+        for host, reason in (
+            ("203.0.113.9", "the source is denied"),
+            ("198.51.100.1", "the source is not allowed"),
+        ):
+            assert await was_reset(come(relay, router, port, host))
+            assert relay.presence(router).refused[reason] == 1
+        visitor, _ = await visited_by(relay, router, port, "203.0.113.99")
+        visitor.close()
 
 
 async def test_refusals_are_counted_by_the_service_that_is_there_now(relay: Relay) -> None:
