@@ -7,6 +7,7 @@ class                  what is lost                                caught by
 =====================  ==========================================  =======================
 RemoteProtocolError    the link, by the peer's fault               transport.link
 LinkLost               the link; its session lives                 transport.link
+NoAnswer               the attempt under this key of the relay     agent, which may have another
 SessionLost            the session and its streams                 the owner of the session
 LinkDenied             the attempt to attach                       agent's redial loop
 LocalProtocolError     an invariant of ours: a bug, never caught   nobody
@@ -67,6 +68,10 @@ class LocalProtocolError(ProtocolError):
 
 class LinkLost(ProtocolError):  # noqa: N818 - an end, not an error
     """The link is gone; the session may go on over another."""
+
+
+class NoAnswer(LinkLost):
+    """Closed without a byte after message 1: as by a relay that does not hold the expected key."""
 
 
 class SessionLost(ProtocolError):  # noqa: N818 - an end, not an error

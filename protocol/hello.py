@@ -48,6 +48,9 @@ MAX_STREAM_WINDOW: Final = 16 * 1024 * 1024
 MAX_SESSION_WINDOW: Final = 256 * 1024 * 1024
 MAX_RETRY_AFTER: Final = 86_400.0  # seconds: no denial keeps an agent away for more than a day
 
+# Features. "rotation": the sender knows what `successor` in a welcome means.
+ROTATION: Final = "rotation"
+
 
 @dataclass(frozen=True, slots=True)
 class Preface:
@@ -169,7 +172,8 @@ class Hello:
 class Welcome:
     """The link is attached to `session`; unless `resumed`, that is a new one.
 
-    `name` is what the relay calls the agent, `ports` what it may publish.
+    `name` is what the relay calls the agent, `ports` what it may publish. `successor` is the key to
+    know the relay by from now on, told over links made under one that it replaces.
     """
 
     session: bytes
@@ -180,20 +184,22 @@ class Welcome:
     ports: tuple[int, ...]
     features: tuple[str, ...]
     software: str
+    successor: bytes | None = None
 
     def encode(self) -> bytes:
-        return encode_map(
-            {
-                "session": self.session,
-                "resumed": self.resumed,
-                "received": self.received,
-                "limits": self.limits.as_map(),
-                "name": self.name,
-                "ports": self.ports,
-                "features": self.features,
-                "software": self.software,
-            }
-        )
+        body: dict[str, object] = {
+            "session": self.session,
+            "resumed": self.resumed,
+            "received": self.received,
+            "limits": self.limits.as_map(),
+            "name": self.name,
+            "ports": self.ports,
+            "features": self.features,
+            "software": self.software,
+        }
+        if self.successor is not None:
+            body["successor"] = self.successor
+        return encode_map(body)
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
@@ -207,9 +213,14 @@ class Welcome:
             ports=fields.integers("ports", 1, 65535, most=MAX_PORTS),
             features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
             software=fields.text("software", 0, MAX_TEXT),
+            successor=_successor(fields),
         )
         fields.finish()
         return value
+
+
+def _successor(fields: Fields) -> bytes | None:
+    return fields.octets("successor", KEY_SIZE, KEY_SIZE) if "successor" in fields else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

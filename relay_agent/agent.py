@@ -26,8 +26,7 @@ import trio
 from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, Hello, Resume, Welcome
-from protocol.noise import StaticKey
+from protocol.hello import ID_SIZE, ROTATION, Hello, Resume, Welcome
 from protocol.process.address import HostPort, is_address
 from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
@@ -36,8 +35,9 @@ from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from protocol.transport.waiting import wait_until
-from relay_agent.attachment import SOFTWARE, Relay, attach
+from relay_agent.attachment import SOFTWARE
 from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
+from relay_agent.keys import Keys
 from relay_agent.netlink import DEBOUNCE, watch
 from relay_agent.serving import Serving
 
@@ -81,14 +81,12 @@ class _Needless(Exception):  # noqa: N818 - an outcome, not a defect
     """The link in doubt has spoken, so its rival is not wanted."""
 
 
-async def run(
-    config: AgentConfig, relay: Relay, services: Sequence[Service], key: StaticKey
-) -> None:
+async def run(config: AgentConfig, services: Sequence[Service], keys: Keys) -> None:
     """Serve until SIGTERM or SIGINT. SIGUSR1: the network may have changed, dial now."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         tell_small_buffers(min(config.stream_window_max, config.replay))
         async with trio.open_nursery() as nursery:
-            agent = Agent(config, relay, services, key, nursery)
+            agent = Agent(config, services, keys, nursery)
             nursery.start_soon(agent.stay_attached)
             nursery.start_soon(watch, agent.ways, agent.wait_ways, agent.look_again)
             async for number in signals:
@@ -106,15 +104,13 @@ class Agent:
     def __init__(
         self,
         config: AgentConfig,
-        relay: Relay,
         services: Sequence[Service],
-        key: StaticKey,
+        keys: Keys,
         nursery: trio.Nursery,
     ) -> None:
         self._config = config
-        self._relay = relay
         self._services = services
-        self._key = key
+        self._keys = keys
         self._nursery = nursery
         self._instance = secrets.token_bytes(ID_SIZE)
         self._epoch = 0
@@ -152,7 +148,7 @@ class Agent:
             self._attempt_began = trio.current_time()
             try:
                 with trio.CancelScope() as self._attempt:
-                    return await attach(self._relay, static=self._key, hello=hello), 0.0
+                    return await self._keys.attach(hello), 0.0
             except LinkDenied as exc:
                 wait = max(exc.retry_after, RETRY.get(exc.code, 0.0))
                 self._tell_failure(logging.ERROR, "link-denied", str(exc), retry_in=wait)
@@ -182,7 +178,7 @@ class Agent:
             instance=self._instance,
             epoch=self._epoch,
             software=SOFTWARE,
-            features=(),
+            features=(ROTATION,),
             limits=self._config.limits(),
             resume=resume,
         )
@@ -196,6 +192,11 @@ class Agent:
         self._last_failure = ""
         since = trio.current_time()
         rivals: list[_Outcome] = []
+        if self._keys.follow(welcome):
+            link.close()
+            outcome = await self._try_to_attach(self._hello)
+            self._keep_unless(outcome)
+            return outcome
         try:
             serving = self._serving_for(welcome)
             self._tell_link_up(link, welcome)
@@ -213,10 +214,14 @@ class Agent:
             self._backoff.reset()
             self._lost_at = trio.current_time()
         outcome = rivals[0] if rivals else (None, 0.0)
+        self._keep_unless(outcome)
+        return outcome
+
+    def _keep_unless(self, outcome: _Outcome) -> None:
+        """Without another link the session waits for one."""
         if self._serving is not None and outcome[0] is None:
             self._keeping = trio.CancelScope()
             self._nursery.start_soon(self._keep_session, self._keeping)
-        return outcome
 
     def _tell_link_up(self, link: Link, welcome: Welcome) -> None:
         host, port = link.peername
@@ -349,7 +354,7 @@ class Agent:
 
     def ways(self) -> list[str]:
         """The addresses whose way from here matters."""
-        literal = [host.host for host in self._relay.hosts if is_address(host.host)]
+        literal = [host.host for host in self._keys.relay.hosts if is_address(host.host)]
         return [self._relay_address, *literal] if self._relay_address else literal
 
     async def say_goodbye(self) -> None:

@@ -26,10 +26,15 @@ ATTACH_TIMEOUT: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
-    """Where the relay is and how it proves that it is the one."""
+    """Where the relay is and how it proves that it is the one.
+
+    `successor` is the key that it has told us to know it by from now on. `key` is for as long as
+    that one has never worked.
+    """
 
     hosts: Sequence[HostPort]
     key: bytes
+    successor: bytes | None = None
 
 
 async def attach(

@@ -8,6 +8,9 @@ A key belongs to one invitation, whose digest is kept beside it. The relay binds
 first key that shows it, so the same invitation must find the same key again after a failure; and a
 new one gets a new key, since the old may have been revoked for good. Until the new enrolment is
 saved the old one stays as it was: a join that fails breaks nothing.
+
+The relay may rotate its own key: `run` saves the successor that it is told of before it uses it,
+and drops the old key once the new one has worked (`keys`).
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ import contextlib
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from protocol.invitation import MAX_HOSTS
 from protocol.noise import KEY_SIZE, StaticKey
 from protocol.process.address import HostPort, parse_host_port
 from protocol.process.config import ConfigError, each, load
-from protocol.process.state import StateFolder
+from protocol.process.state import StateError, StateFolder
 from relay_agent.attachment import Relay
 from relay_agent.config import ServiceTable
 from relay_agent.services import Service
@@ -92,6 +95,17 @@ def save_enrolment(state: StateFolder, enrolment: Enrolment) -> None:
         (state.path / JOINING_FILE).unlink(missing_ok=True)
 
 
+def save_relay(state: StateFolder, relay: Relay) -> None:
+    """Change by which keys the saved enrolment knows its relay. Raises StateError."""
+    try:
+        enrolment = load_enrolment(state)
+    except ConfigError as error:  # an editor's slip, while we run
+        raise StateError(str(error)) from None
+    # Only the keys: the hosts may have been edited since `relay` was loaded.
+    kept = replace(enrolment.relay, key=relay.key, successor=relay.successor)
+    state.write(ENROLMENT_FILE, _as_toml(replace(enrolment, relay=kept)))
+
+
 def load_enrolment(state: StateFolder) -> Enrolment:
     """Raises ConfigError with what to do when there is none."""
     if state.read(ENROLMENT_FILE) is None:
@@ -100,7 +114,7 @@ def load_enrolment(state: StateFolder) -> Enrolment:
     services = tuple(
         Service(name, table.target, table.port) for name, table in file.services.items()
     )
-    relay = Relay(hosts=file.hosts, key=file.relay_key)
+    relay = Relay(hosts=file.hosts, key=file.relay_key, successor=file.relay_successor)
     return Enrolment(name=file.name, relay=relay, services=services)
 
 
@@ -127,6 +141,7 @@ class _EnrolmentFile:
     hosts: tuple[HostPort, ...] = field(metadata={"parse": _hosts})
     relay_key: bytes = field(metadata={"parse": _relay_key})
     services: dict[str, ServiceTable]
+    relay_successor: bytes | None = field(default=None, metadata={"parse": _relay_key})
 
     def __post_init__(self) -> None:
         for name, table in self.services.items():
@@ -141,8 +156,10 @@ def _as_toml(enrolment: Enrolment) -> str:
         f"name = {_quoted(enrolment.name)}",
         f"hosts = [{hosts}]",
         f"relay_key = {_quoted(enrolment.relay.key.hex())}",
-        "[services]",
     ]
+    if enrolment.relay.successor is not None:
+        lines.append(f"relay_successor = {_quoted(enrolment.relay.successor.hex())}")
+    lines.append("[services]")
     for service in enrolment.services:
         lines += [
             f"[services.{_quoted(service.name)}]",

@@ -21,7 +21,7 @@ import trio
 from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, Hello, Welcome
+from protocol.hello import ID_SIZE, ROTATION, Hello, Welcome
 from protocol.invitation import Invitation
 from protocol.noise import StaticKey
 from protocol.process.address import HostPort
@@ -64,10 +64,11 @@ async def join(
     """Raises CommandFailed, perhaps in a group, with one line that says what to do."""
     services = list(services) or [await _ssh_service()]
     key = load_or_make_key(state, invitation.token)
-    relay = Relay(
-        hosts=[HostPort(host, port) for host, port in invitation.hosts], key=invitation.relay_key
-    )
+    hosts = [HostPort(host, port) for host, port in invitation.hosts]
+    relay = Relay(hosts=hosts, key=invitation.relay_key)
     link, welcome = await _enrol(relay, key, invitation.token, config)
+    # The relay's key may be another one since the invitation was made; `run` begins with that.
+    relay = Relay(hosts=hosts, key=invitation.relay_key, successor=welcome.successor)
     try:
         services = _with_ports(services, welcome)
         host, port = link.peername
@@ -111,7 +112,7 @@ async def _enrol(
         instance=secrets.token_bytes(ID_SIZE),
         epoch=1,
         software=SOFTWARE,
-        features=(),
+        features=(ROTATION,),
         limits=config.limits(),
         token=token,
     )

@@ -17,7 +17,6 @@ import trio
 
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError
 from protocol.hello import Denial
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.logs import event
 from protocol.process.state import StateError
@@ -25,6 +24,7 @@ from protocol.transport.handshake import Arrival, respond
 from relay_server.agents import Agents
 from relay_server.brake import Brake
 from relay_server.doorway import Caller, Doorway
+from relay_server.keys import RelayKeys
 from relay_server.registry import Agent, TokenRefused
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class Acceptor:
         self,
         config: ServerConfig,
         registry: Registry,
-        key: StaticKey,
+        keys: RelayKeys,
         agents: Agents,
         nursery: trio.Nursery,
     ) -> None:
         self._config = config
         self._registry = registry
-        self._key = key
+        self._keys = keys
         self._agents = agents
         self._nursery = nursery
         self._doorway = Doorway(
@@ -97,9 +97,11 @@ class Acceptor:
         """Who is there; None if that is nobody of ours, and told so if it may know."""
         try:
             verified = partial(self._doorway.prove, caller)
-            arrival = await respond(sock, static=self._key, verified=verified)
+            arrival = await respond(sock, statics=self._keys.all, verified=verified)
             answer = await self._identify(arrival)
             if isinstance(answer, Agent):
+                if self._has_followed(answer, arrival):
+                    self._nursery.start_soon(self._note_follower, answer, arrival)
                 return arrival, answer
             event(
                 log,
@@ -156,6 +158,22 @@ class Acceptor:
         event(log, logging.INFO, "agent-enrolled", agent=agent.name, ports=list(agent.ports))
         # Its name's former key is revoked by this, and may be here.
         self._agents.refresh()
+
+    def _has_followed(self, agent: Agent, arrival: Arrival) -> bool:
+        """Whether `agent` knows our current key, and that is news. Asked only while it matters."""
+        current = self._keys.current.public
+        return bool(self._keys.former) and arrival.relay_key == current != agent.relay_key
+
+    async def _note_follower(self, agent: Agent, arrival: Arrival) -> None:
+        # Nobody waits for it, and if it fails the agent's next link tells it again.
+        try:
+            await trio.to_thread.run_sync(
+                self._registry.follow, agent.name, arrival.agent_key, arrival.relay_key
+            )
+        except StateError as exc:
+            event(log, logging.ERROR, "registry-failed", reason=str(exc))
+        else:
+            event(log, logging.INFO, "agent-followed-key", agent=agent.name)
 
     def _look_up(self, key: bytes) -> Agent | Denial:
         enrolled = self._registry.agent_by_key(key)

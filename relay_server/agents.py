@@ -15,7 +15,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkLost, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, Denial, Hello, Limits, Welcome
+from protocol.hello import ID_SIZE, ROTATION, Denial, Hello, Limits, Welcome
 from protocol.liveness import LATE
 from protocol.process.address import HostPort
 from protocol.process.logs import event
@@ -25,6 +25,7 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
 from protocol.transport.waiting import wait_until
 from relay_server.kept import KeptSockets
+from relay_server.keys import RelayKeys
 from relay_server.ports import Ports
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
@@ -47,11 +48,13 @@ class Agents:
         self,
         config: ServerConfig,
         registry: Registry,
+        keys: RelayKeys,
         nursery: trio.Nursery,
         kept: KeptSockets,
     ) -> None:
         self._config = config
         self._registry = registry
+        self._keys = keys
         self._nursery = nursery
         self._ports = Ports(config, registry, nursery, kept)
         self._present: dict[bytes, Presence] = {}
@@ -110,6 +113,8 @@ class Agents:
             self._nursery.start_soon(self._ports.close_orphans, presence, endpoint)
         tenure.accept(hello, session)
         presence.goodbye = None
+        presence.relay_key = arrival.relay_key
+        presence.rotates = ROTATION in hello.features
         welcome = Welcome(
             session=session,
             resumed=resume,
@@ -117,8 +122,9 @@ class Agents:
             limits=self._limits,
             name=agent.name,
             ports=agent.ports,
-            features=(),
+            features=(ROTATION,),
             software=f"ssh-relay {__version__}",
+            successor=self._keys.successor(arrival.relay_key),
         )
         ended: LinkLost | SessionLost | None = None
         with keeper:
@@ -267,6 +273,20 @@ class Agents:
             else:
                 self._ports.keep_granted(presence, agent)
 
+    def renew_links(self) -> None:
+        """Our key is another one: have those who know a former one come again, and be told.
+
+        Their sessions go on over the next link.
+        """
+        for presence in list(self._present.values()):
+            endpoint = presence.endpoint
+            if endpoint is None or not presence.tenure.attached or not presence.rotates:
+                continue
+            if self._keys.successor(presence.relay_key) is not None:
+                endpoint.session.close_link(CloseCode.RESTARTING)
+                endpoint.flush()
+                endpoint.drop_link("the relay's key was rotated")
+
     def _forget(self, presence: Presence, reason: str) -> None:
         self._ports.close_all(presence, reason)
         del self._present[presence.key]
@@ -299,6 +319,8 @@ class Agents:
                     {"service": gate.service, "port": port, "refused": dict(gate.refused)}
                     for port, gate in sorted(presence.gates.items())
                 ],
+                # Whether it will follow by itself, and soon.
+                "following": presence.rotates and presence.tenure.attached,
             }
             for presence in self._present.values()
         ]

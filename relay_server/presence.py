@@ -33,6 +33,8 @@ class Presence:
     keeper: trio.CancelScope | None = None  # of the task that carries the link, or waits for one
     newcomer: trio.CancelScope | None = None  # another process, waiting for its probe
     address: str = ""  # where the agent is, or was last
+    relay_key: bytes = b""  # of ours, under which it came last
+    rotates: bool = False  # whether it understands that we have another one
     since: float = 0.0  # when it attached or detached, on trio's clock
     goodbye: CloseCode | None = None
     held: int = 0  # visitors waiting unread

@@ -41,7 +41,7 @@ from protocol.process.state import StateError, StateFolder
 from relay_server.networks import Admission, Networks, parse_networks
 
 FILE: Final = "registry.db"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 _APPLICATION_ID: Final = 0x53524C59  # "SRLY": tells our database from somebody else's
 
 # Names go into logs and tables of 80 columns.
@@ -63,7 +63,8 @@ CREATE TABLE agents (
     name TEXT PRIMARY KEY NOT NULL,
     public_key BLOB UNIQUE,  -- NULL until enrolled
     created REAL NOT NULL,
-    enrolled REAL
+    enrolled REAL,
+    relay_key BLOB  -- the newest of the relay's keys that it is known to have come under
 );
 CREATE TABLE ports (
     port INTEGER PRIMARY KEY NOT NULL,
@@ -78,7 +79,8 @@ CREATE TABLE invitations (
     state TEXT NOT NULL,
     created REAL NOT NULL,
     expires REAL NOT NULL,
-    public_key BLOB  -- the key that redeemed it
+    public_key BLOB,  -- the key that redeemed it
+    relay_key BLOB  -- the relay's key that it carries
 );
 CREATE UNIQUE INDEX one_pending_each ON invitations (name) WHERE state = 'pending';
 CREATE TABLE revoked (
@@ -97,6 +99,10 @@ _MIGRATIONS: Final = {
     1: (
         "ALTER TABLE ports ADD COLUMN allow TEXT NOT NULL DEFAULT '[]'",
         "ALTER TABLE ports ADD COLUMN deny TEXT NOT NULL DEFAULT '[]'",
+    ),
+    2: (
+        "ALTER TABLE agents ADD COLUMN relay_key BLOB",
+        "ALTER TABLE invitations ADD COLUMN relay_key BLOB",
     ),
 }
 
@@ -118,6 +124,7 @@ class Agent:
     ports: tuple[int, ...]  # the first is its ssh port
     created: float
     enrolled: float | None
+    relay_key: bytes | None = None  # the newest of the relay's that it is known to have come under
     admissions: tuple[tuple[int, Admission], ...] = ()  # of those ports that do not admit all
 
     def admission(self, port: int) -> Admission:
@@ -223,13 +230,14 @@ class Registry:
         ports: Sequence[int] = (),
         usable: Callable[[int], bool] = lambda port: True,
         admission: Admission | None = None,
+        relay_key: bytes | None = None,
     ) -> Invited:
         """Let whoever shows `token` within `lifetime` seconds enrol as `name`.
 
         `ports` come first. An existing name keeps those it has, since its agent may be serving
         them; a name without any is granted the lowest free port of `port_range` that is `usable`.
         A pending invitation of that name is replaced. `admission`, if given, is that of all its
-        ports from now on.
+        ports from now on. `relay_key` is the key that the invitation tells.
         """
         with self._change() as db:
             db.execute(
@@ -253,9 +261,9 @@ class Registry:
                 (name,),
             )
             db.execute(
-                "INSERT INTO invitations (token_hash, name, state, created, expires)"
-                " VALUES (?, ?, 'pending', ?, ?)",
-                (_hash(token), name, now, now + lifetime),
+                "INSERT INTO invitations (token_hash, name, state, created, expires, relay_key)"
+                " VALUES (?, ?, 'pending', ?, ?, ?)",
+                (_hash(token), name, now, now + lifetime, relay_key),
             )
         return Invited(name=name, ports=granted, created=now, expires=now + lifetime)
 
@@ -328,6 +336,36 @@ class Registry:
             _cancel(db, name)
             db.execute("DELETE FROM agents WHERE name = ?", (name,))
 
+    # Who knows which key of the relay
+
+    def behind(self, relay_key: bytes) -> list[str]:
+        """The enrolled agents that are not known to have come under `relay_key`."""
+        with self._errors():
+            rows = self._reader.execute(
+                "SELECT name FROM agents WHERE public_key IS NOT NULL AND relay_key IS NOT ?"
+                " ORDER BY name",
+                (relay_key,),
+            )
+            return [name for (name,) in rows]
+
+    def invited_behind(self, relay_key: bytes, now: float) -> list[str]:
+        """The names whose invitation can still be used and carries another key of the relay."""
+        with self._errors():
+            rows = self._reader.execute(
+                "SELECT name FROM invitations"
+                " WHERE state = 'pending' AND expires > ? AND relay_key IS NOT ? ORDER BY name",
+                (now, relay_key),
+            )
+            return [name for (name,) in rows]
+
+    def follow(self, name: str, public_key: bytes, relay_key: bytes) -> None:
+        """The agent `name` has come, with this key of its own, under `relay_key`."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE agents SET relay_key = ? WHERE name = ? AND public_key = ?",
+                (relay_key, name, public_key),
+            )
+
     # What `run` was told and `invite` needs to know
 
     def hosts(self) -> tuple[HostPort, ...]:
@@ -351,6 +389,15 @@ class Registry:
 
     def remember_port_range(self, ports: range) -> None:
         self._remember("port_range", [ports.start, ports.stop])
+
+    def relay_key(self) -> bytes | None:
+        """The public half of the current key, if it was ever rotated."""
+        text = self._recall("relay_key", None)
+        return None if text is None else bytes.fromhex(text)
+
+    def remember_relay_key(self, public: bytes) -> None:
+        """Wakes a running server too, also where it cannot be asked."""
+        self._remember("relay_key", public.hex())
 
     def _recall(self, key: str, default: Any) -> Any:
         with self._errors():
@@ -478,8 +525,9 @@ def _hash(token: bytes) -> bytes:
 
 
 def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> list[Agent]:
+    columns = "name, public_key, created, enrolled, relay_key"
     rows = db.execute(
-        f"SELECT name, public_key, created, enrolled FROM agents WHERE {where} ORDER BY name",  # noqa: S608 - `where` is ours
+        f"SELECT {columns} FROM agents WHERE {where} ORDER BY name",  # noqa: S608 - all of it is ours
         arguments,
     ).fetchall()
     return [
@@ -490,8 +538,9 @@ def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> 
             created=created,
             enrolled=enrolled,
             admissions=_admissions(db, name),
+            relay_key=relay_key,
         )
-        for name, public_key, created, enrolled in rows
+        for name, public_key, created, enrolled, relay_key in rows
     ]
 
 
@@ -559,7 +608,8 @@ def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> 
     if former not in (None, public_key):
         _revoke_key(db, former, name, now)
     db.execute(
-        "UPDATE agents SET public_key = ?, enrolled = ? WHERE name = ?", (public_key, now, name)
+        "UPDATE agents SET public_key = ?, enrolled = ?, relay_key = NULL WHERE name = ?",
+        (public_key, now, name),
     )
 
 

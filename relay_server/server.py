@@ -7,12 +7,13 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from protocol.noise import StaticKey
 from protocol.process import control
 from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
@@ -24,6 +25,7 @@ from relay_server.accept import accept_forever, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.kept import UNCLAIMED_SECONDS, KeptSockets
+from relay_server.keys import RelayKeys, retire_unneeded
 from relay_server.supervision import report
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ DRAIN: Final = 0.2
 
 
 async def serve(
-    config: ServerConfig, state: StateFolder, registry: Registry, key: StaticKey
+    config: ServerConfig, state: StateFolder, registry: Registry, keys: RelayKeys
 ) -> None:
     """Run until SIGTERM or SIGINT.
 
@@ -55,7 +57,7 @@ async def serve(
             stack.enter_context(_listen(kept, address)) for address in config.listen
         ]
         try:
-            await _run(config, state, registry, key, kept, sockets)
+            await _run(config, state, registry, keys, kept, sockets)
         except BaseExceptionGroup as group:
             # What a nursery wraps; the command line expects the one.
             told, rest = group.split(StateError)
@@ -68,19 +70,21 @@ async def _run(
     config: ServerConfig,
     state: StateFolder,
     registry: Registry,
-    key: StaticKey,
+    keys: RelayKeys,
     kept: KeptSockets,
     sockets: Sequence[socket.socket],
 ) -> None:
     raise_descriptor_limit()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, nursery, kept)
-            acceptor = Acceptor(config, registry, key, agents, nursery)
+            agents = Agents(config, registry, keys, nursery, kept)
+            acceptor = Acceptor(config, registry, keys, agents, nursery)
+            refresh = partial(_refresh, state, keys, agents)
             for sock in sockets:
                 nursery.start_soon(accept_forever, sock, acceptor.on_caller)
-            nursery.start_soon(_watch_registry, registry, agents)
-            nursery.start_soon(control.serve, state.path / SOCKET, _commands(agents))
+            nursery.start_soon(_watch_registry, registry, refresh)
+            nursery.start_soon(_watch_followers, state, keys, registry)
+            nursery.start_soon(control.serve, state.path / SOCKET, _commands(agents, refresh))
             for sock in sockets:
                 host, port = sock.getsockname()[:2]
                 event(log, logging.INFO, "listening", host=host, port=port)
@@ -128,18 +132,27 @@ def _listen_v4(kept: KeptSockets, address: HostPort) -> socket.socket:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 
 
-def _commands(agents: Agents) -> dict[str, control.Command]:
+def _refresh(state: StateFolder, keys: RelayKeys, agents: Agents) -> None:
+    """Put into effect what commands have changed. Raises StateError."""
+    # First, so that a key that cannot be read keeps nobody from being revoked.
+    agents.refresh()
+    if keys.look_again(state):
+        event(log, logging.INFO, "key-rotated", public=keys.current.public.hex())
+        agents.renew_links()
+
+
+def _commands(agents: Agents, put_into_effect: Callable[[], None]) -> dict[str, control.Command]:
     def show(_: control.Request) -> control.Request:
         return {"agents": agents.overview()}
 
     def refresh(_: control.Request) -> control.Request:
-        agents.refresh()
+        put_into_effect()
         return {}
 
     return {"agents": show, "refresh": refresh}
 
 
-async def _watch_registry(registry: Registry, agents: Agents) -> None:
+async def _watch_registry(registry: Registry, refresh: Callable[[], None]) -> None:
     seen = registry.change_stamp()
     failing = False
     while True:
@@ -147,10 +160,25 @@ async def _watch_registry(registry: Registry, agents: Agents) -> None:
         try:
             stamp = registry.change_stamp()
             if stamp != seen:
-                agents.refresh()
+                refresh()
         except StateError as exc:
             if not failing:
                 event(log, logging.ERROR, "registry-failed", reason=str(exc))
             failing = True
         else:
             seen, failing = stamp, False
+
+
+async def _watch_followers(state: StateFolder, keys: RelayKeys, registry: Registry) -> None:
+    """End the former keys once nobody needs them: between two rotations there is one key."""
+    failing = False
+    while True:
+        try:
+            if retire_unneeded(state, keys, registry, time.time()):
+                event(log, logging.INFO, "former-keys-retired")
+            failing = False
+        except StateError as exc:
+            if not failing:
+                event(log, logging.ERROR, "former-keys-kept", reason=str(exc))
+            failing = True
+        await trio.sleep(REGISTRY_POLL)

@@ -122,6 +122,16 @@ class StateFolder:
         except OSError as error:
             self._fail(file, error)
 
+    def remove(self, name: str) -> None:
+        """Remove the file `name`, if it is there; it is not back after a power failure."""
+        try:
+            with self._locked_folder() as folder:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                os.fsync(folder)
+        except OSError as error:
+            self._fail(self.path / name, error)
+
     def claim(self, name: str) -> Path:
         """The path of the file `name`, made empty with the right owner and mode if missing.
 

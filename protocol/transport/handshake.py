@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocol import frame as wire
@@ -23,6 +23,7 @@ from protocol.errors import (
     LinkDenied,
     LinkLost,
     LocalProtocolError,
+    NoAnswer,
     RemoteProtocolError,
 )
 from protocol.frame import HEADER_SIZE, FrameType
@@ -32,6 +33,7 @@ from protocol.hello import (
     VERSION,
     Denial,
     Hello,
+    Preface,
     Welcome,
     decode_preface,
     encode_preface,
@@ -65,7 +67,8 @@ async def initiate(
 ) -> tuple[Link, Welcome]:
     """The agent's side. `hello` is asked right before message 3, which commits to this link.
 
-    Raises LinkDenied with the relay's reason, LinkLost for anything else.
+    Raises LinkDenied with the relay's reason, NoAnswer if it may not hold `relay_key`, LinkLost for
+    anything else.
     """
     preface = encode_preface(suite)
     noise = Handshake(
@@ -77,7 +80,7 @@ async def initiate(
         try:
             answer = noise.read_message(await _receive_message(sock, _MESSAGE_2_LIMIT))
         except EOFError:
-            raise LinkLost(
+            raise NoAnswer(
                 "closed without an answer: not a relay, or not the relay whose key we hold"
             ) from None
         if answer:
@@ -92,11 +95,15 @@ async def initiate(
 
 
 class Arrival:
-    """An agent that proved who it is and waits for its answer."""
+    """An agent that proved who it is and waits for its answer.
 
-    def __init__(self, link: Link, agent_key: bytes, hello: Hello) -> None:
+    `relay_key` is the one that it knows the relay by.
+    """
+
+    def __init__(self, link: Link, *, agent_key: bytes, relay_key: bytes, hello: Hello) -> None:
         self.link = link
         self.agent_key = agent_key
+        self.relay_key = relay_key
         self.hello = hello
 
     async def welcome(self, welcome: Welcome) -> None:
@@ -109,16 +116,18 @@ class Arrival:
 
 
 async def respond(
-    sock: socket.socket, *, static: StaticKey, verified: Callable[[], None]
+    sock: socket.socket, *, statics: Sequence[StaticKey], verified: Callable[[], None]
 ) -> Arrival:
-    """The relay's side, up to message 3. `verified` is called once message 1 proved genuine.
+    """The relay's side, up to message 3, under whichever of `statics` the agent knows.
+
+    `verified` is called once message 1 proved genuine.
 
     Raises RemoteProtocolError, EOFError, OSError. Sends nothing before message 1 verifies.
     """
     prepare_link(sock)
     preface = decode_preface(await receive_exactly(sock, PREFACE_SIZE))
-    noise = Handshake(suite=preface.suite, prologue=preface.raw, initiator=False, static=static)
-    noise.read_message(await _receive_message(sock, _MESSAGE_1, least=_MESSAGE_1))
+    first = await _receive_message(sock, _MESSAGE_1, least=_MESSAGE_1)
+    static, noise = _read_first(first, preface, statics)
     verified()
     if preface.version != VERSION:
         reason = f"this relay speaks protocol version {VERSION}, the agent {preface.version}"
@@ -130,7 +139,23 @@ async def respond(
     agent_key = noise.remote_static
     if agent_key is None:
         raise LocalProtocolError("message 3 was read, yet the agent has no key")
-    return Arrival(_link(sock, noise), agent_key, hello)
+    link = _link(sock, noise)
+    return Arrival(link, agent_key=agent_key, relay_key=static.public, hello=hello)
+
+
+def _read_first(
+    message: bytes, preface: Preface, statics: Sequence[StaticKey]
+) -> tuple[StaticKey, Handshake]:
+    """Message 1 is genuine under the key that the agent knows, and under no other."""
+    for static in statics:
+        noise = Handshake(suite=preface.suite, prologue=preface.raw, initiator=False, static=static)
+        try:
+            noise.read_message(message)
+        except RemoteProtocolError as exc:
+            failed = exc
+        else:
+            return static, noise
+    raise failed
 
 
 def _framed(message: bytes) -> bytes:

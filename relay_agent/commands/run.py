@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import trio
 
@@ -10,7 +11,8 @@ from protocol.process.state import StateFolder
 from relay_agent import agent
 from relay_agent.commands.options import LOCK_FILE, configure_logs, read_services
 from relay_agent.config import load_config, settle
-from relay_agent.enrolment import load_enrolment, load_key
+from relay_agent.enrolment import load_enrolment, load_key, save_relay
+from relay_agent.keys import Keys
 
 
 def command(options: argparse.Namespace, state: StateFolder) -> None:
@@ -22,4 +24,5 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
     services = config.services_over(enrolment.services)
     services = settle(wanted, services, where="--service {}: public port")
     with state.lock(LOCK_FILE):
-        trio.run(agent.run, config, enrolment.relay, services, key)
+        keys = Keys(key, enrolment.relay, remember=partial(save_relay, state))
+        trio.run(agent.run, config, services, keys)

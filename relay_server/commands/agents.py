@@ -12,6 +12,7 @@ from protocol.process.layout import span, table
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command, port_list
 from relay_server.commands.state import existing_registry
+from relay_server.keys import has_former
 from relay_server.registry import Agent
 
 # What an agent of ours names a service by; others may use 64 letters.
@@ -26,10 +27,11 @@ def add(commands: Any) -> None:
 def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
     with existing_registry(state) as registry:
         agents = registry.agents()
+        newest = registry.relay_key() if has_former(state) else None
     answer = ask(state.path / SOCKET, "agents")
     running = answer is not None
     present = {one["name"]: one for one in answer["agents"]} if answer is not None else {}
-    entries = [_agent_entry(agent, present.get(agent.name), running) for agent in agents]
+    entries = [_agent_entry(agent, present.get(agent.name), running, newest) for agent in agents]
     if options.json:
         say_json(entries)
         return
@@ -38,6 +40,7 @@ def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
     if not entries:
         hint(f"no agent is enrolled; invite one: {PROGRAM} invite NAME")
         return
+    behind = [entry["name"] for entry in entries if not entry["follows"]]
     now = time.time()
     rows = [
         (
@@ -68,9 +71,13 @@ def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
         say("\n" + table(("NAME", "PORT", "VISITORS", "NETWORK"), lists))
     if refused:
         say("\n" + table(("NAME", "SERVICE", "REFUSED", "REASON"), refused))
+    if behind:
+        hint(f"not followed to the relay's new key yet: {', '.join(behind)}")
 
 
-def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) -> dict[str, Any]:
+def _agent_entry(
+    agent: Agent, present: dict[str, Any] | None, running: bool, newest: bytes | None
+) -> dict[str, Any]:
     """What `agents --json` says of one; a script may rely on each of the keys."""
     entry: dict[str, Any] = {
         "name": agent.name,
@@ -91,6 +98,7 @@ def _agent_entry(agent: Agent, present: dict[str, Any] | None, running: bool) ->
         "open_ports": [],
         "refused": {},  # how many visitors, by reason, since the relay started
         "services": [],  # the same for each service that was visited, and its port
+        "follows": newest in (None, agent.relay_key),  # knows the relay by its current key
     }
     if present is not None:
         entry["status"] = "attached" if present["attached"] else "detached"

@@ -24,8 +24,9 @@ from relay_server.commands.options import (
     ports_in_words,
     reader,
 )
-from relay_server.commands.state import refresh_server, relay_key
+from relay_server.commands.state import refresh_server
 from relay_server.config import load_config
+from relay_server.keys import load_or_make
 from relay_server.registry import Registry, parse_name
 
 # A script may be done in seconds; a month is a second password rather than a token.
@@ -86,14 +87,14 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
                 "which name of this VPS do agents dial? Give it once by --host vps.example.net,"
                 " here or to relay-server run"
             )
-        key = relay_key(state, registry)
+        key = load_or_make(state, registry).current.public
         for port in options.port:
             if port in link_ports:
                 raise CommandFailed(f"port {port} is where agents dial in; choose another")
         token = secrets.token_bytes(TOKEN_SIZE)
         invitation = Invitation(
             hosts=tuple((host.host, host.port) for host in hosts),
-            relay_key=key.public,
+            relay_key=key,
             token=token,
         )
         before = registry.agent(options.name)
@@ -108,6 +109,7 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
             ports=options.port,
             usable=lambda port: port not in link_ports and is_free(port),
             admission=admission,
+            relay_key=key,
         )
         agent = registry.agent(options.name)
         if not registry.hosts():

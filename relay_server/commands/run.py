@@ -11,8 +11,9 @@ import trio
 from protocol.process import logs
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, add_host_option, at_most_eight, reader
-from relay_server.commands.state import LOCK, relay_key
+from relay_server.commands.state import LOCK
 from relay_server.config import DEFAULT_PORT, load_config, parse_bind, parse_listen
+from relay_server.keys import load_or_make
 from relay_server.registry import Registry
 
 _EXAMPLES: Final = """\
@@ -65,9 +66,9 @@ def run_server(options: argparse.Namespace, state: StateFolder) -> None:
 
     state.ensure()
     with state.lock(LOCK), Registry(state) as registry:
-        key = relay_key(state, registry)
+        keys = load_or_make(state, registry)
         if config.hosts:
             registry.remember_hosts(config.dialled)
         registry.remember_link_ports(config.link_ports)
         registry.remember_port_range(config.ports)
-        trio.run(serve, config, state, registry, key)
+        trio.run(serve, config, state, registry, keys)

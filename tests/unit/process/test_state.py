@@ -425,3 +425,22 @@ if ROOT and subprocess.run(["unshare", "--mount", "true"], capture_output=True).
         with refused("key: on a read-only file system"):
             small_disk.write_secret("key", "new")
         assert small_disk.read_secret("key") == "old"
+
+
+def test_what_is_removed_is_gone(folder: StateFolder) -> None:
+    folder.write_secret("a.key", "1")
+    folder.remove("a.key")
+    assert folder.read_secret("a.key") is None
+    folder.remove("a.key")  # nothing to do
+    (folder.path / "a.key").mkdir()
+    with refused("a.key"):
+        folder.remove("a.key")
+
+
+def test_what_cannot_be_removed_is_told(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write_secret("a.key", "1")
+    monkeypatch.setattr(os, "unlink", failing(errno.EROFS))
+    with refused("a.key: on a read-only file system"):
+        folder.remove("a.key")

@@ -50,9 +50,11 @@ BODIES: dict[type[Any], dict[str, Any]] = {
         "ports": [11111, 443],
         "features": [],
         "software": "",
+        "successor": bytes(32),
     },
     Denial: {"code": 5, "reason": "another process is attached", "retry_after": 30.0},
 }
+OPTIONAL = {"resume", "token", "successor"}
 each_body = pytest.mark.parametrize("cls", list(BODIES))
 
 # (class, path to the field, values at the edges, values beyond them or of another type)
@@ -82,6 +84,7 @@ FIELDS: list[tuple[type[Any], str, list[Any], list[Any]]] = [
     (Welcome, "ports", [[], [1], [65535] * 256], [[0], [65536], [1] * 257, ["1"], None]),
     (Welcome, "features", [[], ["f"] * 32], [["f"] * 33, [""], None]),
     (Welcome, "software", ["", "s" * 64], ["s" * 65, None]),
+    (Welcome, "successor", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
     (Denial, "code", [1, 255], [0, 256, None]),
     (Denial, "reason", ["", "r" * 256], ["r" * 257, "a\x1b[2J", None]),
     (Denial, "retry_after", [0, 0.0, 0.5, 86400.0], [-0.1, 86400.5, float("nan"), None]),
@@ -153,6 +156,7 @@ welcomes = st.builds(
     ports=st.lists(st.integers(1, 65535), max_size=256).map(tuple),
     features=features,
     software=printable_text(0, 64),
+    successor=st.none() | st.binary(min_size=32, max_size=32),
 )
 denials = st.builds(
     Denial,
@@ -232,7 +236,7 @@ class TestEveryBody:
         assert msgpack.unpackb(decoded.encode()) == BODIES[cls]
 
     def test_every_field_is_needed(self, cls: type[Any]) -> None:
-        for key in BODIES[cls].keys() - {"resume", "token"}:
+        for key in BODIES[cls].keys() - OPTIONAL:
             body = {name: value for name, value in BODIES[cls].items() if name != key}
             with pytest.raises(RemoteProtocolError, match=f"{key} is missing"):
                 cls.decode(msgpack.packb(body))
@@ -302,7 +306,7 @@ def make_hello(**fields: Any) -> Hello:
 class TestHello:
     def test_absent_is_not_nil(self) -> None:
         encoded = make_hello(resume=None, token=None).encode()
-        assert msgpack.unpackb(encoded).keys() == BODIES[Hello].keys() - {"resume", "token"}
+        assert msgpack.unpackb(encoded).keys() == BODIES[Hello].keys() - OPTIONAL
         decoded = Hello.decode(encoded)
         assert decoded.resume is None
         assert decoded.token is None

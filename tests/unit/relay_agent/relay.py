@@ -55,6 +55,8 @@ class TestRelay:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.key = StaticKey.generate()
+        self.keys = [self.key]  # the first is the current one
+        self.shown: list[bytes] = []  # which of them each agent knew
         self.greetings: list[Greeting] = []
         self.callers = 0
         self.times: list[float] = []  # when each came
@@ -99,11 +101,13 @@ class TestRelay:
             await greet(sock)
 
     async def shake(self, sock: socket.socket) -> Arrival:
-        arrival = await respond(sock, static=self.key, verified=lambda: None)
+        arrival = await respond(sock, statics=self.keys, verified=lambda: None)
+        self.shown.append(arrival.relay_key)
         self.hellos.append(arrival.hello)
         return arrival
 
     def welcome(self, session: bytes, *, resumed: bool, received: int = 0) -> Welcome:
+        newest = self.keys[0].public
         return Welcome(
             session=session,
             resumed=resumed,
@@ -113,6 +117,7 @@ class TestRelay:
             ports=self.ports,
             features=(),
             software="test",
+            successor=newest if self.shown and self.shown[-1] != newest else None,
         )
 
     async def greet(self, sock: socket.socket) -> None:

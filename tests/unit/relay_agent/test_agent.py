@@ -25,12 +25,19 @@ from relay_agent.agent import RETRY, Agent
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay
 from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
 from relay_agent.config import AgentConfig
+from relay_agent.keys import Keys
 from relay_agent.services import Service
 from tests.unit.relay_agent.relay import Target, TestRelay, events, until
 from tests.unit.relay_agent.test_backoff import Highest
 from tests.unit.transport.test_splice import is_reset, receive_to_end
 
 KEY = StaticKey.generate()
+
+
+def keys_for(relay: Relay) -> Keys:
+    return Keys(KEY, relay, remember=lambda relay: None)
+
+
 SLACK = 0.5  # what a handshake may take on the jumping clock
 
 
@@ -72,9 +79,8 @@ async def a_house(
         nursery.start_soon(relay.serve)
         agent = Agent(
             config or AgentConfig(),
-            relay_at or relay.address,
             [Service("ssh", target.address, 11111)],
-            KEY,
+            keys_for(relay_at or relay.address),
             nursery,
         )
         house = House(relay, agent, target)
@@ -581,7 +587,7 @@ async def test_a_signal_ends_it_with_a_goodbye(number: signal.Signals, logged: L
 
         async def run() -> None:
             services = [Service("ssh", target.address, 11111)]
-            await module.run(AgentConfig(), relay.address, services, KEY)
+            await module.run(AgentConfig(), services, keys_for(relay.address))
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
@@ -605,7 +611,7 @@ async def test_without_a_link_a_signal_ends_it_at_once() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             relay = Relay(hosts=[refusing], key=KEY.public)
-            nursery.start_soon(module.run, AgentConfig(), relay, [], KEY)
+            nursery.start_soon(module.run, AgentConfig(), [], keys_for(relay))
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -871,7 +877,7 @@ def test_the_way_to_the_relay_is_watched() -> None:
 
     async def ways() -> list[list[str]]:
         async with trio.open_nursery() as nursery:
-            agent = Agent(AgentConfig(), relay, [], KEY, nursery)
+            agent = Agent(AgentConfig(), [], keys_for(relay), nursery)
             before = agent.ways()
             agent._relay_address = "198.51.100.7"
             return [before, agent.ways()]
@@ -900,3 +906,46 @@ async def test_the_same_denial_is_told_once(
         await trio.sleep(600)
         assert house.relay.callers > 10
         assert len(events(caplog, "link-denied")) == 1
+
+
+# The relay's key is another one
+
+
+async def test_told_of_a_new_key_it_comes_again_under_it_and_its_streams_go_on(
+    logged: Logged,
+) -> None:
+    async with a_house() as house:
+        relay = house.relay
+        await house.attached()
+        visitor, accepted = await house.visit()
+        relay.keys.insert(0, StaticKey.generate())
+        relay.now.drop_link("rotated")
+        await until(lambda: len(relay.shown) == 3)
+        await house.attached()
+        old, new = relay.keys[1].public, relay.keys[0].public
+        assert relay.shown == [old, old, new]
+        assert [hello.epoch for hello in relay.hellos] == [1, 2, 3]
+        assert all("rotation" in hello.features for hello in relay.hellos)
+        assert [each["public"] for each in logged("relay-key-rotated")] == [new.hex()]
+        await send_all(visitor, b"on")
+        assert await receive_exactly(accepted, 2) == b"on"
+        assert [each["resumed"] for each in logged("link-up")] == [False, True]
+        visitor.close()
+        accepted.close()
+
+
+async def test_while_it_cannot_come_again_the_session_waits_and_then_ends(
+    jumping_clock: trio.testing.MockClock, logged: Logged
+) -> None:
+    """The new key fails in the very moment; nothing is kept for ever."""
+    async with a_house(config=AgentConfig(detached_keep=60.0)) as house:
+        relay = house.relay
+        await house.attached()
+        visitor, accepted = await house.visit()
+        relay.keys.insert(0, StaticKey.generate())
+        relay.greetings += [relay.greet, *[silence] * 100]
+        relay.now.drop_link("rotated")
+        assert await is_reset(accepted)
+        assert logged("session-expired")
+        visitor.close()
+        accepted.close()

@@ -65,8 +65,8 @@ def root_logger() -> Any:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
 
-    async def run(config: Any, relay: Any, services: Any, key: Any) -> None:
-        calls.note(config, relay, services, key)
+    async def run(config: Any, services: Any, keys: Any) -> None:
+        calls.note(config, services, keys)
 
     async def join(invitation: Any, services: Any, *, config: Any, state: Any) -> None:
         calls.note(invitation, services, config, state)
@@ -241,9 +241,9 @@ def test_ctrl_c_during_join_is_quiet(
 
 def test_run_serves_what_join_saved(calls: Calls, joined: StateFolder) -> None:
     assert run(joined) == 0
-    [(config, relay, services, key)] = calls.made
-    assert (config, relay, services) == (AgentConfig(), ENROLMENT.relay, (SSH,))
-    assert key.private.hex() in (joined.path / "agent.key").read_text()
+    [(config, services, keys)] = calls.made
+    assert (config, keys.relay, services) == (AgentConfig(), ENROLMENT.relay, (SSH,))
+    assert keys._static.private.hex() in (joined.path / "agent.key").read_text()
 
 
 def test_run_takes_a_config_file(calls: Calls, joined: StateFolder, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_run_takes_a_config_file(calls: Calls, joined: StateFolder, tmp_path: Pa
     config.write_text('max_streams = 3\n[services.ssh]\ntarget = "h:1"\n')
     assert run(joined, "--config", str(config)) == 0
     assert calls.made[0][0].max_streams == 3
-    assert calls.made[0][2] == (Service("ssh", HostPort("h", 1), 11111),)
+    assert calls.made[0][1] == (Service("ssh", HostPort("h", 1), 11111),)
 
 
 def test_services_on_the_command_line_replace_all_others(
@@ -259,7 +259,7 @@ def test_services_on_the_command_line_replace_all_others(
 ) -> None:
     (joined.path / "agent.toml").write_text('[services.ssh]\ntarget = "h:1"\nport = 5\n')
     assert run(joined, "--service", "ssh=[::1]:22", "--service", "web=h:80@6") == 0
-    assert calls.made[0][2] == (
+    assert calls.made[0][1] == (
         Service("ssh", HostPort("::1", 22), 5),
         Service("web", HostPort("h", 80), 6),
     )

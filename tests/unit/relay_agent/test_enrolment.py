@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from relay_agent.enrolment import (
     load_key,
     load_or_make_key,
     save_enrolment,
+    save_relay,
 )
 from relay_agent.services import Service
 
@@ -159,3 +161,38 @@ def test_any_name_the_relay_gives_survives(
     state = StateFolder(tmp_path_factory.getbasetemp())
     save_enrolment(state, enrolment(name))
     assert load_enrolment(state) == enrolment(name)
+
+
+# --- the relay's keys
+
+
+def relay_keys(state: StateFolder) -> tuple[bytes, bytes | None]:
+    relay = load_enrolment(state).relay
+    return relay.key, relay.successor
+
+
+def test_a_successor_of_the_relays_key_is_saved_and_loaded(state: StateFolder) -> None:
+    load_or_make_key(state, TOKEN)
+    save_enrolment(state, enrolment())
+    assert relay_keys(state) == (bytes(range(32)), None)
+    told = replace(enrolment().relay, successor=b"n" * 32)
+    save_relay(state, told)
+    assert load_enrolment(state) == replace(enrolment(), relay=told)
+    save_relay(state, replace(told, key=b"n" * 32, successor=None))
+    assert relay_keys(state) == (b"n" * 32, None)
+
+
+def test_only_the_keys_are_changed(state: StateFolder) -> None:
+    """The hosts were edited since the agent started."""
+    save_enrolment(state, enrolment())
+    relay = load_enrolment(state).relay
+    save_enrolment(state, replace(enrolment(), relay=replace(relay, hosts=(HostPort("new", 1),))))
+    save_relay(state, replace(relay, successor=b"n" * 32))
+    assert load_enrolment(state).relay.hosts == (HostPort("new", 1),)
+
+
+def test_an_enrolment_that_an_editor_broke_is_not_written_over(state: StateFolder) -> None:
+    state.write(ENROLMENT_FILE, "name = 3")
+    with pytest.raises(StateError, match=r"enrolment\.toml"):
+        save_relay(state, enrolment().relay)
+    assert state.read(ENROLMENT_FILE) == "name = 3"

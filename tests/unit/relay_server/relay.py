@@ -35,6 +35,7 @@ from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
 from relay_server.kept import KeptSockets
+from relay_server.keys import RelayKeys
 from relay_server.presence import Presence
 from relay_server.registry import Registry
 from tests.unit.transport.ends import LIMITS, new_session, tcp_pair
@@ -99,10 +100,21 @@ class Relay:
     registry: Registry
     agents: Agents
     acceptor: Acceptor
-    key: StaticKey
+    keys: RelayKeys
     port: int  # where agents dial
     nursery: trio.Nursery
     leftovers: list[socket.socket | Link] = field(default_factory=list)  # closed in the end
+
+    @property
+    def key(self) -> StaticKey:
+        return self.keys.current
+
+    def rotate(self) -> StaticKey:
+        """The former key."""
+        former = self.keys.current
+        self.keys.current = StaticKey.generate()
+        self.keys.former = (former, *self.keys.former)
+        return former
 
     def enrol(self, name: str = "home", *ports: int, key: StaticKey | None = None) -> Router:
         """An agent that may publish `ports`; without any, one of the relay's choice."""
@@ -132,13 +144,13 @@ async def running(folder: Path, **changes: Any) -> AsyncIterator[Relay]:
     state.ensure()
     defaults: dict[str, Any] = {"bind": LOOPBACK}
     config = ServerConfig(**(defaults | changes))
-    key = StaticKey.generate()
+    keys = RelayKeys(StaticKey.generate())
     with closing(Registry(state)) as registry, listen(LOOPBACK, 0, dual_stack=False) as sock:
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, nursery, KeptSockets())
-            acceptor = Acceptor(config, registry, key, agents, nursery)
+            agents = Agents(config, registry, keys, nursery, KeptSockets())
+            acceptor = Acceptor(config, registry, keys, agents, nursery)
             nursery.start_soon(accept_forever, sock, acceptor.on_caller)
-            relay = Relay(config, registry, agents, acceptor, key, sock.getsockname()[1], nursery)
+            relay = Relay(config, registry, agents, acceptor, keys, sock.getsockname()[1], nursery)
             yield relay
             nursery.cancel_scope.cancel()
         for one in relay.leftovers:
@@ -158,6 +170,8 @@ class Router:
     link: Link | None = None
     events: list[Event] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)  # why its links did
+    relay_key: StaticKey | None = None  # the one it knows, if not the current
+    features: tuple[str, ...] = ("rotation",)
     targets: list[socket.socket] = field(default_factory=list)  # far ends, one a stream
 
     def again(self) -> Router:
@@ -179,7 +193,7 @@ class Router:
                 instance=self.instance,
                 epoch=self.epoch,
                 software="test",
-                features=(),
+                features=self.features,
                 limits=LIMITS,
                 resume=resume,
                 token=token,
@@ -191,7 +205,7 @@ class Router:
                 sock,
                 suite=Suite.CHACHAPOLY,
                 static=self.key,
-                relay_key=self.relay.key.public,
+                relay_key=(self.relay_key or self.relay.key).public,
                 hello=hello,
             )
         except BaseException:

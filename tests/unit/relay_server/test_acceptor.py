@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.errors import DenialCode, LinkDenied, LinkLost
+from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
 from protocol.hello import encode_preface
 from protocol.noise import Handshake, StaticKey, Suite
 from protocol.process.state import StateError
@@ -404,3 +404,50 @@ async def test_cancelled_in_the_middle_of_a_handshake_the_place_is_free(relay: R
     assert len(doorway) == 0
     assert accepted.fileno() < 0
     at_agent.close()
+
+
+# Our key is another one
+
+
+async def test_who_comes_under_the_current_key_has_followed(
+    relay: Relay, log: pytest.LogCaptureFixture
+) -> None:
+    router = relay.enrol("home")
+    await router.attach()  # nothing to follow to
+    router.relay_key = relay.rotate()
+    await router.resume()
+    await quiet()
+    assert relay.registry.behind(relay.key.public) == ["home"]
+    router.relay_key = None
+    for _ in range(2):
+        await router.resume()
+        await until(lambda: relay.registry.behind(relay.key.public) == [])
+    await until(lambda: told(log, "agent-followed-key"))
+    await quiet()
+    assert told(log, "agent-followed-key") == [{"agent": "home"}]
+
+
+async def test_that_it_cannot_be_noted_hurts_nobody(
+    relay: Relay, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = relay.enrol("home")
+    relay.rotate()
+
+    def failing(*_: object) -> None:
+        raise StateError("the disk fails")
+
+    monkeypatch.setattr(relay.registry, "follow", failing)
+    await router.attach()
+    await until(lambda: told(log, "registry-failed"))
+    assert relay.registry.behind(relay.key.public) == ["home"]
+    monkeypatch.undo()
+    await router.resume()
+    await until(lambda: relay.registry.behind(relay.key.public) == [])
+
+
+async def test_a_key_that_is_retired_gets_no_byte(relay: Relay) -> None:
+    router = relay.enrol("home")
+    router.relay_key = relay.rotate()
+    relay.keys.former = ()
+    with pytest.raises(NoAnswer):
+        await router.attach()

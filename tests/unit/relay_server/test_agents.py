@@ -672,6 +672,7 @@ async def test_the_overview(relay: Relay, mock_clock: Clock) -> None:
         "ports": [port],
         "refused": {},
         "services": [{"service": "ssh", "port": port, "refused": {}}],
+        "following": True,
     }
     await router.cut()
     (entry,) = relay.agents.overview()
@@ -688,3 +689,49 @@ async def test_when_the_relay_leaves_it_says_so_to_all_that_are_attached(relay: 
     relay.agents.say_goodbye()
     await until(lambda: here.events)
     assert [getattr(one, "code", None) for one in here.events] == [CloseCode.RESTARTING]
+
+
+# Our key is another one
+
+
+async def test_who_comes_under_a_former_key_is_told_the_current_one(relay: Relay) -> None:
+    router = relay.enrol()
+    assert (await router.attach()).successor is None
+    router.relay_key = relay.rotate()
+    welcome = await router.resume()
+    assert (welcome.resumed, welcome.successor) == (True, relay.key.public)
+    assert "rotation" in welcome.features
+    router.relay_key = None
+    assert (await router.resume()).successor is None
+
+
+async def test_who_is_here_is_asked_to_come_again_and_keeps_its_session(relay: Relay) -> None:
+    port = free_port()
+    router, other = relay.enrol("home", port), relay.enrol("cabin")
+    other.features = ()  # it would not understand, so its link is left alone
+    for each in (router, other):
+        await each.attach()
+    await router.serve(port)
+    visitor, target = await router.visited(port)
+    router.relay_key = relay.rotate()
+    relay.agents.renew_links()
+    await until(lambda: router.ended)
+    assert [getattr(one, "code", None) for one in router.events][-1] is CloseCode.RESTARTING
+    assert (await router.resume()).resumed
+    await send_all(visitor, b"on")
+    assert await receive_exactly(target, 2) == b"on"
+    assert not other.ended
+    visitor.close()
+
+
+async def test_who_knows_the_current_key_is_not_disturbed(relay: Relay) -> None:
+    router, away = relay.enrol("home"), relay.enrol("away")
+    former = relay.rotate()
+    away.relay_key = former
+    await router.attach()
+    await away.attach()
+    await away.cut()
+    relay.agents.renew_links()
+    await quiet()
+    assert not router.ended
+    assert relay.presence(away).endpoint is not None

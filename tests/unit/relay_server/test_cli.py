@@ -18,12 +18,14 @@ from protocol.invitation import Invitation
 from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
+from protocol.process.command import CommandFailed
 from protocol.process.layout import span
 from protocol.process.state import StateFolder
 from relay_server import cli
 from relay_server.__main__ import main as entry_point
-from relay_server.commands import invite
+from relay_server.commands import invite, rotate_key
 from relay_server.commands.state import LOCK
+from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make
 from relay_server.registry import Registry
 
 NOW = 1_000_000.0
@@ -396,6 +398,7 @@ def test_agents_without_a_server(run: Run, state: StateFolder) -> None:
             "open_ports": [],
             "refused": {},
             "services": [],
+            "follows": True,
         }
     ]
 
@@ -435,6 +438,7 @@ def test_agents_with_a_server(run: Run, state: StateFolder) -> None:
         "open_ports": [11111],
         "refused": HERE["refused"],
         "services": HERE["services"],
+        "follows": True,
     }
 
 
@@ -603,11 +607,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
 def test_run_makes_the_state_and_serves(run: Run, served: Served, state: StateFolder) -> None:
     assert run("run") == (0, "", "")
-    config, folder, registry, key = served.arguments
+    config, folder, registry, keys = served.arguments
     assert config.listen == (HostPort("::", 7022),)
     assert folder == state
     assert isinstance(registry, Registry)
-    assert (state.read_secret("relay.key") or "").strip() == key.private.hex()
+    assert (state.read_secret("relay.key") or "").strip() == keys.current.private.hex()
     assert sorted(file.name for file in state.path.iterdir()) == [
         "registry.db",
         "relay.key",
@@ -763,3 +767,130 @@ def test_the_entry_points(
             start()
         assert caught.value.code == 2
         assert capsys.readouterr().err.startswith("relay-server: ")
+
+
+# rotate-key
+
+
+@pytest.fixture
+def relay_state(state: StateFolder) -> StateFolder:
+    """Of a relay with an agent, and one that is invited."""
+    state.ensure()
+    with Registry(state) as registry:
+        load_or_make(state, registry)
+    enrol(state, "home", 1)
+    return state
+
+
+def keys_of(state: StateFolder) -> RelayKeys:
+    with Registry(state) as registry:
+        return load_or_make(state, registry)
+
+
+def test_rotating_keeps_the_old_key_for_those_behind(run: Run, relay_state: StateFolder) -> None:
+    old = keys_of(relay_state).current.public
+    assert run("rotate-key") == (
+        0,
+        "",
+        "the relay has a new key\nnot followed yet: home; the old key answers until they have\n",
+    )
+    keys = keys_of(relay_state)
+    assert [key.public for key in keys.former] == [old]
+    assert run("agents")[2].endswith("not followed to the relay's new key yet: home\n")
+    assert json.loads(run("agents", "--json")[1])[0]["follows"] is False
+    with Registry(relay_state) as registry:
+        registry.follow("home", bytes([1]) * 32, keys.current.public)
+    assert json.loads(run("agents", "--json")[1])[0]["follows"] is True
+    # New invitations carry the new key.
+    _, out, _ = run("invite", "cabin", "--host", "vps")
+    assert Invitation.decode(out).relay_key == keys.current.public
+
+
+def test_rotating_at_once_ends_the_old_key_and_names_who_is_lost(
+    run: Run, relay_state: StateFolder
+) -> None:
+    run("invite", "cabin", "--host", "vps")
+    assert run("rotate-key", "--now")[2].splitlines() == [
+        "the relay has a new key",
+        "the old key is worth nothing now",
+        "cancelled, since they carry the old key: invitations of cabin",
+        "not followed, so they need a new invitation: home",
+    ]
+    assert keys_of(relay_state).former == ()
+    assert "no invitation is pending" in run("invitations")[2]
+
+
+def test_so_many_former_keys_and_no_more(run: Run, relay_state: StateFolder) -> None:
+    for _ in range(MAX_FORMER):
+        assert run("rotate-key")[0] == 0
+    before = keys_of(relay_state).current.public
+    status, _, err = run("rotate-key")
+    assert (status, "3 former keys are in use still" in err) == (1, True)
+    assert keys_of(relay_state).current.public == before
+    assert "not followed, so they need a new invitation: home" in run("rotate-key", "--retire")[2]
+    keys = keys_of(relay_state)
+    assert (keys.current.public, keys.former) == (before, ())
+    assert run("rotate-key", "--retire")[2] == "relay-server: there is no former key to end\n"
+    for _ in range(MAX_FORMER):
+        assert run("rotate-key")[0] == 0
+    assert run("rotate-key", "--now")[0] == 0
+
+
+def test_agents_that_are_here_are_waited_for(
+    run: Run, relay_state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(_: object, command: str) -> dict[str, Any]:
+        asked.append(command)
+        here = {"name": "home", "following": True}
+        return {"agents": [here, {"name": "cabin", "following": False}]}
+
+    def follow(_: float) -> None:
+        with Registry(relay_state) as registry:
+            registry.follow("home", bytes([1]) * 32, keys_of(relay_state).current.public)
+
+    enrol(relay_state, "cabin", 2)
+    monkeypatch.setattr(rotate_key, "ask", ask)
+    monkeypatch.setattr("time.sleep", follow)
+    _, _, err = run("rotate-key")
+    assert err.splitlines()[1].startswith("not followed yet: cabin;")
+    assert asked == ["agents", "refresh"]
+
+
+def test_agents_that_are_here_are_not_waited_for_for_ever(
+    run: Run, relay_state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, rotate_key.FOLLOW_LIMIT - 0.1, rotate_key.FOLLOW_LIMIT])
+    monkeypatch.setattr(
+        rotate_key, "ask", lambda *_: {"agents": [{"name": "home", "following": True}]}
+    )
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert "not followed yet: home" in run("rotate-key")[2]
+    assert next(clock, None) is None
+
+
+def test_a_server_that_does_not_answer_is_told_of(
+    run: Run, relay_state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_: object, command: str) -> None:
+        if command == "refresh":
+            raise CommandFailed("it hangs")
+
+    monkeypatch.setattr(rotate_key, "ask", ask)
+    status, _, err = run("rotate-key")
+    assert status == 1
+    assert err == "relay-server: the key is rotated, but not in use yet: it hangs\n"
+
+
+def test_one_rotation_at_a_time(run: Run, relay_state: StateFolder) -> None:
+    with relay_state.lock(rotate_key.LOCK):
+        status, _, err = run("rotate-key")
+    assert (status, "already in use by another process" in err) == (2, True)
+    assert keys_of(relay_state).former == ()
+
+
+def test_rotating_needs_a_relay(run: Run) -> None:
+    status, _, err = run("rotate-key")
+    assert (status, "no relay has its state here" in err) == (2, True)

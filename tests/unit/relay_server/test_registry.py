@@ -548,9 +548,9 @@ def test_another_programs_database_is_refused(state: StateFolder) -> None:
 def test_a_newer_schema_is_refused(state: StateFolder) -> None:
     Registry(state).close()
     with sqlite3.connect(state.path / FILE) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     db.close()
-    assert "newer relay-server (schema 3, this one knows 2); update this one" in damaged(state)
+    assert "newer relay-server (schema 4, this one knows 3); update this one" in damaged(state)
 
 
 def test_a_registry_of_the_first_schema_is_brought_up_to_date(state: StateFolder) -> None:
@@ -559,6 +559,8 @@ def test_a_registry_of_the_first_schema_is_brought_up_to_date(state: StateFolder
     with sqlite3.connect(state.path / FILE) as db:
         db.execute("ALTER TABLE ports DROP COLUMN allow")
         db.execute("ALTER TABLE ports DROP COLUMN deny")
+        db.execute("ALTER TABLE agents DROP COLUMN relay_key")
+        db.execute("ALTER TABLE invitations DROP COLUMN relay_key")
         db.execute("PRAGMA user_version = 1")
     db.close()
     with Registry(state) as registry:
@@ -851,3 +853,75 @@ def test_space_is_not_asked_for_in_vain(tmp_path: Path) -> None:
 
     assert not _is_full(tmp_path)
     assert not _is_full(tmp_path / "none")
+
+
+# Which key of the relay is known to whom
+
+
+def test_who_is_behind_the_current_key(registry: Registry) -> None:
+    for number, name in enumerate(("home", "cabin"), 1):
+        enrol(registry, name, number)
+    invite(registry, "guest", 3)
+    assert registry.behind(b"new") == ["cabin", "home"]
+    registry.follow("home", key(1), b"new")
+    assert registry.behind(b"new") == ["cabin"]
+    assert registry.behind(b"newer") == ["cabin", "home"]
+    agent = registry.agent("home")
+    assert agent is not None
+    assert agent.relay_key == b"new"
+
+
+def test_a_key_that_was_replaced_meanwhile_follows_for_nobody(registry: Registry) -> None:
+    enrol(registry, "home", 1)
+    registry.follow("home", key(1), b"new")
+    enrol(registry, "home", 2)
+    assert registry.behind(b"new") == ["home"]
+    registry.follow("home", key(1), b"new")
+    assert registry.behind(b"new") == ["home"]
+
+
+def test_which_invitations_carry_another_key(registry: Registry) -> None:
+    def invite_with(name: str, number: int, relay_key: bytes | None, lifetime: float) -> None:
+        registry.invite(
+            name,
+            token(number),
+            now=0,
+            lifetime=lifetime,
+            port_range=range(1, 9),
+            relay_key=relay_key,
+        )
+
+    invite_with("old", 1, b"old", 10)
+    invite_with("oldest", 2, None, 10)
+    invite_with("late", 3, b"old", 5)
+    invite_with("new", 4, b"new", 10)
+    assert registry.invited_behind(b"new", 0) == ["late", "old", "oldest"]
+    assert registry.invited_behind(b"new", 5) == ["old", "oldest"]
+    registry.cancel("oldest")
+    registry.redeem(token(1), key(1), 5)
+    assert registry.invited_behind(b"new", 5) == []
+
+
+def test_the_current_key_is_remembered_once_it_was_rotated(registry: Registry) -> None:
+    assert registry.relay_key() is None
+    registry.remember_relay_key(b"new")
+    assert registry.relay_key() == b"new"
+
+
+def test_a_registry_from_before_is_brought_up_to_date(state: StateFolder) -> None:
+    """Schema 2."""
+    with Registry(state) as registry:
+        enrol(registry, "home", 1)
+        invite(registry, "guest", 2)
+    with sqlite3.connect(state.path / FILE) as db:
+        db.execute("ALTER TABLE agents DROP COLUMN relay_key")
+        db.execute("ALTER TABLE invitations DROP COLUMN relay_key")
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    with Registry(state) as registry:
+        assert [agent.name for agent in registry.agents()] == ["home"]
+        assert registry.behind(b"new") == ["home"]
+        assert registry.invited_behind(b"new", 0) == ["guest"]
+        assert registry.redeem(token(2), key(2), 0).name == "guest"
+    with Registry(state) as registry:  # from now on as any other
+        assert registry.behind(b"new") == ["guest", "home"]

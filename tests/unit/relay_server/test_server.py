@@ -28,6 +28,7 @@ from relay_server.accept import listen
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
 from relay_server.kept import KeptSockets
+from relay_server.keys import RelayKeys, has_former, load_or_make, rotate
 from relay_server.registry import Registry
 from relay_server.server import REGISTRY_POLL, serve
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, free_port, quiet, refuses, told
@@ -164,7 +165,7 @@ async def test_when_one_port_cannot_be_had_the_others_are_given_back(
     with listen(LOOPBACK, 0, dual_stack=False) as taken:
         config = on(HostPort(LOOPBACK, free), HostPort(*taken.getsockname()))
         with pytest.raises(CommandFailed, match="in use"):
-            await serve(config, state, registry, StaticKey.generate())
+            await serve(config, state, registry, RelayKeys(StaticKey.generate()))
     assert refuses(free)
 
 
@@ -174,7 +175,7 @@ async def test_an_control_socket_that_cannot_be_made_is_the_one_error(
     (state.path / SOCKET).write_text("mine")
     port = free_port()
     with pytest.raises(StateError, match=r"control\.sock"):
-        await serve(on(HostPort(LOOPBACK, port)), state, registry, StaticKey.generate())
+        await serve(on(HostPort(LOOPBACK, port)), state, registry, RelayKeys(StaticKey.generate()))
     assert refuses(port)
 
 
@@ -187,7 +188,7 @@ async def test_a_bug_is_not_made_an_error_of_the_state_folder(
     monkeypatch.setattr(control, "serve", broken)
     config = on(HostPort(LOOPBACK, free_port()))
     with pytest.raises(BaseExceptionGroup):
-        await serve(config, state, registry, StaticKey.generate())
+        await serve(config, state, registry, RelayKeys(StaticKey.generate()))
 
 
 @contextmanager
@@ -207,7 +208,7 @@ async def test_it_answers_the_command_line_until_it_is_told_to_stop(
     with _signalled():
         async with trio.open_nursery() as nursery:
             config = on(HostPort(LOOPBACK, port))
-            nursery.start_soon(serve, config, state, registry, StaticKey.generate())
+            nursery.start_soon(serve, config, state, registry, load_or_make(state, registry))
             await quiet()
             asking = partial(trio.to_thread.run_sync, ask, socket_path)
             assert await asking("agents") == {"agents": []}
@@ -244,8 +245,10 @@ async def passes(
     registry: Registry, nursery: trio.Nursery, mock_clock: Clock
 ) -> Callable[[float], Awaitable[None]]:
     """With the registry watched: lets time pass."""
-    agents = Agents(ServerConfig(), registry, nursery, KeptSockets())
-    nursery.start_soon(server._watch_registry, registry, agents)
+    agents = Agents(
+        ServerConfig(), registry, RelayKeys(StaticKey.generate()), nursery, KeptSockets()
+    )
+    nursery.start_soon(server._watch_registry, registry, agents.refresh)
     await quiet()
 
     async def pass_by(seconds: float) -> None:
@@ -293,3 +296,51 @@ async def test_a_registry_that_cannot_be_read_is_told_of_once_and_tried_again(
     watched.fails = False
     await passes(REGISTRY_POLL)
     assert watched.count == 1
+
+
+async def test_a_rotation_is_put_into_effect_and_the_former_key_goes_in_time(
+    state: StateFolder, registry: Registry, nursery: trio.Nursery, log: pytest.LogCaptureFixture
+) -> None:
+    keys, command = load_or_make(state, registry), load_or_make(state, registry)
+    renewed: list[bytes] = []
+    agents = Agents(ServerConfig(), registry, keys, nursery, KeptSockets())
+    agents.renew_links = lambda: renewed.append(keys.current.public)  # type: ignore[method-assign]
+    server._refresh(state, keys, agents)
+    assert not renewed
+    rotate(state, command)
+    server._refresh(state, keys, agents)
+    server._refresh(state, keys, agents)
+    assert renewed == [command.current.public]
+    assert told(log, "key-rotated") == [{"public": command.current.public.hex()}]
+
+
+async def test_former_keys_are_ended_while_it_runs(
+    state: StateFolder,
+    registry: Registry,
+    nursery: trio.Nursery,
+    mock_clock: Clock,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = load_or_make(state, registry)
+    registry.invite("home", b"t" * 16, now=0.0, lifetime=1.0, port_range=range(1, 9))
+    registry.redeem(b"t" * 16, b"k" * 32, 0.0)
+    rotate(state, keys)
+    nursery.start_soon(server._watch_followers, state, keys, registry)
+    await quiet()
+    assert has_former(state)
+    registry.follow("home", b"k" * 32, keys.current.public)
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFolder, "remove", failing_remove)
+        for _ in range(2):
+            mock_clock.jump(REGISTRY_POLL)
+            await quiet()
+    assert told(log, "former-keys-kept") == [{"reason": "the disk fails"}]
+    mock_clock.jump(REGISTRY_POLL)
+    await quiet()
+    assert not has_former(state)
+    assert told(log, "former-keys-retired") == [{}]
+
+
+def failing_remove(*_: object) -> None:
+    raise StateError("the disk fails")

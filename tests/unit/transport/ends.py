@@ -116,7 +116,7 @@ class Ends:
             )
 
         async def answer() -> None:
-            arrival = await respond(at_relay, static=relay_key, verified=lambda: None)
+            arrival = await respond(at_relay, statics=[relay_key], verified=lambda: None)
             await arrival.welcome(
                 Welcome(
                     session=bytes(16),

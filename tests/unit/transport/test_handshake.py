@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -24,7 +25,7 @@ async def relay_side(sock: socket.socket, results: list[object]) -> None:
     with sock:
         try:
             results.append(
-                await respond(sock, static=RELAY, verified=lambda: results.append("verified"))
+                await respond(sock, statics=[RELAY], verified=lambda: results.append("verified"))
             )
         except (RemoteProtocolError, EOFError, OSError) as exc:
             results.append(exc)
@@ -102,6 +103,7 @@ async def test_every_changed_byte_of_the_first_flight_gets_not_one_byte() -> Non
 async def meet(
     *,
     relay: StaticKey = RELAY,
+    statics: Sequence[StaticKey] = (RELAY,),
     answer: Denial | None = None,
     suite: Suite = Suite.AESGCM,
 ) -> Arrival:
@@ -111,7 +113,7 @@ async def meet(
 
     async def relay_end() -> None:
         with accepted:
-            arrival = await respond(accepted, static=RELAY, verified=lambda: None)
+            arrival = await respond(accepted, statics=statics, verified=lambda: None)
             arrivals.append(arrival)
             if answer is not None:
                 await arrival.deny(answer)
@@ -136,6 +138,15 @@ async def test_the_relay_learns_the_agents_key_and_hello(suite: Suite) -> None:
     arrival = await meet(suite=suite, answer=denial)
     assert arrival.agent_key == AGENT.public
     assert arrival.hello == HELLO
+
+
+@pytest.mark.parametrize("place", range(3))
+async def test_a_relay_answers_under_whichever_of_its_keys_the_agent_knows(place: int) -> None:
+    statics = [StaticKey.generate() for _ in range(3)]
+    statics[place] = RELAY
+    arrival = await meet(statics=statics)
+    assert arrival.relay_key == RELAY.public
+    assert arrival.agent_key == AGENT.public
 
 
 async def test_a_relay_that_ends_without_an_answer_is_a_lost_link() -> None:
@@ -201,7 +212,7 @@ async def test_something_else_than_a_welcome_is_a_lost_link() -> None:
 
     async def relay_end() -> None:
         with accepted:
-            arrival = await respond(accepted, static=RELAY, verified=lambda: None)
+            arrival = await respond(accepted, statics=[RELAY], verified=lambda: None)
             await arrival.link.send_frame(b"\x43\x00\x00\x00\x00" + bytes(8))
 
     with caller, trio.fail_after(LIMIT):
@@ -266,7 +277,7 @@ async def test_cancelled_at_any_step_either_side_is_cancelled_and_no_more() -> N
                 with accepted, scopes["relay"]:  # noqa: B023 - in this round
                     arrival = await respond(
                         accepted,  # noqa: B023 - in this round
-                        static=RELAY,
+                        statics=[RELAY],
                         verified=lambda: None,
                     )
                     await arrival.welcome(WELCOME)

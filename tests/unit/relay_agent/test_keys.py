@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+
+from protocol.errors import LinkDenied, LinkLost, NoAnswer
+from protocol.hello import Denial, Hello, Welcome
+from protocol.noise import StaticKey
+from protocol.process.state import StateError
+from relay_agent.attachment import Relay
+from relay_agent.keys import Keys
+from tests.unit.relay_agent.relay import LIMITS, TestRelay, events
+
+MINE = StaticKey.generate()
+HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
+OLD, NEW, NEWER = (StaticKey.generate() for _ in range(3))
+
+
+class Disk:
+    """What is saved; a full one when `full`."""
+
+    def __init__(self) -> None:
+        self.saved: list[Relay] = []
+        self.full = False
+
+    def save(self, relay: Relay) -> None:
+        if self.full:
+            raise StateError(os.strerror(errno.ENOSPC))
+        self.saved.append(relay)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@asynccontextmanager
+async def a_relay(*held: StaticKey) -> AsyncIterator[TestRelay]:
+    async with trio.open_nursery() as nursery:
+        relay = TestRelay(nursery)
+        relay.keys = list(held)
+        nursery.start_soon(relay.serve)
+        yield relay
+        nursery.cancel_scope.cancel()
+
+
+def reasons(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    return [each["reason"] for each in events(caplog, "relay-key-not-saved")]
+
+
+def known(relay: TestRelay, key: StaticKey, successor: StaticKey | None = None) -> Relay:
+    public = None if successor is None else successor.public
+    return replace(relay.address, key=key.public, successor=public)
+
+
+async def attach(keys: Keys) -> Welcome:
+    link, welcome = await keys.attach(lambda: HELLO)
+    link.close()
+    return welcome
+
+
+async def test_told_of_a_successor_it_is_saved_before_it_is_used(disk: Disk) -> None:
+    async with a_relay(NEW, OLD) as relay:
+        keys = Keys(MINE, known(relay, OLD), remember=disk.save)
+        welcome = await attach(keys)
+        assert welcome.successor == NEW.public
+        assert keys.follow(welcome)
+        assert disk.saved == [known(relay, OLD, NEW)]
+        assert (await attach(keys)).successor is None
+        # Once it has worked the old one is forgotten.
+        assert disk.saved[1:] == [known(relay, NEW)]
+        assert keys.relay == known(relay, NEW)
+        assert relay.shown == [OLD.public, NEW.public]
+
+
+async def test_it_never_goes_back_once_the_new_key_has_worked(disk: Disk) -> None:
+    async with a_relay(NEW) as relay:
+        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        await attach(keys)
+        relay.keys = [OLD]
+        with pytest.raises(NoAnswer):
+            await attach(keys)
+        assert relay.callers == 2
+
+
+async def test_not_even_if_that_cannot_be_saved(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_relay(NEW) as relay:
+        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        disk.full = True
+        await attach(keys)
+        assert reasons(caplog) == ["No space left on device"]
+        relay.keys = [OLD]
+        with pytest.raises(NoAnswer):
+            await attach(keys)
+        # The next process has both still, and tries the new one first.
+        relay.keys = [NEW, OLD]
+        assert (await attach(Keys(MINE, known(relay, OLD, NEW), remember=disk.save))) is not None
+        assert relay.shown[-1] == NEW.public
+
+
+async def test_until_it_has_worked_the_old_key_is_good_as_well(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The relay was put back to a state from before the rotation."""
+    caplog.set_level("DEBUG")
+    async with a_relay(OLD) as relay:
+        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        assert (await attach(keys)).successor is None
+        assert relay.shown == [OLD.public]
+        assert keys.relay == known(relay, OLD, NEW)
+        assert disk.saved == []
+        await attach(keys)
+        levels = [each["level"] for each in events(caplog, "relay-key-unanswered")]
+        assert levels == ["WARNING", "DEBUG"]
+
+
+async def test_what_cannot_be_saved_is_not_used(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_relay(NEW, OLD) as relay:
+        keys = Keys(MINE, known(relay, OLD), remember=disk.save)
+        disk.full = True
+        assert not keys.follow(await attach(keys))
+        assert reasons(caplog) == ["No space left on device"]
+        await attach(keys)
+        assert relay.shown == [OLD.public, OLD.public]
+        disk.full = False  # and the next link tells it again
+        assert keys.follow(await attach(keys))
+
+
+async def test_what_is_known_is_no_news(disk: Disk) -> None:
+    async with a_relay(NEW, OLD) as relay:
+        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        told = relay.welcome(bytes(16), resumed=False)
+        assert not keys.follow(told)
+        assert not keys.follow(replace(told, successor=OLD.public))
+        assert not keys.follow(replace(told, successor=NEW.public))
+        # The relay has rotated again meanwhile, and does not hold what it told of before.
+        assert keys.follow(replace(told, successor=NEWER.public))
+        assert disk.saved == [known(relay, OLD, NEWER)]
+
+
+async def test_a_relay_that_rotated_twice_is_followed_twice(disk: Disk) -> None:
+    async with a_relay(NEWER, NEW, OLD) as relay:
+        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        assert keys.follow(await attach(keys))
+        assert keys.relay == known(relay, NEW, NEWER)
+        await attach(keys)
+        assert keys.relay == known(relay, NEWER)
+        assert disk.saved == [known(relay, NEW), known(relay, NEW, NEWER), known(relay, NEWER)]
+
+
+async def test_what_else_goes_wrong_under_the_new_key_is_no_reason_to_try_the_old(
+    disk: Disk,
+) -> None:
+    async with a_relay(NEW, OLD) as relay:
+
+        async def deny(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            await arrival.deny(Denial(code=6, reason="busy"))
+
+        async def cut(sock: socket.socket) -> None:
+            await relay.shake(sock)
+
+        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        failures: list[tuple[Callable[..., Any], type[Exception]]] = [
+            (deny, LinkDenied),
+            (cut, LinkLost),
+        ]
+        for greeting, failure in failures:
+            relay.greetings.append(greeting)
+            with pytest.raises(failure):
+                await attach(keys)
+        assert relay.shown == [NEW.public, NEW.public]
+        assert keys.relay.successor == NEW.public
