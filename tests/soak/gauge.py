@@ -17,8 +17,9 @@ RSS_ROOM: Final = 8 * MIB
 # The same counts for so long are those of a process at rest.
 STILL: Final = 2.0
 GLANCE: Final = 0.1
-# What lets go by a timer: visitors who wait for an agent, handshakes, links that nobody replaced.
-SETTLE: Final = 40.0
+# What lets go by a timer: visitors who wait for an agent, handshakes, links that nobody replaced,
+# and the longest, for a minute: whoever counts the log lines held back in a flood of strangers.
+SETTLE: Final = 75.0
 
 
 @dataclass(frozen=True, slots=True)
