@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 RELAY: Final = StaticKey.from_private(bytes(range(32)))
 AGENT: Final = StaticKey.from_private(bytes(range(32, 64)))
+# What a relay holds whose key was rotated; the agent knows it by the former one.
+_STATICS: Final = (StaticKey.from_private(bytes(range(128, 160))), RELAY)
 # In the place of those that a handshake makes, so that an input does the same each time.
 EPHEMERAL: Final = StaticKey.from_private(bytes(range(64, 96)))
 PEERS_EPHEMERAL: Final = StaticKey.from_private(bytes(range(96, 128)))
@@ -131,7 +133,7 @@ def _try_relay(choices: Choices, suite: Suite) -> None:
 
     arrival = None
     with contextlib.suppress(RemoteProtocolError, EOFError):
-        arrival = _run(respond(cast(socket.socket, sock), static=RELAY, verified=on_verified))
+        arrival = _run(respond(cast(socket.socket, sock), statics=_STATICS, verified=on_verified))
     assert sock.taken <= MAX_HELLO, "a stranger made it read more than 4 KiB"
     assert len(sock.sent) <= _LENGTH.size + _MESSAGE_1 + 2048
     genuine = sock.taken >= _BEFORE_MESSAGE_2 and said[0][:_BEFORE_MESSAGE_2] == said[1]
@@ -142,6 +144,7 @@ def _try_relay(choices: Choices, suite: Suite) -> None:
 
 def _check_arrival(arrival: Arrival, hello: bytes) -> None:
     assert arrival.agent_key == AGENT.public
+    assert arrival.relay_key == RELAY.public
     assert arrival.hello == Hello.decode(hello)
 
 

@@ -62,6 +62,7 @@ def _welcome(data: bytes) -> None:
     assert welcome.name.isprintable()
     assert len(welcome.ports) <= MAX_PORTS
     assert all(1 <= port <= 65535 for port in welcome.ports)
+    assert welcome.successor is None or len(welcome.successor) == 32
     _check_software(welcome.software, welcome.features)
     _check_limits(welcome.limits)
     assert Welcome.decode(welcome.encode()) == welcome
