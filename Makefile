@@ -38,7 +38,9 @@ endif
 
 lab: setup
 	@.ci/system-packages lab
-	$(BIN)/python -m pytest -n 8 tests/lab --lab-full
+	$(BIN)/python -m pytest -n 8 tests/lab --lab-full --ignore tests/lab/test_bots.py
+# By themselves: they promise times, and their bots are a load on both cores.
+	$(BIN)/python -m pytest tests/lab/test_bots.py --lab-full
 
 # Peers are those found on PATH. `make bench BENCH="--quick --only loopback"` measures less; into
 # which folder and what else there is says `python -m benchmarks --help`.

@@ -11,9 +11,11 @@ section 6: payloads are padded to blocks):
     dropbear 538, 428, 44, 52 (no), 100 (show that you have the key), 36 (in), ...
     OpenSSH  41, 1088, 1564, 44, 76 (no), 76 (no), 28 (in), ...
 
-So a guess that was wrong looks like one, however many bytes it took. Where a server pads at random,
-or a busy router reads two pieces as one, nothing is seen; and a client that is made for it may have
-a server say something else as small. The guard has other measures for both.
+So a guess that was wrong looks like one, however many bytes it took. OpenSSH says more right behind
+the last of these, and a busy router reads both as one piece; but what is said in a session has many
+sizes, and guesses are answered alike. Where a server pads at random nothing is seen at first, and a
+client that is made for it may have a server say something else as small. The guard has other
+measures for both.
 """
 
 from __future__ import annotations
@@ -26,18 +28,24 @@ _EXCHANGES: Final = 2
 # SERVICE_ACCEPT with the smallest of ciphers and MACs (umac-64) and the largest (hmac-sha2-512).
 _LEAST_ACCEPT: Final = 36
 _MOST_ACCEPT: Final = 100
+# Wrong guesses see "no", and at most a notice, a question and "too many" beside it.
+_SIZES: Final = 5
 
 
 class Login:
     def __init__(self) -> None:
         self.seen = False
         self._exchanges = 0
+        self._sizes: set[int] = set()  # after SERVICE_ACCEPT
         self._accept = 0  # the size of SERVICE_ACCEPT
 
     def hear(self, size: int) -> None:
         """The server sent a piece of so many bytes."""
+        if self.seen:
+            return
         if self._accept:
-            self.seen = self.seen or size < self._accept
+            self._sizes.add(size)
+            self.seen = size < self._accept or len(self._sizes) >= _SIZES
         elif size >= _EXCHANGE:
             self._exchanges += 1
         elif self._exchanges >= _EXCHANGES and _LEAST_ACCEPT <= size <= _MOST_ACCEPT:

@@ -57,6 +57,10 @@ class Bots:
     guessing: int = 0
 
     @property
+    def many(self) -> int:
+        return self.idle + self.slow + self.stalled + self.guessing
+
+    @property
     def argv(self) -> list[str]:
         argv = [f"--source={source}" for source in self.sources]
         kinds = ("idle", "slow", "stalled", "guessing")

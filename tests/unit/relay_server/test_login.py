@@ -35,6 +35,8 @@ def seen_at(sizes: list[int]) -> int | None:
         ([300, 300, 300, 300], [44, 28], 1),  # as much exchange as one likes
         ([41, 1088, 600, 16], [44, 76, 28], 2),  # NEWKEYS comes by itself
         (OPENSSH, [44, 28], 1),  # asked for nothing
+        (OPENSSH, [44, 76, 100, 316, 216, 72, 124], 5),  # read as one with what came behind it
+        (OPENSSH, [44, 76, 76, 316, 216, 72, 124], 6),  # the same with a password
     ],
 )
 def test_a_login_is_seen_when_it_is_granted(
@@ -53,6 +55,8 @@ def test_a_login_is_seen_when_it_is_granted(
         [*OPENSSH, 44, *[76] * 6],
         [41, 1088, 524, 44, *[76] * 6],  # asyncssh
         [*OPENSSH, 44, *[44] * 6],  # "publickey" alone pads to the size of SERVICE_ACCEPT
+        # A notice, then questions, and in the end it is thrown out.
+        [*OPENSSH, 44, 300, 76, *[84, 76] * 5, 84, 124],
         [*OPENSSH, 101, 28],  # too large to be one
         [*OPENSSH, 35, 28],  # too small
         [41, 1088, 44, 28],  # before the exchange was answered
