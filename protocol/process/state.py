@@ -49,7 +49,7 @@ class StateFolder:
     path: Path
 
     def ensure(self) -> None:
-        """Make the folder if it is missing; refuse one that cannot or must not be used."""
+        """Make the folder if it is missing; refuse one that cannot be used, or others may use."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.path.stat()
@@ -66,8 +66,11 @@ class StateFolder:
                 f"{self.path}: not writable for user {_user(os.geteuid())}; it belongs to"
                 f" {_user(status.st_uid)}: run as that user or give another --state-dir"
             )
-        if status.st_mode & stat.S_IWOTH:  # anybody could put a key of their own there
-            raise StateError(f"{self.path}: writable by everybody; run: chmod o-w {self.path}")
+        if _is_open(status.st_mode):
+            raise StateError(
+                f"{self.path}: other users may use this folder; give one of its own by"
+                f" --state-dir, or run: chmod 700 {self.path}"
+            )
 
     def read(self, name: str) -> str | None:
         """The text of a file of ours, None if it is missing."""
@@ -81,7 +84,7 @@ class StateFolder:
             if fd is None:
                 return None
             status = os.fstat(fd)
-            if stat.S_IMODE(status.st_mode) & 0o077:
+            if _is_open(status.st_mode):
                 raise StateError(f"{file}: others may read this secret; run: chmod 600 {file}")
             if status.st_uid not in (os.geteuid(), self._owner()[0]):
                 raise StateError(
@@ -147,6 +150,9 @@ class StateFolder:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                     if not stat.S_ISREG(status.st_mode):
                         raise StateError(f"{file}: expected an ordinary file") from None
+                    if _is_open(status.st_mode):
+                        reason = f"others may use this file; run: chmod 600 {file}"
+                        raise StateError(f"{file}: {reason}") from None
                     # Asked and not opened: closing it would undo SQLite's locks in this process.
                     if not os.access(name, os.R_OK | os.W_OK, dir_fd=folder):
                         read_only = os.fstatvfs(folder).f_flag & os.ST_RDONLY
@@ -271,6 +277,11 @@ class StateFolder:
             with contextlib.suppress(OSError):
                 return f"; it belongs to {_user(path.lstat().st_uid)}"
         return ""
+
+
+def _is_open(mode: int) -> bool:
+    """Whether anybody but the owner may do anything: who can write could put in a key of theirs."""
+    return bool(stat.S_IMODE(mode) & 0o077)
 
 
 def _exists(name: str, folder: int) -> bool:

@@ -20,6 +20,7 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
     config = load_config(state, options.config)
     configure_logs(options, config, config.log_level)
     enrolment = load_enrolment(state)
+    state.ensure()
     key = load_key(state)
     services = config.services_over(enrolment.services)
     services = settle(wanted, services, where="--service {}: public port")

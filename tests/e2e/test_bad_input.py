@@ -314,6 +314,22 @@ def test_a_key_that_others_can_read(own_house: House) -> None:
     assert "chmod" in agent.process.log[-1]
 
 
+def test_a_state_folder_that_others_may_use(own_house: House) -> None:
+    relay, agent = own_house.relay, own_house.agent
+    relay.process.terminate()
+    agent.process.terminate()
+    for state in (relay.state, agent.state):
+        state.chmod(0o750)
+    for command in (("invite", "cabin"), ("agents",), ("run",)):
+        assert_fails(relay.cli(*command), f"chmod 700 {relay.state}", status=2)
+    agent.start()
+    assert agent.process.wait() == 2
+    assert f"chmod 700 {agent.state}" in agent.process.log[-1]
+    relay.state.chmod(0o700)
+    (relay.state / "registry.db").chmod(0o640)
+    assert_fails(relay.cli("agents"), f"chmod 600 {relay.state / 'registry.db'}", status=2)
+
+
 def test_a_foreign_state_folder(own_house: House) -> None:
     """Somebody else's files are refused, which only root can arrange for a test."""
     if os.getuid() != 0:

@@ -107,12 +107,13 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
         StateFolder(file / "below").ensure()
 
 
-def test_a_folder_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o1777)
-    with refused(f"chmod o-w {tmp_path}"):
-        StateFolder(tmp_path).ensure()
-    tmp_path.chmod(0o775)
-    StateFolder(tmp_path).ensure()
+@pytest.mark.parametrize("bits", [0o1777, 0o775, 0o755, 0o750, 0o710, 0o701])
+def test_a_folder_that_others_may_use_is_refused(folder: StateFolder, bits: int) -> None:
+    folder.path.chmod(bits)
+    with refused(f"{folder.path}: other users", "--state-dir", f"chmod 700 {folder.path}"):
+        folder.ensure()
+    folder.path.chmod(0o700)
+    folder.ensure()
 
 
 def test_a_folder_on_a_read_only_file_system_is_refused(
@@ -286,6 +287,13 @@ def test_a_claimed_file_is_ours_and_kept(folder: StateFolder) -> None:
     (folder.path / "link").symlink_to("nowhere")
     with refused("link: expected an ordinary file"):
         folder.claim("link")
+
+
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o644])
+def test_a_claimed_file_that_others_may_use_is_refused(folder: StateFolder, bits: int) -> None:
+    folder.claim("db").chmod(bits)
+    with refused(f"chmod 600 {folder.path / 'db'}"):
+        folder.claim("db")
 
 
 def test_a_claimed_file_must_be_usable(

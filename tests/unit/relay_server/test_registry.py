@@ -515,7 +515,7 @@ def damaged(state: StateFolder) -> str:
 
 
 def test_what_is_no_database_is_refused_and_left_alone(state: StateFolder) -> None:
-    (state.path / FILE).write_bytes(b"no database, whatever its name says" * 99)
+    state.claim(FILE).write_bytes(b"no database, whatever its name says" * 99)
     before = (state.path / FILE).read_bytes()
     assert "damaged, or not a database; put back a copy" in damaged(state)
     assert (state.path / FILE).read_bytes() == before
@@ -539,7 +539,7 @@ def test_a_file_cut_short_is_noticed_at_the_start(state: StateFolder) -> None:
 
 
 def test_another_programs_database_is_refused(state: StateFolder) -> None:
-    with sqlite3.connect(state.path / FILE) as db:
+    with sqlite3.connect(state.claim(FILE)) as db:
         db.execute("CREATE TABLE theirs (x)")
     db.close()
     assert "this is another program's database" in damaged(state)
