@@ -150,6 +150,7 @@ class Acceptor:
             return Denial(code=DenialCode.BUSY, reason=reason, retry_after=REGISTRY_RETRY)
 
     async def _redeem(self, token: bytes, key: bytes) -> None:
+        self._registry.check_token(token)
         # Writing waits for the disk; links must not. A caller whose time is up meanwhile may show
         # the token again.
         agent = await trio.to_thread.run_sync(

@@ -51,11 +51,16 @@ MAX_PORTS: Final = 256
 # For each port and list: what a person keeps by hand. A long list of the world's bad networks is
 # for server.toml, or better for a firewall.
 MAX_NETWORKS: Final = 256
+# Invitations that may still enrol somebody: a fleet of 2,000 invited at once, twice. Only the state
+# folder's owner invites, so this holds back a script gone wild, and nobody's guess: among so many
+# tokens of 128 bits one try in 2^116 hits.
+MAX_OUTSTANDING: Final = 4096
 # Another process's change takes milliseconds; more means that it hangs, and waiting does not help.
 BUSY_TIMEOUT: Final = 5.0
 # How long a token that enrolled nobody still gets the true reason for its refusal.
 _REMEMBER_UNUSED: Final = 30 * 86400.0
 
+_UNKNOWN: Final = "this invitation is unknown here; ask for a new one"
 _EXPIRED: Final = "this invitation has expired; ask for a new one"
 
 _SCHEMA: Final = """
@@ -212,6 +217,16 @@ class Registry:
                 for name, created, expires in rows
             ]
 
+    def check_token(self, token: bytes) -> None:
+        """Raise TokenRefused for a token that was never given out.
+
+        Asked before `redeem`: guesses cost a look, and neither a write nor a thread.
+        """
+        with self._errors():
+            query = "SELECT 1 FROM invitations WHERE token_hash = ?"
+            if _value(self._reader, query, (_hash(token),)) is None:
+                raise TokenRefused(_UNKNOWN)
+
     def change_stamp(self) -> int:
         """A number that differs after each change, by whichever process or thread."""
         with self._errors():
@@ -249,6 +264,11 @@ class Registry:
                 "INSERT INTO agents (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (name, now),
             )
+            if _outstanding(db, now, besides=name) >= MAX_OUTSTANDING:
+                raise Refused(
+                    f"{MAX_OUTSTANDING} invitations are outstanding; cancel some, or let them"
+                    " expire: see `relay-server invitations`"
+                )
             granted = tuple(dict.fromkeys((*ports, *_ports(db, name))))
             if len(granted) > MAX_PORTS:
                 raise Refused(f"expected at most {MAX_PORTS} ports, not {len(granted)}")
@@ -299,7 +319,7 @@ class Registry:
                 (_hash(token),),
             ).fetchone()
             if row is None:
-                raise TokenRefused("this invitation is unknown here; ask for a new one")
+                raise TokenRefused(_UNKNOWN)
             name, state, expires, bound_key = row
             if _revoked_name(db, public_key) is not None:
                 raise TokenRefused("this agent's key was revoked; a new invitation needs a new key")
@@ -598,6 +618,12 @@ def _cancel(db: sqlite3.Connection, name: str) -> bool:
         "UPDATE invitations SET state = 'cancelled' WHERE name = ? AND state = 'pending'", (name,)
     )
     return cursor.rowcount > 0
+
+
+def _outstanding(db: sqlite3.Connection, now: float, *, besides: str) -> int:
+    """How many names other than `besides` are invited, and may still enrol."""
+    query = "SELECT count(*) FROM invitations WHERE state = 'pending' AND expires > ? AND name != ?"
+    return int(_value(db, query, (now, besides)))
 
 
 def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> None:

@@ -289,6 +289,21 @@ async def test_an_unknown_token_is_refused(relay: Relay) -> None:
     assert caught.value.code == DenialCode.TOKEN
 
 
+async def test_guesses_cost_no_write_and_use_their_source_up(
+    tmp_path: Path, mock_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, attempts_per_source=3, attempts_per_second=1) as relay:
+        monkeypatch.setattr(relay.registry, "redeem", None)
+        for guess in range(3):
+            with pytest.raises(LinkDenied, match="unknown"):
+                await Router(relay, StaticKey.generate()).attach(token=bytes([guess] * 16))
+        with pytest.raises(LinkLost):
+            await Router(relay, StaticKey.generate()).attach(token=bytes(16))
+        mock_clock.jump(1.0)
+        with pytest.raises(LinkDenied, match="unknown"):
+            await Router(relay, StaticKey.generate()).attach(token=bytes(16))
+
+
 async def test_an_expired_token_is_refused(relay: Relay) -> None:
     token = bytes(range(16))
     relay.registry.invite("home", token, now=0.0, lifetime=60.0, port_range=range(11111, 11112))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -225,6 +226,33 @@ def test_a_token_binds_to_the_first_key_that_shows_it(registry: Registry) -> Non
 def test_an_unknown_token_is_refused(registry: Registry) -> None:
     with pytest.raises(TokenRefused, match=r"is unknown here"):
         registry.redeem(token(1), key(1), 0.0)
+
+
+def test_an_unknown_token_is_told_without_a_write(registry: Registry) -> None:
+    with contextlib.closing(registry._connect()) as other:
+        other.execute("BEGIN IMMEDIATE")  # whoever writes now has to wait for this one
+        with pytest.raises(TokenRefused, match=r"is unknown here"):
+            registry.check_token(token(1))
+    for state in ("pending", "replaced"):
+        invite(registry, "home", 1 if state == "pending" else 2)
+        registry.check_token(token(1))
+
+
+def test_the_number_of_outstanding_invitations_has_a_bound(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay_server.registry.MAX_OUTSTANDING", 3)
+    for number, name in enumerate("abc"):
+        invite(registry, name, number, 2000 + number)
+    with pytest.raises(Refused, match=r"^3 invitations are outstanding; cancel some"):
+        invite(registry, "d", 4, 2004)
+    assert registry.agent("d") is None
+    assert invite(registry, "a", 5).ports == (2000,)  # in the place of its own
+    registry.redeem(token(5), key(5), 0.0)
+    invite(registry, "d", 6, 2006)
+    with pytest.raises(Refused, match="outstanding"):
+        invite(registry, "e", 7, 2007)
+    invite(registry, "e", 7, 2007, now=HOUR, until=2 * HOUR)  # the others have expired
 
 
 def test_the_token_itself_is_nowhere_in_the_folder(registry: Registry, state: StateFolder) -> None:
