@@ -18,11 +18,11 @@ import trio
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError
 from protocol.hello import Denial
 from protocol.process.address import HostPort
+from protocol.process.brake import Brake
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from relay_server.agents import Agents
-from relay_server.brake import Brake
 from relay_server.doorway import Caller, Doorway
 from relay_server.keys import RelayKeys
 from relay_server.registry import Agent, TokenRefused

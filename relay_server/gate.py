@@ -16,8 +16,8 @@ from typing import Final
 
 import trio
 
+from protocol.process.brake import Brake
 from protocol.process.logs import event
-from relay_server.brake import Brake
 from relay_server.guard import Ending, Guard, Standing, Traffic, Visitor
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,9 @@
 
 Names of events are stable kebab-case (`link-up`), since alerts and tests look for them; what varies
 is in the fields. Values come from peers too, so whatever is not plain printable ASCII is escaped: a
-log line cannot be forged and a terminal not driven.
+log line cannot be forged and a terminal not driven. Peers also cause events, as often as they like,
+so each kind of event has so many lines a minute; the first line after that says how many went
+untold.
 """
 
 from __future__ import annotations
@@ -14,8 +16,17 @@ import sys
 import time
 from typing import Any, Final, Literal
 
+from protocol.process.brake import Brake
+
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
+
+# Of one event, and of one agent where an event names it, so that no agent's flood hides another's.
+# More than any person causes; at some 200 bytes a line a flood is 12 MB a day in each of a dozen
+# kinds, which whoever rotates logs does not notice.
+LINES_A_MINUTE: Final = 60
+# Kinds remembered, about 250 bytes each. More are those of a large fleet, mostly long silent.
+_MAX_KINDS: Final = 4096
 
 _PLAIN: Final = re.compile(r"[!#-<>-~]+")  # printable, without space, quote and equals sign
 
@@ -23,6 +34,7 @@ _PLAIN: Final = re.compile(r"[!#-<>-~]+")  # printable, without space, quote and
 def configure(level: str, log_format: str) -> None:
     """Send this process's logs, those of libraries included, to standard error."""
     output = logging.StreamHandler(sys.stderr)
+    output.addFilter(Enough())
     output.setFormatter(_JsonLine() if log_format == "json" else _TextLine())
     logging.basicConfig(level=level.upper(), handlers=[output], force=True)
     # A full disk or a closed pipe behind standard error must not make a second error of each event.
@@ -37,6 +49,35 @@ def event(logger: logging.Logger, level: int, name: str, /, **fields: object) ->
 def failure(logger: logging.Logger, name: str, /, **fields: object) -> None:
     """An error event with the traceback of the exception being handled: a bug of ours."""
     logger.error(name, exc_info=True, extra={"event_fields": fields})
+
+
+class Enough(logging.Filter):
+    """Holds back what is more than LINES_A_MINUTE; debug output was asked for, and is all told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._brakes: dict[tuple[str, object], Brake] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fields: dict[str, Any] | None = getattr(record, "event_fields", None)
+        if fields is None or record.levelno < logging.INFO:
+            return True
+        now = time.monotonic()
+        brake = self._brake(record.msg, fields.get("agent"), now)
+        if not brake.allows(now):
+            return False
+        if untold := brake.take_suppressed():
+            vars(record)["event_fields"] = fields | {"untold": untold}
+        return True
+
+    def _brake(self, name: str, agent: object, now: float) -> Brake:
+        kind = name, agent
+        brake = self._brakes.get(kind)
+        if brake is None:
+            if len(self._brakes) >= _MAX_KINDS:
+                self._brakes = {one: held for one, held in self._brakes.items() if held.ends > now}
+            brake = self._brakes[kind] = Brake(lines=LINES_A_MINUTE)
+        return brake
 
 
 class _Line(logging.Formatter):

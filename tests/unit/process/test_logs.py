@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocol.process.logs import configure, event, failure
+from protocol.process import logs
+from protocol.process.brake import PERIOD
+from protocol.process.logs import LINES_A_MINUTE, configure, event, failure
 
 log = logging.getLogger("test")
 
@@ -122,3 +124,52 @@ def test_a_full_disk_behind_standard_error_is_no_second_error(
     monkeypatch.setattr(sys, "stderr", Full())
     configure("info", "text")
     event(log, logging.INFO, "lost")
+
+
+class Minute:
+    """The clock that brakes go by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def minute(monkeypatch: pytest.MonkeyPatch) -> Minute:
+    return Minute(monkeypatch)
+
+
+def test_a_flood_of_one_event_is_so_many_lines_and_then_a_count(
+    minute: Minute, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure("debug", "text")
+    for number in range(LINES_A_MINUTE + 5):
+        event(log, logging.INFO, "flood", agent="home", x=number)
+    assert len(capsys.readouterr().err.splitlines()) == LINES_A_MINUTE
+    # Neither another event, nor another agent's, nor what was asked for by level is held back.
+    event(log, logging.INFO, "other", agent="home")
+    event(log, logging.INFO, "flood", agent="office")
+    event(log, logging.DEBUG, "flood", agent="home")
+    log.info("a library's")
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    minute.now += PERIOD
+    event(log, logging.INFO, "flood", agent="home", x=1)
+    event(log, logging.INFO, "flood", agent="home", x=2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("INFO flood agent=home x=1 untold=5")
+    assert second.endswith("INFO flood agent=home x=2")
+
+
+def test_kinds_remembered_are_bounded(
+    minute: Minute, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "_MAX_KINDS", 3)
+    configure("info", "text")
+    (output,) = logging.getLogger().handlers
+    (enough,) = output.filters
+    for number in range(10):
+        event(log, logging.INFO, "event", agent=number)
+        minute.now += PERIOD / 2
+    assert isinstance(enough, logs.Enough)
+    assert len(enough._brakes) <= 3
+    assert len(capsys.readouterr().err.splitlines()) == 10

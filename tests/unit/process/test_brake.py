@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from relay_server.brake import LINES, PERIOD, Brake
+from protocol.process.brake import LINES, PERIOD, Brake
 
 
 def test_so_many_a_period_and_the_rest_is_counted() -> None:
