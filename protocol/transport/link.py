@@ -42,6 +42,9 @@ _GLANCE: Final = 0.01
 # A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
 TURN_SECONDS: Final = 0.002
 TURN_BYTES: Final = 256 * 1024
+# One receive may bring 10,000 of the smallest frames, and some make work (a PUBLISH asks the
+# registry, an OPEN dials), so the clock is also looked at after so many.
+TURN_FRAMES: Final = 16
 
 
 class Link:
@@ -281,16 +284,20 @@ class Link:
         try:
             while True:
                 # Also frames that came along with the last one of the handshake.
-                self._open_all(session, now)
+                opened = self._open_some(session, now, turn_ends)
                 self.flush()
                 wake()
                 if self._lost is not None:
                     return
-                if not self._drained and (quota <= 0 or trio.current_time() >= turn_ends):
+                more = not (opened and self._drained)
+                if more and (quota <= 0 or trio.current_time() >= turn_ends):
                     await trio.lowlevel.checkpoint()
                     if self._lost is not None:
                         return
-                    turn_ends, quota = trio.current_time() + TURN_SECONDS, TURN_BYTES
+                    now = trio.current_time()
+                    turn_ends, quota = now + TURN_SECONDS, TURN_BYTES
+                if not opened:
+                    continue
                 count = 0 if self._drained else self._receive()
                 while not count:
                     await trio.lowlevel.wait_readable(self._sock.fileno())
@@ -308,11 +315,22 @@ class Link:
             # The record was sealed by the peer's own key, or the bytes were mangled on the way.
             self._end(LinkLost(f"protocol error: {exc}"))
 
-    def _open_all(self, session: Session, now: float) -> None:
-        """Open what came, and deliver each run of data for one stream with one call."""
-        stream, run = 0, list[memoryview]()
+    def _open_some(self, session: Session, now: float, turn_ends: float) -> bool:
+        """Open what came, and deliver each run of data for one stream with one call.
+
+        Whether that was all; what is left when the turn ends is for the next one.
+        """
+        stream, run, count = 0, list[memoryview](), 0
         try:
-            while self._lost is None and (frame := self._opener.next_frame()) is not None:
+            while self._lost is None:
+                if count == TURN_FRAMES:
+                    if trio.current_time() >= turn_ends:
+                        return False
+                    count = 0
+                frame = self._opener.next_frame()
+                if frame is None:
+                    break
+                count += 1
                 event = _receive(session, frame, now)
                 if event is None:
                     continue
@@ -331,6 +349,7 @@ class Link:
             # Also when a bad record follows: this data is counted as received.
             if run:
                 self._deliver_data(stream, run)
+        return True
 
     async def _write(self, session: Session, wake: Callable[[], None]) -> None:
         while True:

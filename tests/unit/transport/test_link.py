@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -529,6 +530,43 @@ async def test_a_torrent_on_the_link_lets_others_run() -> None:
             assert turns >= 4_000_000 // (4 * link_module.TURN_BYTES)
             visitor.close()
             target.close()
+
+
+async def test_a_flood_of_tiny_frames_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come with one receive, and each may make work: here each uses a turn's time up."""
+    flood = 100 * link_module.TURN_FRAMES
+    monkeypatch.setattr(link_module, "TURN_SECONDS", 0.0)
+    with trio.fail_after(LIMIT):
+        async with two_ends() as ends:
+            ends.cut()
+            (link, received), (other, _) = await ends.shake()
+            before = len(ends.events)
+            sealed = bytearray()
+            for _ in range(flood):
+                record = bytearray(6 + RECORD_OVERHEAD)
+                other._sealer.seal_into(
+                    wire.link_frame(FrameType.CLOSE, b"\x02"), memoryview(record)
+                )
+                sealed += record
+            await send_all(other._sock, sealed)
+            seen = []
+
+            def came() -> int:
+                return len(ends.events) - before
+
+            async def look() -> None:
+                while came() < flood:
+                    seen.append(came())
+                    await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ends.carry, ends.agent, link, received)
+                await look()
+                nursery.cancel_scope.cancel()
+            # Of two tasks that can run trio takes either first, so at most two turns in a row.
+            most = max(after - earlier for earlier, after in pairwise(seen))
+            assert most <= 2 * link_module.TURN_FRAMES
+            other.close()
 
 
 async def test_cancelled_at_any_step_a_link_leaves_a_session_that_goes_on() -> None:
