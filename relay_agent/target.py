@@ -93,16 +93,19 @@ def loopback_source(visitor: str) -> str:
     """The address in 127.0.0.0/8 that stands for `visitor`, always the same one.
 
     IPv6 visitors are told apart by /64, since one host commonly has a whole one. 127.0.0.0/16 and
-    the last octets 0 and 255 are left out: real local callers come from there.
+    the last octets 0 and 255 are left out: real local callers come from there, and no relay that
+    names its visitors as it likes may pass for one.
     """
+    digest = hashlib.sha256(_told_apart(visitor)).digest()
+    return f"127.{1 + digest[0] % 254}.{digest[1]}.{1 + digest[2] % 254}"
+
+
+def _told_apart(visitor: str) -> bytes:
     try:
         address = ipaddress.ip_address(visitor.partition("%")[0])
     except ValueError:
-        return "127.0.0.1"
+        return visitor.encode()
     if isinstance(address, ipaddress.IPv6Address):
         mapped = address.ipv4_mapped
-        whole = mapped.packed if mapped else address.packed[:8]
-    else:
-        whole = address.packed
-    digest = hashlib.sha256(whole).digest()
-    return f"127.{1 + digest[0] % 254}.{digest[1]}.{1 + digest[2] % 254}"
+        return mapped.packed if mapped else address.packed[:8]
+    return address.packed

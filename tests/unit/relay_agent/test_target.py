@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.process.address import HostPort
 from relay_agent import target as module
@@ -159,9 +161,11 @@ def test_ipv6_visitors_are_told_apart_by_their_network() -> None:
     assert loopback_source("::ffff:203.0.113.9") == loopback_source("203.0.113.9")
 
 
-def test_a_visitor_without_an_address_is_a_local_caller() -> None:
-    assert loopback_source("") == "127.0.0.1"
-    assert loopback_source("somebody") == "127.0.0.1"
+@given(name=st.text(st.characters(exclude_categories=["Cs"]), max_size=64))
+def test_whatever_a_relay_calls_a_visitor_it_is_no_local_caller(name: str) -> None:
+    source = ipaddress.ip_address(loopback_source(name))
+    assert source in ipaddress.ip_network("127.0.0.0/8")
+    assert source not in ipaddress.ip_network("127.0.0.0/16")
 
 
 async def test_off_linux_a_target_is_dialled_from_the_only_address_there(
