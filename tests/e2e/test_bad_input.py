@@ -145,6 +145,7 @@ class Recorder:
         self._listener = socket.create_server((LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
         self.said = bytearray()
+        self._ends: list[socket.socket] = []
         self._relay_port = relay_port
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -153,6 +154,7 @@ class Recorder:
             while True:
                 agent, _ = self._listener.accept()
                 relay = socket.create_connection((LOOPBACK, self._relay_port))
+                self._ends = [agent, relay]
                 for source, sink, kept in ((agent, relay, self.said), (relay, agent, None)):
                     threading.Thread(
                         target=self._copy, args=(source, sink, kept), daemon=True
@@ -165,6 +167,12 @@ class Recorder:
                     kept += data
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """End the newest link, as seen from both sides."""
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
