@@ -206,9 +206,12 @@ def test_without_descriptors_the_relay_waits_and_goes_on(own_house: House) -> No
 
 # Imports first: nobody may read this project's folder where root keeps it for himself.
 UNPRIVILEGED = """
-import os, sys
-import relay_server.__main__, relay_server.server, relay_server.cli
-import relay_agent.__main__, relay_agent.cli, relay_agent.agent, relay_agent.join
+import encodings.ascii, encodings.idna, encodings.latin_1, encodings.utf_8
+import importlib, os, pkgutil, sys
+import relay_agent, relay_server
+for package in (relay_agent, relay_server):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
