@@ -42,7 +42,7 @@ from .test_bad_input import PREFACE, Recorder
 STRANGERS = 5000
 # The promise is a second; this is what a busy machine may make of it.
 DELAY_LIMIT = 5.0
-# 512 at the door, with a descriptor, a task and a few KiB each: measured 10 MiB.
+# 512 at the door, with a descriptor, a task and a few KiB each: measured 7 MiB.
 GROWTH_LIMIT = 40 * 1024 * 1024
 # At the door, and what else a quiet relay holds.
 DESCRIPTORS_LIMIT = 512 + 100
