@@ -357,17 +357,23 @@ def play(stage: Stage) -> list[str]:
 
 
 def stay(stage: Stage, ssh: Sequence[str]) -> NoReturn:
+    # Noted and not raised: an exception in the midst of looking after a process would leave that
+    # process's lock taken, and the cleaning up would wait for it.
+    asked: list[int] = []
+    for number in INTERRUPTIONS:
+        signal.signal(number, lambda number, _: asked.append(number))
     say()
     say("It works, and stays up until you press Ctrl-C.", style="1")
     say("Try it from another terminal; what relay and agent log of it is shown here:")
     say()
     say(f"   {shlex.join(['ssh', *(part for part in ssh[1:] if 'BatchMode' not in part)])}")
     say()
-    while True:
-        time.sleep(0.5)
+    while not asked:
+        time.sleep(0.2)
         for background in stage.running:
             if not background.alive:
                 raise DemoFailed(f"{background.name} has ended")
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -19,7 +19,10 @@ def unpack_package(folder: Path) -> tuple[Path, tuple[str, ...]]:
     with tarfile.open(ipk) as outer:
         data = _member(outer, "./data.tar.gz")
         control = _member(_tar(_member(outer, "./control.tar.gz")), "./control").decode()
-    _tar(data).extractall(folder / "root", filter="tar")
+    archive = _tar(data)
+    # Since 3.11.4, and asked for from 3.14 on.
+    archive.extraction_filter = getattr(tarfile, "tar_filter", None)
+    archive.extractall(folder / "root")
     (depends,) = re.findall(r"^Depends: (.*)$", control, re.MULTILINE)
     return folder / "root/usr/lib/relay-agent", tuple(depends.split(", "))
 

@@ -9,7 +9,6 @@ import trio
 
 from protocol import frame as wire
 from protocol.errors import RefusalCode, ResetCode
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from relay_agent import serving as module
 from relay_agent.agent import Agent
@@ -17,6 +16,7 @@ from relay_agent.config import AgentConfig
 from relay_agent.services import Service
 from relay_agent.serving import REPUBLISH
 from tests.unit.relay_agent.relay import LIMIT, Target, TestRelay, events, until
+from tests.unit.relay_agent.test_agent import keys_for
 from tests.unit.relay_agent.test_serving import serving
 
 # What a visitor may be called on the wire: printable text of up to 64 characters.
@@ -99,7 +99,7 @@ async def test_what_it_must_not_say_ends_the_session_and_dials_nothing(
         async with trio.open_nursery() as nursery:
             relay = TestRelay(nursery)
             nursery.start_soon(relay.serve)
-            agent = Agent(AgentConfig(), relay.address, [service], StaticKey.generate(), nursery)
+            agent = Agent(AgentConfig(), [service], keys_for(relay.address), nursery)
             nursery.start_soon(agent.stay_attached)
             await until(lambda: len(relay.published) == 1)
             relay.now.session._outbox.queue_control(hostile)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
 import contextlib
+import dataclasses
 import os
 import shutil
 import sqlite3
