@@ -6,13 +6,18 @@
     target = "192.168.1.1:22"
     port = 11111
 
+    [services.web]
+    target = "127.0.0.1:80"
+    port = 11112
+    proxy_protocol = "v2"
+
 The defaults are for a router with 128 MB of memory. Sizes and durations are as a user writes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -27,6 +32,7 @@ from protocol.process.config import (
     parse_size,
 )
 from protocol.session import SessionOptions
+from relay_agent.proxy_protocol import Version
 from relay_agent.services import Service, parse_name
 
 if TYPE_CHECKING:
@@ -59,6 +65,8 @@ class ServiceTable:
 
     target: HostPort = field(metadata={"parse": _target, "expects": "HOST:PORT in quotes"})
     port: int | None = field(default=None, metadata={"parse": between(parse_count, 1, 65535)})
+    # Tell the target who the visitor is, before its first byte. Only for a target that expects it.
+    proxy_protocol: Version | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +120,10 @@ class AgentConfig:
 
     def services_over(self, joined: tuple[Service, ...]) -> tuple[Service, ...]:
         """What to publish instead of what `join` settled. Raises ConfigError."""
-        chosen = [Service(name, table.target, table.port) for name, table in self.services.items()]
+        chosen = [
+            Service(name, table.target, table.port, table.proxy_protocol)
+            for name, table in self.services.items()
+        ]
         return settle(chosen, joined, where=f"{CONFIG_FILE}: services.{{}}.port")
 
 
@@ -133,7 +144,7 @@ def settle(
                 f"{where.format(service.name)}: missing; expected one of the ports granted by the"
                 " invitation"
             )
-        settled.append(Service(service.name, service.target, port))
+        settled.append(replace(service, port=port))
     check_distinct(settled)
     return tuple(settled) or joined
 

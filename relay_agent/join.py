@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -145,7 +146,7 @@ def _with_ports(services: Sequence[Service], welcome: Welcome) -> list[Service]:
             raise CommandFailed(
                 f"service {service.name} wants {wanted}, but the invitation grants {granted}"
             )
-        placed.append(Service(service.name, service.target, port))
+        placed.append(replace(service, port=port))
     return placed
 
 

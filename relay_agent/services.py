@@ -18,6 +18,7 @@ import trio
 
 from protocol.process.address import HostPort, parse_host_port
 from relay_agent.dial import DialFailed, dial
+from relay_agent.proxy_protocol import Version
 
 # Room for a word or two; the relay puts names into its log and its tables.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -49,6 +50,7 @@ class Service:
     name: str
     target: HostPort
     port: int | None = None
+    proxy_protocol: Version | None = None
 
 
 def parse_service(text: str) -> Service:

@@ -22,7 +22,9 @@ from protocol.frame import Refused
 from protocol.process.logs import event
 from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
+from protocol.transport.sockets import send_all
 from protocol.transport.splice import Splice
+from relay_agent.proxy_protocol import header
 from relay_agent.services import Service
 from relay_agent.target import dial_target
 
@@ -138,14 +140,14 @@ class Serving:
             self.endpoint.refuse(splice, ResetCode.REFUSED)
             return
         service = self._published[opened.open.publication]
-        self._nursery.start_soon(self._serve, splice, service, opened.open.source[0])
+        self._nursery.start_soon(self._serve, splice, service, opened.open.source)
 
-    async def _serve(self, splice: Splice, service: Service, visitor: str) -> None:
-        about = {"service": service.name, "source": visitor, "stream": splice.stream}
+    async def _serve(self, splice: Splice, service: Service, source: tuple[str, int]) -> None:
+        about = {"service": service.name, "source": source[0], "stream": splice.stream}
         sock: socket.socket | None = None
         try:
             with splice.dialling:
-                sock = await dial_target(service.target, visitor)
+                sock = await _connect(service, source)
         except OSError as exc:
             event(
                 log,
@@ -172,3 +174,17 @@ class Serving:
             sent=splice.sent,
             reset=splice.reset_by_peer,
         )
+
+
+async def _connect(service: Service, source: tuple[str, int]) -> socket.socket:
+    """A socket to the target, which knows of its visitor if it wants to. Raises OSError."""
+    sock = await dial_target(service.target, source[0])
+    if service.proxy_protocol is None:
+        return sock
+    try:
+        # The first bytes of a connection, at most 107: the kernel takes them at once.
+        await send_all(sock, header(service.proxy_protocol, source, service.port or 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -106,7 +106,7 @@ def _convert(hint: Any, value: object, where: str, metadata: Mapping[str, Any]) 
             raise _Wrong(f"{where}: {error}") from None
     expects = metadata.get("expects") or _expected(hint)
     wrong = _Wrong(f"{where}: expected {expects}, not {_shown(value)}")
-    if isinstance(hint, types.UnionType):  # TOML has no null, so only X of X | None can be meant
+    if _is_union(hint):  # TOML has no null, so only X of X | None can be meant
         hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
@@ -140,9 +140,14 @@ def _convert(hint: Any, value: object, where: str, metadata: Mapping[str, Any]) 
     raise wrong
 
 
+def _is_union(hint: Any) -> bool:
+    # The second is that of a Literal and None.
+    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+
+
 def _expected(hint: Any) -> str:
     arguments = typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
+    if _is_union(hint):
         return " or ".join(_expected(part) for part in arguments if part is not types.NoneType)
     match typing.get_origin(hint):
         case builtins_tuple if builtins_tuple is tuple:

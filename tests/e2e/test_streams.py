@@ -17,6 +17,7 @@ from .harness import (
     receive_to_end,
     reset,
     sending,
+    services,
     visit,
     was_reset,
 )
@@ -138,3 +139,15 @@ def test_a_target_that_refuses_is_a_reset(own_house: House) -> None:
     with visit(own_house.raw_port) as visitor:
         assert was_reset(visitor)
     assert read_banner(own_house.dropbear_port).startswith(b"SSH-2.0-")
+
+
+def test_a_target_is_told_of_its_visitor_where_that_is_configured(own_house: House) -> None:
+    agent, target, port = own_house.agent, own_house.target, own_house.raw_port
+    agent.stop()
+    agent.configure(services(("raw", target.port, port)) + 'proxy_protocol = "v1"\n')
+    agent.start(port)
+    with visit(port, source="127.0.5.5") as visitor:
+        visitor.sendall(b"hello?")
+        with target.accept() as accepted:
+            said = f"PROXY TCP4 127.0.5.5 0.0.0.0 {visitor.getsockname()[1]} {port}\r\nhello?"
+            assert receive(accepted, len(said)) == said.encode()

@@ -121,6 +121,10 @@ def test_the_initial_window_is_bounded_by_its_maximum(state: StateFolder) -> Non
         ("[services.ssh]\nport = 1", "services.ssh.target: missing; expected HOST:PORT"),
         ("[services.ssh]\ntarget = 22", "services.ssh.target: expected HOST:PORT"),
         ('[services.ssh]\ntarget = "localhost"', "services.ssh.target: expected HOST:PORT"),
+        (
+            '[services.ssh]\ntarget = "h:1"\nproxy_protocol = 2',
+            "services.ssh.proxy_protocol: expected 'v1' or 'v2', not 2",
+        ),
         ('[services.ssh]\ntarget = "h:1"\nport = 0', "services.ssh.port: expected 1 to 65535"),
         ('[services.ssh]\ntarget = "h:1"\nport = 65536', "services.ssh.port: expected 1 to"),
         ('[services."a b"]\ntarget = "h:1"', "services: expected a service name"),
@@ -178,3 +182,11 @@ def test_distinct_names_and_ports() -> None:
     check_distinct([SSH, without, Service("c", HostPort("h", 1))])
     with pytest.raises(ConfigError, match="service b is given twice"):
         check_distinct([SSH, without, without])
+
+
+def test_the_proxy_protocol_is_a_services_own(state: StateFolder) -> None:
+    toml = '[services.web]\ntarget = "[::1]:80"\nport = 2\nproxy_protocol = "v2"\n'
+    toml += '[services.ssh]\ntarget = "[::1]:22"\nport = 1\n'
+    web, ssh = write(state, toml).services_over(())
+    assert web == Service("web", HostPort("::1", 80), 2, "v2")
+    assert ssh.proxy_protocol is None

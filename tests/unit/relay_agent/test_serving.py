@@ -20,8 +20,10 @@ from protocol.transport.sockets import receive_exactly, send_all
 from relay_agent import serving as module
 from relay_agent.attachment import attach
 from relay_agent.config import AgentConfig
+from relay_agent.proxy_protocol import Version, header
 from relay_agent.services import Service
 from relay_agent.serving import REPUBLISH, Serving
+from relay_agent.target import loopback_source
 from tests.unit.relay_agent.relay import VISITOR, Target, TestRelay, events, until
 from tests.unit.transport.test_splice import is_reset, receive_to_end, reset
 
@@ -227,6 +229,40 @@ async def test_a_visitor_reaches_the_target_of_the_service_it_came_for(
     assert (last["service"], last["source"]) == ("web", VISITOR[0])
     for target in targets:
         target.close()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_a_target_that_wants_to_is_told_of_its_visitor_first(version: Version) -> None:
+    target = Target()
+    async with serving(Service("web", target.address, 11112, version)) as (_, relay):
+        visitor = relay.visit(1)
+        await send_all(visitor, b"question")
+        visitor.shutdown(socket.SHUT_WR)
+        sock, host = await target.accept()
+        assert await receive_to_end(sock) == header(version, VISITOR, 11112) + b"question"
+        # On the same machine, its address is still one that stands for the visitor's.
+        assert host == loopback_source(VISITOR[0])
+        for one in (sock, visitor):
+            one.close()
+    target.close()
+
+
+async def test_a_target_that_ends_before_it_was_told_is_unreachable(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def reset_at_once(sock: socket.socket, data: bytes) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(module, "send_all", reset_at_once)
+    target = Target()
+    async with serving(Service("web", target.address, 11112, "v2")) as (one, relay):
+        visitor = relay.visit(1)
+        assert await is_reset(visitor)
+        assert not one.endpoint.splices
+        visitor.close()
+    (line,) = events(caplog, "target-unreachable")
+    assert line["reason"] == "Connection reset by peer"
+    target.close()
 
 
 async def test_a_target_that_refuses_resets_its_visitor_with_one_line(
