@@ -114,8 +114,7 @@ def measure(work: Path, sizes: Sizes) -> Findings:
     bench.notes += [
         f"Congestion control {congestion} for everybody. KB and MB are 1,000 and 1,000,000 bytes.",
         # All that was started has ended, and so counts as ours.
-        f"Meanwhile {others.share([]):.1%} of the cores went to other processes or guests of the"
-        " host.",
+        others.remark([]),
     ]
     return Findings(
         title="Many streams, visitors and agents",

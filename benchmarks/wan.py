@@ -56,6 +56,7 @@ from tests.lab.lab import (
 from tests.lab.peers import VPS_SSH_PORT, VpsSshd
 
 from .carriers import Ssh, cpu_seconds, rss_bytes, tree
+from .machine import Others
 from .report import Findings, Measurement, Plan, Plot, Scalar, Series, Target, Unable
 from .typing_load import End, Way
 
@@ -671,6 +672,7 @@ def fat_targets(line: Line, rounds: Mapping[tuple[str, Way], list[Carried]]) -> 
 def run(plan: Plan) -> Findings:
     if reason := missing() or Ssh().missing():
         raise Unable(reason)
+    others = Others()
     with contextlib.ExitStack() as undo:
         labs: dict[str, Ours | Theirs] = {}
         for name, kind in ((OURS, Ours), (THEIRS, Theirs)):
@@ -685,5 +687,9 @@ def run(plan: Plan) -> Findings:
         measurements=tuple(one for part in parts for one in part.measurements),
         targets=tuple(one for part in parts for one in part.targets),
         plots=tuple(one for part in parts for one in part.plots),
-        notes=tuple(one for part in parts for one in part.notes),
+        notes=(
+            *(one for part in parts for one in part.notes),
+            # All that was started has ended, and so counts as ours.
+            others.remark([]),
+        ),
     )
