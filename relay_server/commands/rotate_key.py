@@ -7,10 +7,10 @@ import time
 from typing import Any, Final
 
 from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, hint
+from protocol.process.command import hint
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command
-from relay_server.commands.state import existing_registry
+from relay_server.commands.state import existing_registry, refresh_server
 from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make, retire, rotate
 from relay_server.registry import Refused, Registry
 
@@ -76,7 +76,7 @@ def _rotate(
     here = _here(state)
     rotate(state, keys)
     registry.remember_relay_key(keys.current.public)
-    _tell_server(state, "the key is rotated, but not in use yet")
+    refresh_server(state, "the key is rotated, but not in use yet")
     hint("the relay has a new key")
     give_up = time.monotonic() + FOLLOW_LIMIT
     while here.intersection(registry.behind(keys.current.public)) and time.monotonic() < give_up:
@@ -88,7 +88,7 @@ def _retire(state: StateFolder, registry: Registry, keys: RelayKeys) -> None:
     for name in dead:
         registry.cancel(name)
     retire(state, keys)
-    _tell_server(state, "the old key is removed, but may still be in use")
+    refresh_server(state, "the old key is removed, but may still be in use")
     hint("the old key is worth nothing now")
     if dead:
         hint(f"cancelled, since they carry the old key: invitations of {', '.join(dead)}")
@@ -98,10 +98,3 @@ def _here(state: StateFolder) -> set[str]:
     """The agents that are here and will follow at once."""
     answer = ask(state.path / SOCKET, "agents") or {"agents": []}
     return {one["name"] for one in answer["agents"] if one["following"]}
-
-
-def _tell_server(state: StateFolder, otherwise: str) -> None:
-    try:
-        ask(state.path / SOCKET, "refresh")
-    except CommandFailed as failed:
-        raise CommandFailed(f"{otherwise}: {failed}") from None

@@ -40,6 +40,13 @@ def start(relay: Relay) -> None:
     eventually(lambda: "READY=1" in manager.obey(), what="the relay is ready")
 
 
+def publish(relay: Relay, agent: Agent, server: SshServer, port: int) -> None:
+    """Both started, and `server` behind `port`."""
+    start(relay)
+    agent.join(relay.invite("home", port), f"ssh={LOOPBACK}:{server.port}@{port}")
+    agent.start(port)
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_who_comes_while_the_relay_is_away_waits_and_is_served(
     end: signal.Signals,
@@ -50,9 +57,7 @@ def test_who_comes_while_the_relay_is_away_waits_and_is_served(
 ) -> None:
     relay, agent, port = new_relay(), new_agent(), free_port()
     relay.manager = manager
-    start(relay)
-    agent.join(relay.invite("home", port), f"ssh={LOOPBACK}:{dropbear.port}@{port}")
-    agent.start(port)
+    publish(relay, agent, dropbear, port)
     eventually(
         lambda: f"listen-{port}-{LOOPBACK}" in manager.names(), what="the public port is stored"
     )
@@ -72,9 +77,7 @@ def test_a_port_that_is_given_up_is_given_up_in_the_store_too(
 ) -> None:
     relay, agent, port = new_relay(), new_agent(), free_port()
     relay.manager = manager
-    start(relay)
-    agent.join(relay.invite("home", port), f"ssh={LOOPBACK}:{dropbear.port}@{port}")
-    agent.start(port)
+    publish(relay, agent, dropbear, port)
     assert relay.cli("revoke", "home").returncode == 0
     eventually(
         lambda: manager.names() == [f"listen-{relay.port}-{LOOPBACK}"],

@@ -23,8 +23,8 @@ import random
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final
 
 import asyncssh
 
@@ -84,8 +84,8 @@ class Bots:
             most = 3 if number % 2 else 1000
             self._start(self._guess(next(self._sources), most))
 
-    def _start(self, bot: object) -> None:
-        self._tasks.append(self._loop.create_task(bot))  # type: ignore[arg-type]
+    def _start(self, bot: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(self._loop.create_task(bot))
 
     async def stop(self) -> None:
         for task in self._tasks:

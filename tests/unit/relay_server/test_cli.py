@@ -24,6 +24,7 @@ from protocol.process.state import StateFolder
 from relay_server import cli
 from relay_server.__main__ import main as entry_point
 from relay_server.commands import invite, rotate_key
+from relay_server.commands import state as commands_state
 from relay_server.commands.state import LOCK
 from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make
 from relay_server.registry import Registry
@@ -851,7 +852,8 @@ def test_agents_that_are_here_are_waited_for(
             registry.follow("home", bytes([1]) * 32, keys_of(relay_state).current.public)
 
     enrol(relay_state, "cabin", 2)
-    monkeypatch.setattr(rotate_key, "ask", ask)
+    for module in (rotate_key, commands_state):
+        monkeypatch.setattr(module, "ask", ask)
     monkeypatch.setattr("time.sleep", follow)
     _, _, err = run("rotate-key")
     assert err.splitlines()[1].startswith("not followed yet: cabin;")
@@ -862,9 +864,10 @@ def test_agents_that_are_here_are_not_waited_for_for_ever(
     run: Run, relay_state: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, rotate_key.FOLLOW_LIMIT - 0.1, rotate_key.FOLLOW_LIMIT])
-    monkeypatch.setattr(
-        rotate_key, "ask", lambda *_: {"agents": [{"name": "home", "following": True}]}
-    )
+    for module in (rotate_key, commands_state):
+        monkeypatch.setattr(
+            module, "ask", lambda *_: {"agents": [{"name": "home", "following": True}]}
+        )
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     monkeypatch.setattr("time.sleep", lambda _: None)
     assert "not followed yet: home" in run("rotate-key")[2]
@@ -878,7 +881,8 @@ def test_a_server_that_does_not_answer_is_told_of(
         if command == "refresh":
             raise CommandFailed("it hangs")
 
-    monkeypatch.setattr(rotate_key, "ask", ask)
+    for module in (rotate_key, commands_state):
+        monkeypatch.setattr(module, "ask", ask)
     status, _, err = run("rotate-key")
     assert status == 1
     assert err == "relay-server: the key is rotated, but not in use yet: it hangs\n"
