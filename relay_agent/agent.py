@@ -23,13 +23,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from protocol import __version__
 from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.frame import CloseCode
 from protocol.hello import ID_SIZE, ROTATION, Hello, Resume, Welcome
+from protocol.process import control
 from protocol.process.address import HostPort, is_address
+from protocol.process.ask import SOCKET
+from protocol.process.history import LinkHistory
 from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
+from protocol.process.state import StateError
 from protocol.replay import ReplayCap
 from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
@@ -42,6 +47,7 @@ from relay_agent.netlink import DEBOUNCE, watch
 from relay_agent.serving import Serving
 
 if TYPE_CHECKING:
+    from protocol.process.state import StateFolder
     from relay_agent.config import AgentConfig
     from relay_agent.services import Service
 
@@ -81,13 +87,16 @@ class _Needless(Exception):  # noqa: N818 - an outcome, not a defect
     """The link in doubt has spoken, so its rival is not wanted."""
 
 
-async def run(config: AgentConfig, services: Sequence[Service], keys: Keys) -> None:
+async def run(
+    config: AgentConfig, services: Sequence[Service], keys: Keys, state: StateFolder
+) -> None:
     """Serve until SIGTERM or SIGINT. SIGUSR1: the network may have changed, dial now."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         tell_small_buffers(min(config.stream_window_max, config.replay))
         async with trio.open_nursery() as nursery:
             agent = Agent(config, services, keys, nursery)
             nursery.start_soon(agent.stay_attached)
+            nursery.start_soon(_answer_commands, agent, state)
             nursery.start_soon(watch, agent.ways, agent.wait_ways, agent.look_again)
             async for number in signals:
                 if number == signal.SIGUSR1:
@@ -98,6 +107,14 @@ async def run(config: AgentConfig, services: Sequence[Service], keys: Keys) -> N
                 break
             await agent.say_goodbye()
             nursery.cancel_scope.cancel()
+
+
+async def _answer_commands(agent: Agent, state: StateFolder) -> None:
+    """A router whose disk is full or read-only is to be reachable all the same."""
+    try:
+        await control.serve(state.path / SOCKET, {"status": lambda _: agent.status()})
+    except StateError as exc:
+        event(log, logging.WARNING, "no-control-socket", reason=str(exc))
 
 
 class Agent:
@@ -118,6 +135,9 @@ class Agent:
         self._serving: Serving | None = None
         self._leaving = False
         self._last_failure = ""  # to attach, as it was told
+        self._history = LinkHistory()
+        self._began = trio.current_time()
+        self._name = ""  # what the relay calls us
         self._attempt_began = -math.inf
         self._lost_at = trio.current_time()  # the last steady link, or begun without one
         self._attempting_rival = False
@@ -129,7 +149,7 @@ class Agent:
         self._keeping = trio.CancelScope()  # of a session without a link
         self._doubt = trio.Event()  # the link may be dead
         self._committed = False  # to the link that an attempt made
-        self._relay_address = ""  # where the last link led
+        self._relay_address = self._link_address = ""  # where the last link led
         self._ways_changed = trio.Event()
 
     async def stay_attached(self) -> None:
@@ -225,14 +245,16 @@ class Agent:
 
     def _tell_link_up(self, link: Link, welcome: Welcome) -> None:
         host, port = link.peername
-        self._relay_address = host
+        self._relay_address, self._name = host, welcome.name
+        self._link_address = str(HostPort(host, port))
+        self._history.came(trio.current_time(), resumed=welcome.resumed)
         self._ways_changed.set()
         event(
             log,
             logging.INFO,
             "link-up",
             name=welcome.name,
-            relay=str(HostPort(host, port)),
+            relay=self._link_address,
             resumed=welcome.resumed,
             software=welcome.software,
         )
@@ -243,8 +265,10 @@ class Agent:
             await endpoint.carry(link, received)
         except LinkLost as exc:
             event(log, logging.WARNING, "link-down", reason=str(exc))
+            self._history.went(trio.current_time(), str(exc))
         except SessionLost as exc:
             event(log, logging.ERROR, "session-lost", reason=str(exc))
+            self._history.went(trio.current_time(), str(exc))
             self._end_session()
         finally:
             link.close()
@@ -356,6 +380,29 @@ class Agent:
         """The addresses whose way from here matters."""
         literal = [host.host for host in self._keys.relay.hosts if is_address(host.host)]
         return [self._relay_address, *literal] if self._relay_address else literal
+
+    def status(self) -> dict[str, object]:
+        """What `relay-agent status` shows, and the doctor asks for."""
+        now = trio.current_time()
+        serving = self._serving
+        endpoint = None if serving is None else serving.endpoint
+        link = None if endpoint is None else endpoint.link
+        rtt = None if endpoint is None else endpoint.rtt
+        return {
+            "version": __version__,
+            "age": round(now - self._began, 1),
+            "name": self._name,
+            "relay": [str(host) for host in self._keys.relay.hosts],
+            "attached": link is not None,
+            "failure": self._last_failure,  # to attach; empty once there is a link
+            "link": {
+                "address": self._link_address,
+                "rtt": None if rtt is None else round(rtt, 6),
+                **self._history.facts(now),
+            },
+            "services": [] if serving is None else serving.services(),
+            "streams": [] if endpoint is None else endpoint.streams(),
+        }
 
     async def say_goodbye(self) -> None:
         """Tell the relay that this process ends, if there is a link to say it over."""

@@ -56,6 +56,17 @@ examples:
 
 Options of your own go into agent.toml in the state folder.
 """
+_STATUS: Final = """\
+Ask the agent that runs on this machine how its link, its ports and its
+visitors are.
+"""
+_STATUS_EXAMPLES: Final = """\
+examples:
+  relay-agent status
+  relay-agent status --json
+
+"sent" and "received" are the visitor's. --json has ages in seconds.
+"""
 
 
 def command_line(arguments: Sequence[str]) -> int:
@@ -110,8 +121,12 @@ def _parser() -> argparse.ArgumentParser:
         help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
     )
     _add_service_option(run, "default: those of agent.toml, or else of join")
+    status = _add_command(
+        commands, "status", "show link, ports and visitors as of now", _STATUS, _STATUS_EXAMPLES
+    )
+    status.add_argument("--json", action="store_true", help="for machines")
     _add_state_option(parser, default=None)
-    for command in (join, run):
+    for command in (join, run, status):
         _add_state_option(command, default=argparse.SUPPRESS)
         add_log_options(command)
     return parser

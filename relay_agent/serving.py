@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -83,6 +83,19 @@ class Serving:
         elif isinstance(happened, PeerClosing):
             event(log, logging.INFO, "relay-closing")
 
+    def services(self) -> list[dict[str, object]]:
+        """What became of each publication, for JSON."""
+        return [
+            {
+                "service": service.name,
+                "target": str(service.target),
+                "port": service.port,
+                "state": _state_of(self._answers, publication),
+                "reason": self._answers.get(publication),
+            }
+            for publication, service in self._published.items()
+        ]
+
     # Publications
 
     def _publish(self, service: Service) -> None:
@@ -135,15 +148,16 @@ class Serving:
 
     def _opened(self, opened: StreamOpened) -> None:
         # Joined at once: data may follow OPEN in the same record.
-        splice = self.endpoint.join(opened.stream)
+        service = self._published[opened.open.publication]
+        about = {"service": service.name, "source": opened.open.source[0]}
+        splice = self.endpoint.join(opened.stream, about)
         if len(self.endpoint.splices) > self._most_sockets:
             self.endpoint.refuse(splice, ResetCode.REFUSED)
             return
-        service = self._published[opened.open.publication]
         self._nursery.start_soon(self._serve, splice, service, opened.open.source)
 
     async def _serve(self, splice: Splice, service: Service, source: tuple[str, int]) -> None:
-        about = {"service": service.name, "source": source[0], "stream": splice.stream}
+        about = {**splice.about, "stream": splice.stream}
         sock: socket.socket | None = None
         try:
             with splice.dialling:
@@ -188,3 +202,9 @@ async def _connect(service: Service, source: tuple[str, int]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _state_of(answers: Mapping[int, str | None], publication: int) -> str:
+    if publication not in answers:
+        return "asked"
+    return "open" if answers[publication] is None else "refused"

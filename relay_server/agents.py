@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS: Final = 2.0
 # How long a duplicate should stay away: it cannot succeed before the other has gone.
 DUPLICATE_RETRY: Final = 30.0
+_REPLACED: Final = "the agent came over another link"
+_RENEWED: Final = "the agent began anew"
 
 
 class Agents:
@@ -103,9 +105,10 @@ class Agents:
         hello, tenure = arrival.hello, presence.tenure
         keeper = presence.take_over()
         endpoint, session = presence.endpoint, tenure.session
+        if tenure.attached:
+            presence.detached_now(_REPLACED if resume else _RENEWED)
         if resume and endpoint is not None and session is not None:
-            endpoint.drop_link("the agent came over another link")
-            tenure.attached = False
+            endpoint.drop_link(_REPLACED)
         else:
             presence.reset_streams()
             resume, session = False, secrets.token_bytes(ID_SIZE)
@@ -143,7 +146,7 @@ class Agents:
         """Carry the session over the link; always raises, LinkLost or SessionLost."""
         hello = arrival.hello
         await arrival.welcome(welcome)
-        presence.attached_now()
+        presence.attached_now(resumed=welcome.resumed)
         event(
             log,
             logging.INFO,
@@ -159,7 +162,7 @@ class Agents:
     def _on_link_down(
         self, presence: Presence, endpoint: Endpoint, why: LinkLost | SessionLost
     ) -> None:
-        presence.detached_now()
+        presence.detached_now(str(why))
         event(
             log,
             logging.INFO,
@@ -324,6 +327,10 @@ class Agents:
             }
             for presence in self._present.values()
         ]
+
+    def status(self) -> list[dict[str, object]]:
+        """What `relay-server status` shows: all of it, for those that are here."""
+        return [presence.status() for presence in self._present.values()]
 
 
 async def _deny(

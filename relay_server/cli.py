@@ -11,7 +11,16 @@ from protocol import __version__
 from protocol.process import logs
 from protocol.process.command import CommandFailed, add_common_options, run_command
 from protocol.process.state import StateFolder, default_state_dir
-from relay_server.commands import agents, invitations, invite, restrict, revoke, rotate_key, run
+from relay_server.commands import (
+    agents,
+    invitations,
+    invite,
+    restrict,
+    revoke,
+    rotate_key,
+    run,
+    status,
+)
 from relay_server.commands.options import PROGRAM, Command, add_state_option
 from relay_server.registry import Refused
 
@@ -27,7 +36,7 @@ from nothing to a login:
 """
 
 # In the order in which --help lists them.
-_COMMANDS: Final = (run, invite, invitations, agents, restrict, rotate_key, revoke)
+_COMMANDS: Final = (run, invite, invitations, agents, status, restrict, rotate_key, revoke)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

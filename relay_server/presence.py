@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from protocol.frame import CloseCode
+from protocol.process.history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from relay_server.gate import Gate
@@ -35,7 +36,7 @@ class Presence:
     address: str = ""  # where the agent is, or was last
     relay_key: bytes = b""  # of ours, under which it came last
     rotates: bool = False  # whether it understands that we have another one
-    since: float = 0.0  # when it attached or detached, on trio's clock
+    history: LinkHistory = field(default_factory=LinkHistory)  # on trio's clock
     goodbye: CloseCode | None = None
     held: int = 0  # visitors waiting unread
     gates: dict[int, Gate] = field(default_factory=dict)  # by port; they outlive its listener
@@ -80,14 +81,19 @@ class Presence:
                 scope.cancel()
         self.end_session()
 
-    def attached_now(self) -> None:
+    @property
+    def since(self) -> float:
+        """When it attached or detached."""
+        return self.history.since
+
+    def attached_now(self, *, resumed: bool = False) -> None:
         self.tenure.attached = True
-        self.since = trio.current_time()
+        self.history.came(trio.current_time(), resumed=resumed)
         self.notify()
 
-    def detached_now(self) -> None:
+    def detached_now(self, why: str = "") -> None:
         self.tenure.attached = False
-        self.since = trio.current_time()
+        self.history.went(trio.current_time(), why)
 
     def end_session(self) -> None:
         """The session is over and nobody's."""
@@ -102,3 +108,35 @@ class Presence:
             endpoint.lose()
         for listener in self.listeners.values():
             listener.publication = 0
+
+    def status(self) -> dict[str, object]:
+        """All that there is to tell about it now, for JSON."""
+        endpoint = self.endpoint
+        rtt = None if endpoint is None else endpoint.rtt
+        link = {
+            "address": self.address,
+            "rtt": None if rtt is None else round(rtt, 6),
+            **self.history.facts(trio.current_time()),
+        }
+        return {
+            "name": self.name,
+            "attached": self.tenure.attached,
+            "link": link,
+            "services": [self._service(port) for port in sorted(self.listeners | self.gates)],
+            "streams": [] if endpoint is None else endpoint.streams(),
+            "waiting": self.held,
+        }
+
+    def _service(self, port: int) -> dict[str, object]:
+        """What there is on a port, or was."""
+        listener, gate = self.listeners.get(port), self.gates.get(port)
+        state = "closed"
+        if listener is not None:
+            state = "open" if listener.open else "busy"
+        return {
+            "service": listener.service if listener else gate.service if gate else "",
+            "port": port,
+            "state": state,
+            "published": listener is not None and bool(listener.publication),
+            "refused": dict(gate.refused) if gate else {},
+        }

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from protocol import __version__
 from protocol.process import control
+from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
 from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
@@ -29,7 +31,6 @@ from relay_server.keys import RelayKeys, retire_unneeded
 from relay_server.supervision import report
 
 if TYPE_CHECKING:
-    from protocol.process.address import HostPort
     from relay_server.config import ServerConfig
     from relay_server.registry import Registry
 
@@ -84,10 +85,11 @@ async def _run(
                 nursery.start_soon(accept_forever, sock, acceptor.on_caller)
             nursery.start_soon(_watch_registry, registry, refresh)
             nursery.start_soon(_watch_followers, state, keys, registry)
-            nursery.start_soon(control.serve, state.path / SOCKET, _commands(agents, refresh))
-            for sock in sockets:
-                host, port = sock.getsockname()[:2]
-                event(log, logging.INFO, "listening", host=host, port=port)
+            listening = [HostPort(*sock.getsockname()[:2]) for sock in sockets]
+            commands = _commands(agents, refresh, listening)
+            nursery.start_soon(control.serve, state.path / SOCKET, commands)
+            for address in listening:
+                event(log, logging.INFO, "listening", host=address.host, port=address.port)
             tell_small_buffers(config.stream_window_max)
             nursery.start_soon(_close_unclaimed, kept)
             nursery.start_soon(report, agents)
@@ -141,15 +143,27 @@ def _refresh(state: StateFolder, keys: RelayKeys, agents: Agents) -> None:
         agents.renew_links()
 
 
-def _commands(agents: Agents, put_into_effect: Callable[[], None]) -> dict[str, control.Command]:
+def _commands(
+    agents: Agents, put_into_effect: Callable[[], None], listening: Sequence[HostPort]
+) -> dict[str, control.Command]:
+    began = trio.current_time()
+
     def show(_: control.Request) -> control.Request:
         return {"agents": agents.overview()}
+
+    def status(_: control.Request) -> control.Request:
+        return {
+            "version": __version__,
+            "age": round(trio.current_time() - began, 1),
+            "listening": [str(address) for address in listening],
+            "agents": agents.status(),
+        }
 
     def refresh(_: control.Request) -> control.Request:
         put_into_effect()
         return {}
 
-    return {"agents": show, "refresh": refresh}
+    return {"agents": show, "status": status, "refresh": refresh}
 
 
 async def _watch_registry(registry: Registry, refresh: Callable[[], None]) -> None:

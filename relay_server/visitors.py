@@ -176,7 +176,7 @@ class _Visit:
             return str(exc)
         if stream is None:
             return "too many streams"
-        splice = endpoint.join(stream)
+        splice = endpoint.join(stream, self.about)
         if self._is_guarded():
             splice.overhear = self._login.hear
         self._joined = endpoint, splice

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import textwrap
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal, TextIO
 
 # What a terminal has at least.
 _COLUMNS: Final = 80
@@ -33,3 +37,59 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             start = "    "
         lines.append((start + row[-1]).rstrip())
     return "\n".join(lines) + "\n"
+
+
+def amount(count: int) -> str:
+    """Bytes, with two or three digits that count, such as 999 B, 1.2 kB or 44 MB."""
+    size, units = float(count), ["TB", "GB", "MB", "kB", "B"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        units.pop()
+    unit = units[-1]
+    return f"{size:.1f} {unit}" if unit != "B" and size < 9.95 else f"{size:.0f} {unit}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+
+
+def times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def wrapped(text: str, first: str, rest: str) -> str:
+    """`text` over as many lines as it takes, whose beginnings are `first` and `rest`."""
+    return textwrap.fill(
+        text,
+        _COLUMNS,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+Colour = Literal["bold", "dim", "red", "green", "yellow"]
+_CODES: Final[dict[Colour, int]] = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33}
+
+
+@dataclass(frozen=True, slots=True)
+class Paint:
+    """Colours where they are wanted: on a terminal, unless NO_COLOR is set (no-color.org)."""
+
+    on: bool
+
+    @classmethod
+    def of(cls, output: TextIO | None = None) -> Paint:
+        output = output or sys.stdout
+        dumb = os.environ.get("TERM", "dumb") == "dumb"
+        return cls(output is not None and output.isatty() and not dumb and not _no_color())
+
+    def __call__(self, colour: Colour, text: str) -> str:
+        return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if self.on and text else text
+
+
+def _no_color() -> bool:
+    return bool(os.environ.get("NO_COLOR"))

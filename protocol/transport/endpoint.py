@@ -6,7 +6,8 @@ The only place that knows both what a session is and what a link is made of. Lin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import trio
 
@@ -16,6 +17,8 @@ from protocol.events import Event, StreamFinished, StreamReset
 from protocol.session import Session
 from protocol.transport.link import Link
 from protocol.transport.splice import Splice
+
+_UNKNOWN: Final[Mapping[str, object]] = {}
 
 
 class Endpoint:
@@ -39,9 +42,16 @@ class Endpoint:
         self._on_event = on_event
         self._on_suspicion = on_suspicion
 
-    def join(self, stream: int) -> Splice:
+    def join(self, stream: int, about: Mapping[str, object] = _UNKNOWN) -> Splice:
         """A splice for `stream`; run it with a socket, or `refuse` the stream."""
-        splice = Splice(self.session, stream, pool=self._pool, flush=self.flush, over=self.forget)
+        splice = Splice(
+            self.session,
+            stream,
+            pool=self._pool,
+            flush=self.flush,
+            over=self.forget,
+            about=about,
+        )
         self.splices[stream] = splice
         return splice
 
@@ -100,6 +110,28 @@ class Endpoint:
     async def shows_life(self, seconds: float) -> bool:
         """Whether a byte comes over the current link within `seconds` of asking for one."""
         return self.link is not None and await self.link.shows_life(seconds)
+
+    @property
+    def rtt(self) -> float | None:
+        """The link's round trip in seconds, as far as there is a link and it is known."""
+        if self.link is None:
+            return None
+        liveness = self.session.liveness
+        return liveness.rtt or liveness.min_rtt or None
+
+    def streams(self) -> list[dict[str, object]]:
+        """What goes on in each spliced stream: bytes from the socket, and to it."""
+        now = trio.current_time()
+        return [
+            {
+                "stream": splice.stream,
+                **splice.about,
+                "age": round(now - splice.began, 1),
+                "from_socket": splice.sent,
+                "to_socket": splice.delivered,
+            }
+            for splice in self.splices.values()
+        ]
 
     def flush(self) -> None:
         """Send what can be sent now."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -57,13 +57,19 @@ class Splice:
         pool: BufferPool,
         flush: Callable[[], None],
         over: Callable[[Splice], None],
+        about: Mapping[str, object],
     ) -> None:
-        """`flush` sends what the session has, `over` hears that nothing more is to be done."""
+        """`flush` sends what the session has, `over` hears that nothing more is to be done.
+
+        `about` is for whoever asks what goes on here: the service, and where the visitor is.
+        """
         self._session = session
         self._pool = pool
         self._flush = flush
         self._over = over
         self.stream = stream
+        self.about = about
+        self.began = trio.current_time()
         self.sent = 0  # bytes from the socket to the stream
         self.delivered = 0  # bytes from the stream to the socket
         # Told the size of each piece for the socket, as the peer read it.

@@ -26,4 +26,4 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
     services = settle(wanted, services, where="--service {}: public port")
     with state.lock(LOCK_FILE):
         keys = Keys(key, enrolment.relay, remember=partial(save_relay, state))
-        trio.run(agent.run, config, services, keys)
+        trio.run(agent.run, config, services, keys, state)

@@ -20,7 +20,7 @@ _SERVICE: Final = 32
 
 
 def add(commands: Any) -> None:
-    parser = add_command(commands, "agents", list_agents, "list the agents and how they are")
+    parser = add_command(commands, "agents", list_agents, "list the agents that are enrolled")
     parser.add_argument("--json", action="store_true", help="for machines")
 
 

@@ -598,6 +598,10 @@ class Agent:
         argv += ["--state-dir", str(self.state)]
         return run(argv, environment=self.environment, stdin=stdin, limit=LONG_LIMIT)
 
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [script("relay-agent"), *arguments, "--state-dir", str(self.state)]
+        return run(argv, environment=self.environment, limit=LONG_LIMIT)
+
     def join(self, invitation: str, *services: str) -> None:
         done = self.try_join(invitation, *services)
         assert done.returncode == 0, f"join failed:\n{done.stdout}{done.stderr}"

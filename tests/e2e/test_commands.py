@@ -28,8 +28,8 @@ NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]
 
 COMMANDS = {
-    "relay-server": ["run", "invite", "invitations", "agents", "revoke"],
-    "relay-agent": ["join", "run"],
+    "relay-server": ["run", "invite", "invitations", "agents", "revoke", "status"],
+    "relay-agent": ["join", "run", "status"],
 }
 EACH_PROGRAM = pytest.mark.parametrize("program", COMMANDS)
 

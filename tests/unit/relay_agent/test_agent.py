@@ -7,7 +7,8 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -19,6 +20,8 @@ from protocol.frame import CloseCode
 from protocol.hello import PREFACE_SIZE, Denial, decode_preface
 from protocol.noise import Handshake, StaticKey
 from protocol.process.address import HostPort
+from protocol.process.ask import SOCKET, ask
+from protocol.process.state import StateFolder
 from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 from relay_agent import agent as module
 from relay_agent.agent import RETRY, Agent
@@ -579,7 +582,9 @@ async def test_without_a_link_there_is_nobody_to_tell() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it_with_a_goodbye(number: signal.Signals, logged: Logged) -> None:
+async def test_a_signal_ends_it_with_a_goodbye(
+    number: signal.Signals, logged: Logged, tmp_path: Path
+) -> None:
     target = Target()
     async with trio.open_nursery() as nursery:
         relay = TestRelay(nursery)
@@ -587,7 +592,9 @@ async def test_a_signal_ends_it_with_a_goodbye(number: signal.Signals, logged: L
 
         async def run() -> None:
             services = [Service("ssh", target.address, 11111)]
-            await module.run(AgentConfig(), services, keys_for(relay.address))
+            await module.run(
+                AgentConfig(), services, keys_for(relay.address), StateFolder(tmp_path)
+            )
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
@@ -605,13 +612,15 @@ async def test_a_signal_ends_it_with_a_goodbye(number: signal.Signals, logged: L
     target.close()
 
 
-async def test_without_a_link_a_signal_ends_it_at_once() -> None:
+async def test_without_a_link_a_signal_ends_it_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         refusing = HostPort("127.0.0.1", server.getsockname()[1])
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             relay = Relay(hosts=[refusing], key=KEY.public)
-            nursery.start_soon(module.run, AgentConfig(), [], keys_for(relay))
+            nursery.start_soon(
+                module.run, AgentConfig(), [], keys_for(relay), StateFolder(tmp_path)
+            )
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -949,3 +958,62 @@ async def test_while_it_cannot_come_again_the_session_waits_and_then_ends(
         assert logged("session-expired")
         visitor.close()
         accepted.close()
+
+
+# What it tells of itself
+
+
+async def test_status_without_a_link_says_why() -> None:
+    async with a_house(begin=False) as house:
+        before = house.agent.status()
+        assert (before["attached"], before["services"], before["streams"]) == (False, [], [])
+        house.relay.greetings = [house.relay.denying(DenialCode.BUSY)]
+        await house.agent._try_to_attach(house.agent._hello)
+        assert house.agent.status()["failure"] == "denied with 6"
+
+
+async def test_status_tells_of_link_services_and_streams() -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        with visitor, accepted:
+            visitor.send(b"hello")
+            assert await receive_exactly(accepted, 5) == b"hello"
+            status = house.agent.status()
+            assert (status["name"], status["attached"], status["failure"]) == ("home", True, "")
+            link: Any = status["link"]
+            assert link["address"] == f"127.0.0.1:{house.relay.port}"
+            assert (link["links"], link["resumed"], link["last_cut"]) == (1, 0, None)
+            assert status["services"] == [
+                {
+                    "service": "ssh",
+                    "target": str(house.target.address),
+                    "port": 11111,
+                    "state": "open",
+                    "reason": None,
+                }
+            ]
+            (stream,) = cast("list[dict[str, object]]", status["streams"])
+            assert (stream["service"], stream["source"]) == ("ssh", "203.0.113.9")
+            assert (stream["from_socket"], stream["to_socket"]) == (0, 5)
+            house.relay.cut()
+            await until(lambda: cast("Any", house.agent.status()["link"])["links"] == 2)
+            link = house.agent.status()["link"]
+            assert link["resumed"] == 1
+            assert link["last_cut"]["reason"] == "closed by the other end"
+
+
+async def test_it_answers_over_its_control_socket_or_runs_without(
+    tmp_path: Path, logged: Logged
+) -> None:
+    async with a_house(begin=False) as house:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(module._answer_commands, house.agent, StateFolder(tmp_path))
+            await until((tmp_path / SOCKET).exists)
+            answer = await trio.to_thread.run_sync(ask, tmp_path / SOCKET, "status")
+            assert answer is not None
+            assert answer["relay"] == [str(host) for host in house.relay.address.hosts]
+            nursery.cancel_scope.cancel()
+        await module._answer_commands(house.agent, StateFolder(tmp_path / "none"))
+        (told,) = logged("no-control-socket")
+        assert "No such file" in told["reason"]

@@ -7,12 +7,18 @@ import trio.testing
 from protocol.buffers import BufferPool
 from protocol.hello import Hello
 from protocol.transport.endpoint import Endpoint
+from relay_server.gate import Gate
+from relay_server.guard import Caps, Guard
 from relay_server.listeners import Listener
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
 from tests.unit.transport.ends import LIMITS, new_session
 
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
+
+
+def new_gate(service: str) -> Gate:
+    return Gate(Guard(Caps(per_source=1, young_per_source=1, young=1)), service)
 
 
 @pytest.fixture
@@ -62,6 +68,30 @@ async def test_since_is_the_time_of_the_last_change(
     mock_clock.jump(7)
     presence.detached_now()
     assert presence.since == began + 7
+
+
+async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: Presence) -> None:
+    presence.gates = {1: new_gate("ssh"), 3: new_gate("old")}
+    presence.gates[1].refused["the source is denied"] += 2
+    presence.attached_now(resumed=True)
+    status = presence.status()
+    assert (status["name"], status["attached"], status["waiting"]) == ("home", True, 0)
+    assert status["services"] == [
+        {
+            "service": service,
+            "port": port,
+            "state": state,
+            "published": published,
+            "refused": refused,
+        }
+        for service, port, state, published, refused in (
+            ("ssh", 1, "busy", True, {"the source is denied": 2}),
+            ("web", 2, "busy", False, {}),
+            ("old", 3, "closed", False, {}),
+        )
+    ]
+    presence.end_session()
+    assert presence.status()["streams"] == []
 
 
 async def test_who_takes_over_cancels_the_one_before(presence: Presence) -> None:

@@ -1,0 +1,55 @@
+"""Lines about a link and its streams, as both `status` commands show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from protocol.process.layout import Paint, amount, milliseconds, span, times, wrapped
+
+# Streams shown one by one, for each service; --json has them all.
+_MOST_STREAMS: Final = 20
+# What an agent of ours names a service by; others may use 64 letters.
+_SERVICE: Final = 32
+
+
+def link_lines(attached: bool, link: Mapping[str, Any], paint: Paint) -> list[str]:
+    """How the link is, then indented where it leads and what became of the last one."""
+    if attached:
+        state = f"{paint('green', 'attached')} for {span(link['age'])}"
+        where = f"{link['address']}, round trip {milliseconds(link['rtt'])}"
+    elif link["links"]:
+        state = f"{paint('yellow', 'away')} for {span(link['age'])}"
+        where = f"last at {link['address']}"
+    else:
+        return [paint("yellow", "no link yet")]
+    resumed = f"resumed {times(link['resumed'])}" if link["resumed"] else "never resumed"
+    lines = [f"{state}, {resumed}", f"  {where}"]
+    cut = link["last_cut"]
+    if cut is not None:
+        lines.append(wrapped(f"last cut {span(cut['age'])} ago: {cut['reason']}", "  ", "    "))
+    return lines
+
+
+def service_name(name: str) -> str:
+    return f"{name:.{_SERVICE}}"
+
+
+def stream_lines(
+    streams: Sequence[Mapping[str, Any]], service: str, *, at_relay: bool
+) -> list[str]:
+    """Each stream of `service`: visitor, age, and bytes as the visitor sees them."""
+    ours = [one for one in streams if one["service"] == service]
+    lines = []
+    for one in ours[:_MOST_STREAMS]:
+        sent, received = one["from_socket"], one["to_socket"]
+        if not at_relay:  # whose socket is the target's
+            sent, received = received, sent
+        # 39 for any IPv6 address; with an indentation of four this is 80 columns at most.
+        lines.append(
+            f"{one['source']:<39} {span(one['age']):>6}"
+            f"  sent {amount(sent):>6}  received {amount(received):>6}"
+        )
+    if len(ours) > _MOST_STREAMS:
+        lines.append(f"and {len(ours) - _MOST_STREAMS} more")
+    return lines

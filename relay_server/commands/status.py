@@ -1,0 +1,155 @@
+"""`relay-server status`: what lives now. `agents` lists who is enrolled."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from typing import Any, Final
+
+from protocol.process.ask import SOCKET, ask
+from protocol.process.command import CommandFailed, say
+from protocol.process.layout import Paint, span, wrapped
+from protocol.process.links import link_lines, service_name, stream_lines
+from protocol.process.state import StateFolder
+from relay_server.commands.options import PROGRAM, add_command, reader
+from relay_server.commands.state import existing_registry
+from relay_server.registry import parse_name
+
+# As often as a person can read it; an answer costs the relay about a millisecond.
+_WATCH_SECONDS: Final = 1.0
+# All of the screen, once; then home, line by line, and what the last picture left below this one.
+_CLEAR, _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[2J", "\x1b[H", "\x1b[K\n", "\x1b[J"
+
+_EXAMPLES: Final = """\
+examples:
+  relay-server status
+  relay-server status home
+  relay-server status --watch
+  relay-server status --json | jq '.agents[].streams[].source'
+
+"sent" and "received" are the visitor's; "refused" counts since the relay
+started. --json has ages in seconds, and all streams; with --watch, one
+document a line.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands, "status", show_status, "show links, ports and visitors as of now"
+    )
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "name",
+        nargs="?",
+        type=reader(parse_name),
+        metavar="NAME",
+        help="of one agent (default: all)",
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
+
+
+def show_status(options: argparse.Namespace, state: StateFolder) -> None:
+    paint = Paint.of()
+    if options.watch:
+        _watch(options, state, paint)
+    else:
+        status = _status(state, options.name)
+        say(json.dumps(status, indent=2) + "\n" if options.json else lay_out(status, paint))
+
+
+def _watch(options: argparse.Namespace, state: StateFolder, paint: Paint) -> None:
+    """Goes on while the relay is restarted: that is when people watch."""
+    redraw = paint.on and not options.json
+    say(_CLEAR if redraw else "")
+    try:
+        while True:
+            try:
+                status = _status(state, options.name)
+            except CommandFailed as failed:
+                status = {"error": str(failed)}
+            if options.json:
+                say(json.dumps(status) + "\n")
+            else:
+                text = lay_out(status, paint) if "agents" in status else f"{status['error']}\n"
+                say(_redrawn(text) if redraw else text)
+            time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        say("\n")
+
+
+def _redrawn(text: str) -> str:
+    """`text` in the place of what was there, as much of it as the terminal has lines."""
+    lines = text.splitlines()
+    room = shutil.get_terminal_size().lines - 1
+    if len(lines) > room:
+        lines[room - 1 :] = [f"and {len(lines) - room + 1} lines more"]
+    return _HOME + "".join(line + _CLEAR_LINE for line in lines) + _CLEAR_BELOW
+
+
+def _status(state: StateFolder, name: str | None) -> dict[str, Any]:
+    """What the relay says of itself, and who is enrolled that it does not know of."""
+    with existing_registry(state) as registry:
+        enrolled = [agent.name for agent in registry.agents()]
+    status = ask(state.path / SOCKET, "status")
+    if status is None:
+        raise CommandFailed("the relay is not running")
+    here = {one["name"] for one in status["agents"]}
+    status["absent"] = sorted(set(enrolled) - here)
+    if name is not None:
+        if name not in here | set(enrolled):
+            raise CommandFailed(f"{name} is not enrolled; {PROGRAM} agents lists who is")
+        status["agents"] = [one for one in status["agents"] if one["name"] == name]
+        status["absent"] = [one for one in status["absent"] if one == name]
+    return status
+
+
+def lay_out(status: dict[str, Any], paint: Paint) -> str:
+    agents = status["agents"]
+    here = sum(one["attached"] for one in agents)
+    away = len(agents) - here + len(status["absent"])
+    streams = sum(len(one["streams"]) for one in agents)
+    lines = [
+        wrapped(
+            f"relay {status['version']}, up {span(status['age'])},"
+            f" on {', '.join(status['listening'])}",
+            "",
+            "  ",
+        ),
+        f"{_count(here, 'agent')} attached, {away} away, {_count(streams, 'visitor')}",
+    ]
+    for one in sorted(agents, key=lambda one: str(one["name"])):
+        lines += ["", *_agent_lines(one, paint)]
+    if status["absent"]:
+        absent = f"not here since the relay started: {', '.join(status['absent'])}"
+        lines += ["", wrapped(absent, "", "  ")]
+    return "\n".join(lines) + "\n"
+
+
+def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
+    first, *more = link_lines(agent["attached"], agent["link"], paint)
+    lines = [f"{paint('bold', agent['name'])}  {first}", *more]
+    for one in agent["services"]:
+        lines.append(f"  {service_name(one['service'])} on port {one['port']}{_state(one, paint)}")
+        streams = stream_lines(agent["streams"], one["service"], at_relay=True)
+        lines += [f"    {line}" for line in streams]
+        for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1]):
+            lines.append(f"    refused {count}: {reason}")
+    if agent["waiting"]:
+        lines.append(f"  {_count(agent['waiting'], 'visitor')} waiting for the agent")
+    return lines
+
+
+def _state(service: dict[str, Any], paint: Paint) -> str:
+    match service["state"]:
+        case "busy":
+            return paint("red", "  another program holds it")
+        case "closed":
+            return paint("yellow", "  closed")
+    return "" if service["published"] else paint("yellow", "  open, but not published now")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s'[: count != 1]}"
