@@ -174,9 +174,24 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def is_accepted(connection: socket.socket) -> bool:
+    """Whether the other side, here as well, has taken `connection` off its queue."""
+    ends = [f":{port:04X}" for port in (connection.getpeername()[1], connection.getsockname()[1])]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if [address[-5:] for address in fields[1:3]] == ends:
+            return fields[9] != "0"  # without an inode as long as nobody has its descriptor
+    return False
+
+
 def test_without_descriptors_the_relay_waits_and_goes_on(own_house: House) -> None:
     relay = own_house.relay.process
-    with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
+    with (
+        pair(own_house.raw_port, own_house.target) as (visitor, accepted),
+        visit(own_house.relay.port) as first,
+    ):
+        # One that gives its descriptor back in five seconds: the visitors could have all others.
+        eventually(lambda: is_accepted(first), what="a stranger is at the door")
         few = descriptors(relay.pid) + 6
         _, hard = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (few, hard))
