@@ -55,7 +55,6 @@ def run(plan: Plan) -> Findings:
     notes = [
         f"{versions}; congestion control {congestion} for everybody. Up is from the "
         "target to the visitor, down from the visitor to the target.",
-        remark,
         *absent,
     ]
     return Findings(
@@ -64,6 +63,7 @@ def run(plan: Plan) -> Findings:
         targets=tuple(bench.targets()),
         plots=tuple(bench.plots()),
         notes=tuple(notes),
+        others=remark,
     )
 
 

@@ -103,6 +103,8 @@ class Findings:
     plots: tuple[Plot, ...] = ()
     # Sentences a reader of the numbers has to know.
     notes: tuple[str, ...] = ()
+    # What else the machine did meanwhile; stands before everything, as it may devalue it.
+    others: str = ""
 
 
 def ratio(
@@ -143,6 +145,7 @@ def as_json(machine: Mapping[str, Scalar], parts: Sequence[Findings]) -> dict[st
         "targets": [dataclasses.asdict(one) | {"holds": one.holds} for one in _targets(parts)],
         "plots": [dataclasses.asdict(one) for part in parts for one in part.plots],
         "notes": [note for part in parts for note in part.notes],
+        "others": {part.title: part.others for part in parts if part.others},
     }
 
 
@@ -164,13 +167,21 @@ def write(folder: Path, machine: Mapping[str, Scalar], parts: Sequence[Findings]
 def as_markdown(machine: Mapping[str, Scalar], parts: Sequence[Findings], drawn: bool) -> str:
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
     blocks = [f"# Benchmarks\n\n{described}."]
+    blocks += [f"{part.title}: {part.others}" for part in parts if part.others]
     if targets := _targets(parts):
-        blocks.append("## Targets\n\n" + targets_table(targets))
+        blocks += ["## Targets", verdict(targets), targets_table(targets)]
     for part in parts:
         blocks += [f"## {part.title}", *part.notes, *measurement_tables(part.measurements)]
         if drawn:
             blocks += [f"![{plot.title}]({plot.name}.svg)" for plot in part.plots]
     return "\n\n".join(blocks) + "\n"
+
+
+def verdict(targets: Sequence[Target]) -> str:
+    measured = [one.holds for one in targets if one.holds is not None]
+    missing = len(targets) - len(measured)
+    said = f"{sum(measured)} of {len(measured)} hold"
+    return f"{said}, {missing} not measured." if missing else f"{said}."
 
 
 def targets_table(targets: Sequence[Target]) -> str:

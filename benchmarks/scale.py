@@ -48,6 +48,7 @@ PIECE: Final = 256 << 10
 # Visitors a second. A little more than these come, since the last ones take their time as well.
 VISIT_RATE: Final = 200.0
 OFFERED: Final = f"{VISIT_RATE * 1.05:g} a second"
+SILENT: Final = "echoing, had no echo"
 FLAT_OUT: Final = "as many as get through"
 # Above an agent's longest silence, 20 s, so that each is heard of while they are idle.
 LEAST_IDLE: Final = 22.0
@@ -111,17 +112,17 @@ def measure(work: Path, sizes: Sizes) -> Findings:
         bench.visitors()
         bench.bytes()
     bench.agents()
-    bench.notes += [
-        f"Congestion control {congestion} for everybody. KB and MB are 1,000 and 1,000,000 bytes.",
-        # All that was started has ended, and so counts as ours.
-        others.remark([]),
-    ]
+    bench.notes.append(
+        f"Congestion control {congestion} for everybody. KB and MB are 1,000 and 1,000,000 bytes."
+    )
     return Findings(
         title="Many streams, visitors and agents",
         measurements=bench.book.measurements(),
         targets=tuple(bench.targets),
         plots=tuple(bench.plots),
         notes=tuple(bench.notes),
+        # All that was started has ended, and so counts as ours.
+        others=others.remark([]),
     )
 
 
@@ -235,6 +236,9 @@ class Bench:
         find = self.book.find
         fair = f"most ÷ least of {most:,} streams"
         self._target("6", f"{fair}, echoing", 2.0, "×", find("most ÷ least", streams=most))
+        self._target(
+            "6", f"of {most:,} streams, {SILENT}", 0.0, "", [max(find(SILENT, streams=most))]
+        )
         self._target("6", f"{fair}, in bulk", 2.0, "×", find("in bulk, most ÷ least", streams=most))
         memory = "memory of the relay for a stream"
         self._target("6", f"{memory}, idle", 40.0, "KB", find(memory, streams=most))
@@ -282,6 +286,8 @@ class Bench:
         note("echoes", carrier.name, rate, "a second", streams=count)
         note("CPU of both sides for an echo", carrier.name, each, "µs", streams=count)
         note("most ÷ least", carrier.name, spread(received), "×", streams=count)
+        # One that ends or breaks off ends the benchmark.
+        note(SILENT, carrier.name, received.count(0), "streams", streams=count)
 
     def _bulk(self, carrier: Carrier) -> None:
         count, seconds = self.sizes.streams[-1], self.sizes.bulk_seconds

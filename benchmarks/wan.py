@@ -446,7 +446,7 @@ def typing(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
         title="Typing beside bulk",
         measurements=tuple(one for what in measured for one in typing_measurements(*what)),
         targets=tuple(one for what in measured for one in typing_targets(*what)),
-        plots=tuple(typing_plot(*what) for what in measured if what[0].copies > 1),
+        plots=tuple(typing_plot(*what) for what in measured),
         notes=(
             "Typing: an echo of 64 bytes, beyond a ping through the same queue at the same moment,"
             " while copies load the uplink; 95 % is the 95th percentile. A line's share is what"
@@ -476,14 +476,17 @@ def typing_targets(condition: Condition, rounds: Rounds) -> Iterator[Target]:
         _, figure = FIGURES[f"echo beyond ping, {words}"]
         # Of one round each, as they were measured one after the other.
         ours, theirs = ([figure(one, condition.line) for one in rounds[c]] for c in (OURS, THEIRS))
-        ratios = [max(0.0, a) / b for a, b in zip(ours, theirs, strict=True)]
+        # An echo may be lucky beside its ping; nobody is then so and so many times as slow.
+        ratios = [max(0.0, a) / b for a, b in zip(ours, theirs, strict=True) if b > 0]
         yield Target(
             number="4",
             name=f"echo beyond its ping to that of {THEIRS}, {words}, {condition.name}",
             limit=0.2,
             at_most=True,
-            measured=statistics.median(ratios),
-            note=f"{spread(ratios)}; {spread(ours)} ms to {spread(theirs)} ms",
+            measured=statistics.median(ratios) if ratios else None,
+            note="; ".join(
+                [*([spread(ratios)] if ratios else []), f"{spread(ours)} ms to {spread(theirs)} ms"]
+            ),
         )
     shares = [share(one, condition.line) for one in rounds[OURS]]
     yield Target(
@@ -512,6 +515,8 @@ def typing_plot(condition: Condition, rounds: Rounds) -> Plot:
         ]
     line = condition.line
     slug = f"{line.rate / 1e6:g}-mbit-{condition.queue_name.replace(' ', '')}"
+    if condition.copies == 1:
+        slug += "-one-copy"
     return Plot(
         name=f"typing-{slug}",
         title=f"Echo {condition.name}",
@@ -687,9 +692,7 @@ def run(plan: Plan) -> Findings:
         measurements=tuple(one for part in parts for one in part.measurements),
         targets=tuple(one for part in parts for one in part.targets),
         plots=tuple(one for part in parts for one in part.plots),
-        notes=(
-            *(one for part in parts for one in part.notes),
-            # All that was started has ended, and so counts as ours.
-            others.remark([]),
-        ),
+        notes=tuple(one for part in parts for one in part.notes),
+        # All that was started has ended, and so counts as ours.
+        others=others.remark([]),
     )
