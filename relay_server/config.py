@@ -21,6 +21,7 @@ from protocol.process.config import (
     parse_size,
 )
 from relay_server.networks import Admission, Networks, parse_network, parse_networks
+from relay_server.rules import GuardTable, Rules, check_patterns, rules_for
 
 _T = TypeVar("_T")
 
@@ -146,28 +147,17 @@ class ServerConfig:
     # Visitors that wait so, for each agent; each holds a descriptor. More are bots.
     held_visitors: int = _count(64, 0, 4096)
 
-    # Visitors on public ports; who is young is told in guard.py
+    # Visitors on public ports
 
     # Networks whose visitors are refused, and those that alone may come (without any: all). What is
     # denied stays so though it is allowed. `relay-agent join` visits its port from where it is.
     deny: Networks = field(default=_NOBODY, metadata=_NETWORKS)
     allow: Networks = field(default=_NOBODY, metadata=_NETWORKS)
-    # Patterns of the names of services that the guard counts below: what is right for an SSH server
-    # is not for others (a browser opens six connections at once, and sends little).
-    guarded: tuple[str, ...] = ("*ssh*",)
-    # How long a visitor to these may take to begin as an SSH client does; then it is let in all the
-    # same. Clients that begin have done so within a round trip, also from far away; those few that
-    # wait for the server lose a second. With 0 nobody is held, or refused for what it says.
-    hold: float = _duration("1s", "0s", "10s")
-    # Visitors who are not counted below: programs of this machine itself, or a front that passes
-    # all its visitors on from there, which is no stranger with one address.
+    # Visitors whom the guard does not count: programs of this machine itself, or a front that
+    # passes all its visitors on from there, which is no stranger with one address.
     uncounted: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
-    # All of one source together, such as an office behind one address. Established ones count.
-    visitors_per_source: int = _count(64, 1, 65535)
-    # dropbear takes five an address that have not logged in, and may still count one just evicted.
-    young_visitors_per_source: int = _count(4, 1, 65535)
-    # Of one service: OpenSSH begins to drop at ten, dropbear at thirty; two for those just evicted.
-    young_visitors: int = _count(8, 1, 65535)
+    # What holds at services with such a name; see rules.py.
+    guard: dict[str, GuardTable] = field(default_factory=dict)
 
     # Memory
 
@@ -186,6 +176,7 @@ class ServerConfig:
     session_window: int = _size("16MiB", "16KiB", "256MiB")
 
     def __post_init__(self) -> None:
+        check_patterns(self.guard)
         if self.stream_window > self.stream_window_max:
             raise ValueError("expected stream_window to be at most stream_window_max")
         if self.replay > self.replay_total:
@@ -195,6 +186,9 @@ class ServerConfig:
     def admission(self) -> Admission:
         """To all public ports; each may have one of its own besides."""
         return Admission(allow=self.allow, deny=self.deny)
+
+    def rules(self, agent: str, service: str) -> Rules:
+        return rules_for(self.guard, agent, service)
 
     @property
     def link_ports(self) -> tuple[int, ...]:

@@ -22,9 +22,6 @@ from relay_server.guard import Ending, Guard, Standing, Traffic, Visitor
 
 log = logging.getLogger(__name__)
 
-# How long a newcomer waits for a place at most. What ssh waits for before it says anything is the
-# user's patience, and a login takes as long again.
-PATIENCE: Final = 10.0
 # How often it is looked whether a place is there: nobody notices such a delay.
 ASK_AGAIN: Final = 0.05
 # Visitors a minute whose coming is told of one by one, whatever becomes of them. More are bots, or
@@ -43,14 +40,19 @@ class Gate:
     _evictions: Brake = field(default_factory=Brake)
 
     async def enter(
-        self, host: str, *, traffic: Callable[[], Traffic], evict: Callable[[], None]
+        self,
+        host: str,
+        *,
+        patience: float,
+        traffic: Callable[[], Traffic],
+        evict: Callable[[], None],
     ) -> Visitor | None:
-        """A place for a visitor from `host`, once there is one; None if there was none in time."""
+        """A place for a visitor from `host`; None if there was none within `patience` seconds."""
         came = trio.current_time()
         visitor = self.guard.come(host, came, traffic=traffic, evict=evict)
         ours = True
         try:
-            while visitor.standing is Standing.WAITS and self._may_wait(visitor, came):
+            while visitor.standing is Standing.WAITS and self._may_wait(visitor, came + patience):
                 await trio.sleep(ASK_AGAIN)
                 self._look()
             # It may have been evicted in the turn in which it came.
@@ -61,8 +63,8 @@ class Gate:
                 self.guard.leave(visitor, trio.current_time(), Ending.OURS)
         return None if ours else visitor
 
-    def _may_wait(self, visitor: Visitor, came: float) -> bool:
-        return trio.current_time() < came + PATIENCE and self.guard.may_wait(visitor)
+    def _may_wait(self, visitor: Visitor, until: float) -> bool:
+        return trio.current_time() < until and self.guard.may_wait(visitor)
 
     def _look(self) -> None:
         """Each who waits asks, but one look is for them all."""

@@ -61,9 +61,6 @@ APART: Final = 2
 # A session somebody worked in, and not a guess that was kept waiting.
 LONG_SECONDS: Final = 60.0
 
-# Who waits for a place has a descriptor. More at a time are no people, and the worst graded go.
-MAX_WAITING: Final = 64
-
 
 class Ending(enum.Enum):
     OURS = enum.auto()  # the agent was away, the target was down, the relay stopped
@@ -72,11 +69,17 @@ class Ending(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """How many visitors at once; the reasons are where the defaults are, in config.py."""
+    """How many visitors at once, 0 for any number; the reasons are in rules.py."""
 
     per_source: int
     young_per_source: int
     young: int
+    waiting: int
+
+    @property
+    def without_young(self) -> bool:
+        """Whether nobody is young: then all who have a place are alike, and none is evicted."""
+        return not (self.young_per_source or self.young)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,8 @@ class Visitor:
 class Guard:
     """Of one service."""
 
-    def __init__(
-        self, caps: Caps, *, most_resting: int = MAX_RESTING, most_waiting: int = MAX_WAITING
-    ) -> None:
-        self._caps = caps
-        self._most_waiting = most_waiting
+    def __init__(self, caps: Caps, *, most_resting: int = MAX_RESTING) -> None:
+        self.caps = caps  # may be changed: who has a place keeps it
         self._line: dict[Visitor, None] = {}  # oldest first, as the next
         self._young: dict[Visitor, None] = {}
         self._sources = Sources(most_resting)
@@ -186,7 +186,7 @@ class Guard:
         visitor = Visitor(now, source, traffic, evict)
         self._line[visitor] = None
         self.seat(now)
-        if len(self._line) > self._most_waiting:
+        if len(self._line) > self.caps.waiting:
             # Of equals the first, which is the oldest.
             self._evict(max(self._line, key=lambda one: one.grade_at(now)), now)
         return visitor
@@ -201,7 +201,7 @@ class Guard:
             if source in full:
                 continue
             own = self._is_full(source)
-            if own or len(self._young) >= self._caps.young:
+            if own or _reached(self.caps.young, len(self._young)):
                 rivals = (rival for rival in self._young if rival.source is source or not own)
                 victim = _worst(rivals, one.grade_at(now), now)
                 if victim is not None:
@@ -213,6 +213,9 @@ class Guard:
                     return
             del self._line[one]
             source.waiting -= 1
+            if self.caps.without_young:
+                one.standing = Standing.GROWN
+                continue
             self._young[one] = None
             source.young += 1
             one.standing, one.seated = Standing.YOUNG, now
@@ -220,7 +223,8 @@ class Guard:
     def may_wait(self, visitor: Visitor) -> bool:
         """Whether a place may come free for it: not where its source's are all established."""
         source = visitor.source
-        return source.visitors - source.waiting - source.young < self._caps.per_source
+        grown = source.visitors - source.waiting - source.young
+        return not _reached(self.caps.per_source, grown)
 
     def leave(self, visitor: Visitor, now: float, ending: Ending) -> None:
         """The visitor has ended. Nothing if it was evicted."""
@@ -232,7 +236,7 @@ class Guard:
             visitor.log_in(now)
             if now - visitor.came >= LONG_SECONDS:
                 source.heal(now)
-        elif ending is Ending.OURS:
+        elif ending is Ending.OURS or self.caps.without_young:
             visitor.log_in(now)
         else:
             source.fail(now)
@@ -241,7 +245,9 @@ class Guard:
     def _is_full(self, source: Source) -> bool:
         """Whether one of its own must go first."""
         here = source.visitors - source.waiting
-        return here >= self._caps.per_source or source.young >= self._caps.young_per_source
+        return _reached(self.caps.per_source, here) or _reached(
+            self.caps.young_per_source, source.young
+        )
 
     def _let_grow(self, now: float) -> None:
         for one in list(self._young):
@@ -270,6 +276,10 @@ class Guard:
         visitor.standing = Standing.GONE
         source.visitors -= 1
         self._sources.remember(source, now)
+
+
+def _reached(cap: int, count: int) -> bool:
+    return 0 < cap <= count
 
 
 def _worst(rivals: Iterable[Visitor], claim: int, now: float) -> Visitor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -15,11 +14,12 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from relay_server.gate import Gate
-from relay_server.guard import LEAST_BYTES, Caps, Ending, Guard, Traffic, has_grown
+from relay_server.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
 from relay_server.listeners import Listener
 from relay_server.login import Login
 from relay_server.opening import Opening, look, wait_opening
 from relay_server.presence import Presence
+from relay_server.rules import Rules
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -75,7 +75,8 @@ class _Visit:
         self._listener = listener
         self._source = source
         self.about = {"agent": presence.name, "service": listener.service, "source": source[0]}
-        self.gate = _gate_of(config, presence, listener)
+        self._rules = config.rules(presence.name, listener.service)
+        self.gate = _gate_of(self._rules, presence, listener)
         self.scope = trio.CancelScope()  # cancelled when evicted
         self.evicted = False
         self._came = trio.current_time()
@@ -89,9 +90,11 @@ class _Visit:
         refused = self._turned_away()
         if refused is not None:
             return refused
-        if host in self._config.uncounted or not self._is_guarded():
+        if host in self._config.uncounted or not self._rules.guarded:
             return await self._carry(sock)
-        visitor = await self.gate.enter(host, traffic=self.traffic, evict=self._evict)
+        visitor = await self.gate.enter(
+            host, patience=self._rules.patience, traffic=self.traffic, evict=self._evict
+        )
         if visitor is None:
             return "too many visitors from there"
         ending = Ending.OURS
@@ -103,19 +106,16 @@ class _Visit:
         return refused
 
     def _turned_away(self) -> str | None:
-        """By the lists for all ports, or by those of this one."""
+        """By the lists for all services, those for some, or those of this port."""
         host = self._source[0]
-        return self._config.admission.refusal(host) or self._listener.admission.refusal(host)
-
-    def _is_guarded(self) -> bool:
-        service = self._listener.service
-        return any(fnmatchcase(service, pattern) for pattern in self._config.guarded)
+        lists = (self._config.admission, self._rules.admission, self._listener.admission)
+        return next(filter(None, (one.refusal(host) for one in lists)), None)
 
     async def _hold(self, sock: socket.socket) -> str | None:
         """Until it begins as an SSH client does, or has had its time to; else why it is refused."""
-        if not self._config.hold:
+        if not self._rules.hold:
             return None
-        with trio.move_on_after(self._config.hold) as scope:
+        with trio.move_on_after(self._rules.hold) as scope:
             with self._listener.ending(scope):
                 await wait_opening(sock)
         # A task woken in the turn in which it is evicted runs once more.
@@ -177,7 +177,7 @@ class _Visit:
         if stream is None:
             return "too many streams"
         splice = endpoint.join(stream, self.about)
-        if self._is_guarded():
+        if self._rules.guarded and self._rules.ssh:
             splice.overhear = self._login.hear
         self._joined = endpoint, splice
         endpoint.flush()
@@ -213,13 +213,9 @@ class _Visit:
         return Ending.THEIRS if is_theirs else Ending.OURS
 
 
-def _gate_of(config: ServerConfig, presence: Presence, listener: Listener) -> Gate:
+def _gate_of(rules: Rules, presence: Presence, listener: Listener) -> Gate:
     gate = presence.gates.get(listener.port)
     if gate is None or gate.service != listener.service:
-        caps = Caps(
-            per_source=config.visitors_per_source,
-            young_per_source=config.young_visitors_per_source,
-            young=config.young_visitors,
-        )
-        gate = presence.gates[listener.port] = Gate(Guard(caps), listener.service)
+        gate = presence.gates[listener.port] = Gate(Guard(rules.caps), listener.service)
+    gate.guard.caps = rules.caps  # they may be others than when somebody came last
     return gate

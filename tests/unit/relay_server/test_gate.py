@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from protocol.process.brake import LINES, PERIOD
-from relay_server.gate import ARRIVALS, ASK_AGAIN, PATIENCE, Gate
+from relay_server.gate import ARRIVALS, ASK_AGAIN, Gate
 from relay_server.guard import (
     BEGUN_BYTES,
     GROWN_BYTES,
@@ -18,11 +18,13 @@ from relay_server.guard import (
 )
 from tests.unit.relay_server.relay import told
 
+PATIENCE = 10.0
 ABOUT = {"agent": "home", "service": "ssh", "source": "203.0.113.9"}
 
 
 def gate_of(*, per_source: int = 8, young: int = 1) -> Gate:
-    return Gate(Guard(Caps(per_source=per_source, young_per_source=8, young=young)))
+    caps = Caps(per_source=per_source, young_per_source=8, young=young, waiting=64)
+    return Gate(Guard(caps))
 
 
 async def enter(
@@ -30,7 +32,10 @@ async def enter(
 ) -> Visitor | None:
     names = [] if evicted is None else evicted
     return await gate.enter(
-        host, traffic=lambda: Traffic(sent, 0), evict=lambda: names.append(host)
+        host,
+        patience=PATIENCE,
+        traffic=lambda: Traffic(sent, 0),
+        evict=lambda: names.append(host),
     )
 
 
@@ -61,7 +66,7 @@ async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.Mo
 async def test_who_is_evicted_from_the_line_gets_no_place(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    gate = Gate(Guard(Caps(per_source=8, young_per_source=8, young=1), most_waiting=1))
+    gate = Gate(Guard(Caps(per_source=8, young_per_source=8, young=1, waiting=1)))
     await enter(gate, "a", sent=BEGUN_BYTES)
     evicted, got = list[str](), list[Visitor | None]()
 

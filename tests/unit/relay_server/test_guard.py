@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import strategies as st
@@ -14,7 +14,6 @@ from relay_server.guard import (
     GROWN_SECONDS,
     LEAST_BYTES,
     LONG_SECONDS,
-    MAX_WAITING,
     SILENT_GRACE,
     Caps,
     Ending,
@@ -98,10 +97,12 @@ class Door:
 
 
 def door_of(
-    *, per_source: int = 64, young_per_source: int = 64, young: int = 64, waiting: int = MAX_WAITING
+    *, per_source: int = 64, young_per_source: int = 64, young: int = 64, waiting: int = 64
 ) -> Door:
-    caps = Caps(per_source=per_source, young_per_source=young_per_source, young=young)
-    return Door(Guard(caps, most_waiting=waiting))
+    caps = Caps(
+        per_source=per_source, young_per_source=young_per_source, young=young, waiting=waiting
+    )
+    return Door(Guard(caps))
 
 
 BOT = 10  # failures, or visitors who came to nothing, that make a bot of a source
@@ -445,7 +446,7 @@ def test_an_attack_with_defaults_delays_no_newcomer() -> None:
                 owner.let_in = True
                 door.leave(owner)
         assert door.guard.young <= 8
-        assert door.guard.waiting <= MAX_WAITING
+        assert door.guard.waiting <= 64
     assert door.score("198.51.100.7") == 0.0
 
 
@@ -454,8 +455,8 @@ class AnyGuard(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.caps = Caps(per_source=4, young_per_source=2, young=3)
-        self.door = Door(Guard(self.caps, most_resting=3, most_waiting=2))
+        self.caps = Caps(per_source=4, young_per_source=2, young=3, waiting=2)
+        self.door = Door(Guard(self.caps, most_resting=3))
 
     def those(self, standing: Standing) -> list[One]:
         return [one for one in self.door.inside if one.standing is standing]
@@ -508,3 +509,51 @@ class AnyGuard(RuleBasedStateMachine):
 
 WAITS = Standing.WAITS
 TestAnyGuard = AnyGuard.TestCase
+
+
+# Who logs in nowhere
+
+
+def test_where_nobody_is_young_only_those_of_one_source_are_counted() -> None:
+    door = door_of(per_source=2, young_per_source=0, young=0)
+    first = door.come("a")
+    door.come("a")
+    third = door.come("a")
+    assert third.standing is Standing.WAITS
+    assert third.place is not None
+    assert not door.guard.may_wait(third.place), "no place of theirs comes free by itself"
+    assert [door.come(f"b{number}").standing for number in range(100)] == [Standing.GROWN] * 100
+    door.wait(GROWN_SECONDS)
+    assert not first.evicted
+    door.leave(first)
+    door.wait(0)
+    assert third.standing is Standing.GROWN
+    assert door.guard.young == 0
+
+
+def test_who_cannot_log_in_has_not_failed_to() -> None:
+    door = door_of(per_source=2, young_per_source=0, young=0)
+    for number in range(100):
+        door.leave(door.come(f"a{number}"))
+    assert door.guard.sources == 0
+
+
+@pytest.mark.parametrize("caps", [{"young": 0}, {"young_per_source": 0}, {"per_source": 0}])
+def test_a_cap_of_none_is_none(caps: dict[str, int]) -> None:
+    door = door_of(**({"per_source": 1000, "young_per_source": 1000, "young": 1000} | caps))
+    for number in range(200):
+        door.enter("a" if "young" not in caps else f"a{number}")
+    assert door.guard.waiting == 0
+
+
+def test_caps_that_change_take_nobodys_place() -> None:
+    door = door_of(young=3)
+    places = [door.enter(f"a{number}") for number in range(3)]
+    door.guard.caps = replace(door.guard.caps, young=1)
+    late = door.come("b")
+    assert late.standing is Standing.WAITS
+    assert not any(one.evicted for one in places)
+    for one in places:
+        door.leave(one)
+    door.wait(0)
+    assert late.standing is Standing.YOUNG

@@ -18,7 +18,7 @@ HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=
 
 
 def new_gate(service: str) -> Gate:
-    return Gate(Guard(Caps(per_source=1, young_per_source=1, young=1)), service)
+    return Gate(Guard(Caps(per_source=1, young_per_source=1, young=1, waiting=64)), service)
 
 
 @pytest.fixture

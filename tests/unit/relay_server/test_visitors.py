@@ -16,6 +16,7 @@ from relay_server.gate import ARRIVALS
 from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
 from relay_server.networks import Admission, parse_networks
+from relay_server.rules import FOR_SSH, GuardTable
 from relay_server.visitors import EVICTED, visit
 from tests.unit.relay_server.relay import (
     Relay,
@@ -338,7 +339,7 @@ async def test_of_those_who_wait_for_the_agent_the_silent_go_first(
     begun = [come(relay, router, port) for _ in range(3)]
     silent = come(relay, router, port, says=b"")
     await until(lambda: relay.presence(router).held == 3)
-    mock_clock.jump(relay.config.hold)
+    mock_clock.jump(FOR_SSH.hold)
     await until(lambda: relay.presence(router).held == 4)
     mock_clock.jump(GRACE)
     late = come(relay, router, port)
@@ -350,7 +351,7 @@ async def test_of_those_who_wait_for_the_agent_the_silent_go_first(
 async def test_a_source_may_have_so_many_established_visitors(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    async with running(tmp_path, visitors_per_source=1) as relay:
+    async with running(tmp_path, guard={"ssh": GuardTable(visitors_per_source=1)}) as relay:
         router, port = await serving(relay)
         visitor, target = await visited_by(relay, router, port)
         await send_all(visitor, bytes(GROWN_BYTES))
@@ -462,7 +463,7 @@ async def test_who_is_silent_is_held_and_then_let_in_as_it_came(
     router, port = await serving(relay)
     visitor = come(relay, router, port, says=b"")
     await quiet()
-    mock_clock.jump(relay.config.hold - 0.01)
+    mock_clock.jump(FOR_SSH.hold - 0.01)
     await quiet()
     assert not router.targets
     mock_clock.jump(0.01)
@@ -481,7 +482,7 @@ async def test_who_begins_in_the_middle_of_the_hold_is_let_in_with_all_it_said(
     router, port = await serving(relay)
     visitor = come(relay, router, port, says=b"SS")
     await quiet()
-    mock_clock.jump(relay.config.hold / 2)
+    mock_clock.jump(FOR_SSH.hold / 2)
     await quiet()
     assert not router.targets
     await send_all(visitor, b"H-2.0-client\r\n" + bytes(60_000))
@@ -527,10 +528,10 @@ async def test_the_hold_is_part_of_the_wait_for_the_agent(relay: Relay, mock_clo
     await router.cut()
     visitor = come(relay, router, port, says=b"")
     await quiet()
-    mock_clock.jump(relay.config.hold)
+    mock_clock.jump(FOR_SSH.hold)
     await until(lambda: relay.presence(router).held)
     await quiet()
-    mock_clock.jump(relay.config.visitor_wait - relay.config.hold - 0.01)
+    mock_clock.jump(relay.config.visitor_wait - FOR_SSH.hold - 0.01)
     await quiet()
     assert relay.presence(router).held
     mock_clock.jump(0.02)
@@ -568,7 +569,12 @@ async def test_who_is_held_is_reset_at_once_when_the_port_closes(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hold": 0.0}, {"guarded": ()}, {"uncounted": parse_networks([STRANGER])}],
+    [
+        {"guard": {"ssh": GuardTable(hold=0.0)}},
+        {"guard": {"ssh": GuardTable(ssh=False)}},
+        {"guard": {"home/*": GuardTable(guarded=False)}},
+        {"uncounted": parse_networks([STRANGER])},
+    ],
 )
 async def test_nobody_is_held_or_refused_who_need_not_be_an_ssh_client(
     tmp_path: Path, mock_clock: Clock, changes: dict[str, Any]
@@ -665,15 +671,53 @@ async def test_refusals_are_counted_by_the_service_that_is_there_now(relay: Rela
     assert entry["refused"] == refused
 
 
-@pytest.mark.parametrize("patterns", [("web", "SSH"), ()])
-async def test_only_what_is_named_like_an_ssh_server_is_guarded(
-    tmp_path: Path, patterns: tuple[str, ...]
+async def test_of_others_than_ssh_servers_only_many_of_one_source_are_too_many(
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     """A browser opens six connections at once, and sends little."""
-    async with running(tmp_path, guarded=patterns) as relay:
-        router, port = await serving(relay)
-        visitors = [(await visited_by(relay, router, port))[0] for _ in range(20)]
+    async with running(tmp_path, guard={"web": GuardTable(visitors_per_source=20)}) as relay:
+        router = relay.enrol("home", port := free_port())
+        await router.attach()
+        await router.serve(port, "web")
+        pairs = [await visited_by(relay, router, port) for _ in range(20)]
         assert not relay.presence(router).refused
+        assert await was_reset(come(relay, router, port))
+        assert relay.presence(router).refused == {"too many visitors from there": 1}
+        another, _ = await visited_by(relay, router, port, "198.51.100.1")
+        for one in pairs.pop():
+            one.close()
+        await until(lambda: told(log, "visitor-out"))
+        pairs.append(await visited_by(relay, router, port))
+        for visitor in (another, *(visitor for visitor, _ in pairs)):
+            visitor.close()
+
+
+async def test_the_first_table_that_fits_says_whom_a_service_admits(tmp_path: Path) -> None:
+    tables = {
+        "home/ssh": GuardTable(deny=parse_networks([STRANGER]), guarded=False),
+        "*": GuardTable(allow=parse_networks(["2001:db8::/32"])),
+    }
+    async with running(tmp_path, guard=tables) as relay:
+        router, port = await serving(relay)
+        assert await was_reset(come(relay, router, port))
+        assert relay.presence(router).refused == {"the source is denied": 1}
+        visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
+        visitor.close()
+
+
+async def test_caps_that_change_hold_for_who_comes_next(tmp_path: Path) -> None:
+    tables = {"ssh": GuardTable(visitors_per_source=2)}
+    async with running(tmp_path, guard=tables) as relay:
+        router, port = await serving(relay)
+        visitors = []
+        for _ in range(2):
+            visitor, target = await visited_by(relay, router, port)
+            await send_all(visitor, bytes(GROWN_BYTES))
+            await receive_exactly(target, GROWN_BYTES)
+            visitors.append(visitor)
+        assert await was_reset(come(relay, router, port))
+        tables["ssh"] = GuardTable(visitors_per_source=3)
+        visitors.append((await visited_by(relay, router, port))[0])
         for visitor in visitors:
             visitor.close()
 
