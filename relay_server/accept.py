@@ -66,11 +66,14 @@ def listen(host: str, port: int, *, dual_stack: bool) -> socket.socket:
 
 
 async def accept_forever(
-    sock: socket.socket, on_caller: Callable[[socket.socket, tuple[str, int]], None]
+    sock: socket.socket,
+    on_caller: Callable[[socket.socket, tuple[str, int]], None],
+    on_failure: Callable[[], None] = lambda: None,
 ) -> None:
     """Call `on_caller(socket, (host, port))` for each caller; it must not wait or raise.
 
-    Returns once `sock` is closed, by `stop_accepting`.
+    `on_failure` hears that none can be taken in for now. Returns once `sock` is closed, by
+    `stop_accepting`.
     """
     told = -math.inf
     burst = _BURST
@@ -84,6 +87,7 @@ async def accept_forever(
             continue
         except OSError as exc:
             if exc.errno not in _OF_THE_CALLER:
+                on_failure()
                 if trio.current_time() - told >= _TELL_AGAIN:
                     told = trio.current_time()
                     event(log, logging.ERROR, "accept-failed", reason=exc.strerror or str(exc))

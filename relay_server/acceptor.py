@@ -7,6 +7,7 @@ between. A slow or idle caller delays nobody.
 
 from __future__ import annotations
 
+import enum
 import logging
 import socket
 import time
@@ -35,6 +36,17 @@ log = logging.getLogger(__name__)
 
 # A full disk or a locked registry is a matter of minutes, if not of a person.
 REGISTRY_RETRY: Final = 10.0
+
+
+class Failure(enum.StrEnum):
+    """Why somebody at the door is not let in: a metric's label, and what the log says."""
+
+    TOO_MANY = "too many attempts from there"
+    PUSHED_OUT = "pushed out by newer callers"
+    LATE = "no handshake in time"
+    CLOSED = "closed before the handshake was done"
+    WRONG = "not the protocol"  # the log has more
+    NETWORK = "network error"  # likewise
 
 
 class Acceptor:
@@ -66,7 +78,7 @@ class Acceptor:
         caller = self._doorway.enter(source[0], now, scope.cancel)
         if caller is None:
             sock.close()
-            self._tell_failed(source, "too many attempts from there", self._strangers)
+            self._tell_failed(source, Failure.TOO_MANY, self._strangers)
             return
         self._nursery.start_soon(self._greet, sock, source, caller, scope)
 
@@ -86,8 +98,8 @@ class Acceptor:
                 self._doorway.leave(caller, trio.current_time(), known=known is not None)
             if scope.cancelled_caught:
                 in_time = trio.current_time() < scope.deadline
-                reason = "pushed out by newer callers" if in_time else "no handshake in time"
-                self._tell_failed(source, reason, self._brake_for(caller))
+                why = Failure.PUSHED_OUT if in_time else Failure.LATE
+                self._tell_failed(source, why, self._brake_for(caller))
             if known is not None:
                 await self._agents.admit(*known, HostPort(*source))
 
@@ -111,24 +123,33 @@ class Acceptor:
                 key=arrival.agent_key.hex(),
                 reason=answer.reason,
             )
+            self._agents.tally.denied[answer.code] += 1
             await arrival.deny(answer)
         except (RemoteProtocolError, LinkLost) as exc:
-            reason = str(exc)
+            why, reason = Failure.WRONG, str(exc)
         except EOFError:
-            reason = "closed before the handshake was done"
+            why, reason = Failure.CLOSED, ""
         except OSError as exc:
-            reason = exc.strerror or str(exc)
+            why, reason = Failure.NETWORK, exc.strerror or str(exc)
         else:
             return None
-        self._tell_failed(source, reason, self._brake_for(caller))
+        self._tell_failed(source, why, self._brake_for(caller), reason)
         return None
 
     def _brake_for(self, caller: Caller) -> Brake:
         return self._proved if caller.proved else self._strangers
 
-    def _tell_failed(self, source: tuple[str, int], reason: str, brake: Brake) -> None:
+    @property
+    def at_door(self) -> int:
+        """Callers of whom it is not yet known who they are."""
+        return len(self._doorway)
+
+    def _tell_failed(
+        self, source: tuple[str, int], why: Failure, brake: Brake, reason: str = ""
+    ) -> None:
+        self._agents.tally.handshakes_failed[why] += 1
         if brake.allows(trio.current_time()):
-            event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason)
+            event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason or why)
         elif brake.suppressed == 1:
             self._nursery.start_soon(self._tell_suppressed, brake)
 

@@ -29,6 +29,7 @@ from relay_server.keys import RelayKeys
 from relay_server.ports import Ports
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
+from relay_server.tally import Tally
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -58,10 +59,11 @@ class Agents:
         self._registry = registry
         self._keys = keys
         self._nursery = nursery
-        self._ports = Ports(config, registry, nursery, kept)
+        self.tally = Tally()
+        self._ports = Ports(config, registry, nursery, kept, self.tally)
         self._present: dict[bytes, Presence] = {}
         self._pool = BufferPool()
-        self._cap = ReplayCap(config.replay_total)
+        self.replay_cap = ReplayCap(config.replay_total)
         self._limits = Limits(
             streams=config.max_streams,
             stream_window=config.stream_window,
@@ -91,7 +93,7 @@ class Agents:
                 await self._deny_duplicate(presence, arrival, source)
             case Decision.STALE:
                 reason = "a newer link of this agent came first"
-                await _deny(arrival, DenialCode.SUPERSEDED, reason)
+                await self._deny(arrival, DenialCode.SUPERSEDED, reason)
             case _:
                 presence.address = str(source)
                 resume = decision is Decision.RESUME
@@ -147,6 +149,7 @@ class Agents:
         hello = arrival.hello
         await arrival.welcome(welcome)
         presence.attached_now(resumed=welcome.resumed)
+        self.tally.attached(resumed=welcome.resumed)
         event(
             log,
             logging.INFO,
@@ -197,7 +200,7 @@ class Agents:
             limits=self._limits,
             window_limit=self._config.stream_window_max,
             replay_limit=self._config.replay,
-            replay_cap=self._cap,
+            replay_cap=self.replay_cap,
             pool=self._pool,
         )
         session = Session(relay=True, options=options, peer=peer)
@@ -246,7 +249,15 @@ class Agents:
             instance=arrival.hello.instance.hex(),
         )
         reason = f"another process with the key of {presence.name} is attached"
-        await _deny(arrival, DenialCode.DUPLICATE, reason, retry_after=DUPLICATE_RETRY)
+        await self._deny(arrival, DenialCode.DUPLICATE, reason, retry_after=DUPLICATE_RETRY)
+
+    async def _deny(
+        self, arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
+    ) -> None:
+        self.tally.denied[code] += 1
+        # Whoever is gone meanwhile needs no answer.
+        with contextlib.suppress(LinkLost):
+            await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))
 
     # What an agent says
 
@@ -331,11 +342,3 @@ class Agents:
     def status(self) -> list[dict[str, object]]:
         """What `relay-server status` shows: all of it, for those that are here."""
         return [presence.status() for presence in self._present.values()]
-
-
-async def _deny(
-    arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
-) -> None:
-    # Whoever is gone meanwhile needs no answer.
-    with contextlib.suppress(LinkLost):
-        await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))

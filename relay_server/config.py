@@ -106,6 +106,20 @@ _NOBODY: Final = Networks()
 _THIS_MACHINE: Final = Networks(map(parse_network, ("127.0.0.1", "::1")))
 
 
+def parse_metrics_listen(value: object) -> HostPort:
+    """Read `ADDRESS` or `ADDRESS:PORT`."""
+    address = parse_host_port(value, default_port=9111) if isinstance(value, str) else None
+    if address is None or not is_address(address.host):
+        raise ValueError(f'expected an address such as "127.0.0.1:9111", not {value!r}')
+    return address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsTable:
+    # Where Prometheus asks; nowhere unless told. Whoever reaches it may read.
+    listen: HostPort | None = field(default=None, metadata={"parse": parse_metrics_listen})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     # Where agents dial in. Eight is a bound on mistakes, not on use.
@@ -120,6 +134,7 @@ class ServerConfig:
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    metrics: MetricsTable = field(default_factory=MetricsTable)
 
     # Before authentication
 

@@ -96,7 +96,13 @@ class Listener:
         self.sockets = opened
 
     async def serve(
-        self, bind: str | None, *, agent: str, on_visitor: OnVisitor, opened: Callable[[], None]
+        self,
+        bind: str | None,
+        *,
+        agent: str,
+        on_visitor: OnVisitor,
+        on_failure: Callable[[], None] = lambda: None,
+        opened: Callable[[], None],
     ) -> None:
         """Open the port, trying until it is free, then accept until `close`."""
         try:
@@ -106,7 +112,7 @@ class Listener:
                 event(log, logging.INFO, "port-open", **about)
                 async with trio.open_nursery() as nursery:
                     for sock in self.sockets:
-                        nursery.start_soon(accept_forever, sock, on_visitor)
+                        nursery.start_soon(accept_forever, sock, on_visitor, on_failure)
         finally:
             self.close()
 

@@ -16,6 +16,7 @@ from protocol.transport.endpoint import Endpoint
 from relay_server.kept import KeptSockets
 from relay_server.listeners import Listener, PortUnavailable
 from relay_server.presence import Presence
+from relay_server.tally import Tally
 from relay_server.visitors import visit
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class Ports:
         registry: Registry,
         nursery: trio.Nursery,
         kept: KeptSockets,
+        tally: Tally,
     ) -> None:
         self._config = config
         self._registry = registry
         self._nursery = nursery
         self._kept = kept
+        self._tally = tally
 
     def publish(self, presence: Presence, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
@@ -153,6 +156,7 @@ class Ports:
             agent=presence.name,
             opened=partial(self._confirm, presence, listener),
             on_visitor=partial(self._on_visitor, presence, listener),
+            on_failure=self._tally.accept_failed,
         )
 
     def _on_visitor(
@@ -162,7 +166,7 @@ class Ports:
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
-        self._nursery.start_soon(visit, self._config, presence, listener, sock, source)
+        self._nursery.start_soon(visit, self._config, self._tally, presence, listener, sock, source)
 
     def _confirm(self, presence: Presence, listener: Listener) -> None:
         if listener.open and listener.publication and presence.endpoint is not None:

@@ -185,6 +185,14 @@ class Registry:
         with self._errors():
             return _agents(self._reader, "public_key IS NOT NULL", ())
 
+    def enrolled(self) -> list[str]:
+        """Their names alone, which costs a fraction."""
+        with self._errors():
+            rows = self._reader.execute(
+                "SELECT name FROM agents WHERE public_key IS NOT NULL ORDER BY name"
+            )
+            return [name for (name,) in rows]
+
     def agent(self, name: str) -> Agent | None:
         """The agent of that name, also one that is only invited."""
         with self._errors():

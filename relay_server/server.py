@@ -23,7 +23,7 @@ from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify, take_sockets
-from relay_server.accept import accept_forever, stop_accepting
+from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.kept import UNCLAIMED_SECONDS, KeptSockets
@@ -82,7 +82,9 @@ async def _run(
             acceptor = Acceptor(config, registry, keys, agents, nursery)
             refresh = partial(_refresh, state, keys, agents)
             for sock in sockets:
-                nursery.start_soon(accept_forever, sock, acceptor.on_caller)
+                nursery.start_soon(
+                    accept_forever, sock, acceptor.on_caller, agents.tally.accept_failed
+                )
             nursery.start_soon(_watch_registry, registry, refresh)
             nursery.start_soon(_watch_followers, state, keys, registry)
             listening = [HostPort(*sock.getsockname()[:2]) for sock in sockets]
@@ -90,6 +92,8 @@ async def _run(
             nursery.start_soon(control.serve, state.path / SOCKET, commands)
             for address in listening:
                 event(log, logging.INFO, "listening", host=address.host, port=address.port)
+            if config.metrics.listen is not None:
+                _tell_metrics(config.metrics.listen, agents, acceptor, registry, sockets, nursery)
             tell_small_buffers(config.stream_window_max)
             nursery.start_soon(_close_unclaimed, kept)
             nursery.start_soon(report, agents)
@@ -103,6 +107,36 @@ async def _run(
             agents.say_goodbye()
             await trio.sleep(DRAIN)
             nursery.cancel_scope.cancel()
+
+
+def _tell_metrics(
+    address: HostPort,
+    agents: Agents,
+    acceptor: Acceptor,
+    registry: Registry,
+    sockets: Sequence[socket.socket],
+    nursery: trio.Nursery,
+) -> None:
+    try:
+        # Only here: what they need is not installed unless somebody wants it.
+        from relay_server.metrics import Metrics
+        from relay_server.scrape import Scrape
+    except ModuleNotFoundError as exc:
+        raise CommandFailed(
+            f"metrics need the Python library {exc.name}: pip install 'ssh-relay[metrics]'"
+        ) from None
+    try:
+        sock = listen(address.host, address.port, dual_stack=True)
+    except OSError as exc:
+        raise CommandFailed(
+            f"cannot listen on {address} for metrics: {exc.strerror or exc}"
+        ) from None
+    metrics = Metrics(agents, acceptor, registry)
+    # Those where agents dial in are closed when the relay stops, the first thing that it does.
+    scrape = Scrape(metrics.page, lambda: all(one.fileno() >= 0 for one in sockets), nursery)
+    nursery.start_soon(metrics.lag.measure)
+    nursery.start_soon(scrape.serve, sock)
+    event(log, logging.INFO, "metrics-listening", host=address.host, port=address.port)
 
 
 def _only(group: BaseException) -> BaseException:

@@ -20,6 +20,7 @@ from relay_server.login import Login
 from relay_server.opening import Opening, look, wait_opening
 from relay_server.presence import Presence
 from relay_server.rules import Rules
+from relay_server.tally import Tally
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -38,13 +39,14 @@ _BY_TARGET: Final = "aborted"
 
 async def visit(
     config: ServerConfig,
+    tally: Tally,
     presence: Presence,
     listener: Listener,
     sock: socket.socket,
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
-    one = _Visit(config, presence, listener, source)
+    one = _Visit(config, tally, presence, listener, source)
     refused: str | None = None
     with sock:
         try:
@@ -56,9 +58,11 @@ async def visit(
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
         one.gate.refused[EVICTED] += 1
+        tally.refused[EVICTED] += 1
         await one.gate.tell_evicted(one.about, one.traffic())
     elif refused is not None:
         one.gate.refused[refused] += 1
+        tally.refused[refused] += 1
         await one.gate.tell_refused(one.about, refused)
 
 
@@ -66,11 +70,13 @@ class _Visit:
     def __init__(
         self,
         config: ServerConfig,
+        tally: Tally,
         presence: Presence,
         listener: Listener,
         source: tuple[str, int],
     ) -> None:
         self._config = config
+        self._tally = tally
         self._presence = presence
         self._listener = listener
         self._source = source
@@ -129,7 +135,8 @@ class _Visit:
         if isinstance(splice, str):
             return splice
         told = self.gate.tell_arrival(self.about, splice.stream)
-        await splice.run(sock)
+        with self._tally.carrying(self._listener.service, splice):
+            await splice.run(sock)
         # It may have been evicted in the turn in which it ended.
         await trio.lowlevel.checkpoint_if_cancelled()
         grown = has_grown(self.traffic(), trio.current_time() - self._came)

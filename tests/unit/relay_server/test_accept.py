@@ -92,9 +92,12 @@ async def test_an_error_that_never_ends_costs_little_and_is_told_each_minute(
     autojump_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
     fake = FakeListener(*[errno.EINVAL] * 100_000)
+    failures: list[int] = []
     with trio.move_on_after(90):
-        await accept_forever(cast(socket.socket, fake), lambda sock, source: None)
+        sock = cast(socket.socket, fake)
+        await accept_forever(sock, lambda sock, source: None, lambda: failures.append(1))
     assert fake.asked == pytest.approx(900, abs=2)
+    assert len(failures) == fake.asked
     assert len(told(log, "accept-failed")) == 2
     fake.close()
 

@@ -45,6 +45,17 @@ def test_networks_of_visitors(tmp_path: Path) -> None:
     assert not config.uncounted
 
 
+def test_metrics_are_told_nowhere_unless_asked_for(tmp_path: Path) -> None:
+    assert load_config(None, tmp_path).metrics.listen is None
+    config = load(tmp_path, "[metrics]\nlisten = '[::1]:9999'")
+    assert config.metrics.listen == HostPort("::1", 9999)
+    config = load(tmp_path, "metrics.listen = '127.0.0.1'")
+    assert config.metrics.listen == HostPort("127.0.0.1", 9111)
+    for value in ("9111", "'vps.example.net'", "':9111'", "true"):
+        with pytest.raises(ConfigError, match=r"metrics\.listen: expected"):
+            load(tmp_path, f"metrics.listen = {value}")
+
+
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file$"):
         load_config(tmp_path / "none.toml", tmp_path)

@@ -17,6 +17,7 @@ from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
 from relay_server.networks import Admission, parse_networks
 from relay_server.rules import FOR_SSH, GuardTable
+from relay_server.tally import Tally
 from relay_server.visitors import EVICTED, visit
 from tests.unit.relay_server.relay import (
     Relay,
@@ -208,7 +209,8 @@ async def test_cancelled_where_it_waits_or_carries_the_visitor_is_reset(relay: R
     for at, started in ((listener, lambda: router.targets), (orphan, lambda: presence.held)):
         visitor, accepted = tcp_pair()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(visit, relay.config, presence, at, accepted, ("203.0.113.9", 1))
+            source = ("203.0.113.9", 1)
+            nursery.start_soon(visit, relay.config, Tally(), presence, at, accepted, source)
             await until(started)
             nursery.cancel_scope.cancel()
         assert await was_reset(visitor)
