@@ -84,17 +84,25 @@ class Gate:
 
     async def tell_refused(self, about: Mapping[str, object], reason: str) -> None:
         """Log it, unless there are many; then once, when the time has come, how many."""
-        await _tell(self._refusals, "refused", about, reason=reason)
+        await _tell(self._refusals, _REFUSED, about, reason=reason)
 
     async def tell_evicted(self, about: Mapping[str, object], traffic: Traffic) -> None:
         sizes = {"received": traffic.sent, "sent": traffic.received}
-        await _tell(self._evictions, "evicted", about, **sizes)
+        await _tell(self._evictions, _EVICTED, about, **sizes)
 
 
-async def _tell(brake: Brake, what: str, about: Mapping[str, object], **details: object) -> None:
+# The line about one, and the one about those that were too many to tell of.
+_REFUSED: Final = ("visitor-refused", "visitors-refused")
+_EVICTED: Final = ("visitor-evicted", "visitors-evicted")
+
+
+async def _tell(
+    brake: Brake, names: tuple[str, str], about: Mapping[str, object], **details: object
+) -> None:
+    one, many = names
     if brake.allows(trio.current_time()):
-        event(log, logging.INFO, f"visitor-{what}", **about, **details)
+        event(log, logging.INFO, one, **about, **details)
     elif brake.suppressed == 1:
         await trio.sleep_until(brake.ends)
         common = {name: about[name] for name in ("agent", "service")}
-        event(log, logging.INFO, f"visitors-{what}", **common, more=brake.take_suppressed())
+        event(log, logging.INFO, many, **common, more=brake.take_suppressed())
