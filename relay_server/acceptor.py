@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import trio
 
@@ -63,14 +63,14 @@ class Acceptor:
         self._keys = keys
         self._agents = agents
         self._nursery = nursery
-        self._doorway = Doorway(
-            total=config.half_open,
-            per_source=config.half_open_per_source,
-            attempts=config.attempts_per_source,
-            per_second=config.attempts_per_second,
-        )
+        self._doorway = Doorway(**_bounds(config))
         # The noise of scanners must not hide the trouble of agents, who know the relay's key.
         self._strangers, self._proved = Brake(), Brake()
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """For callers from now on."""
+        self._config = config
+        self._doorway.allow(**_bounds(config))
 
     def on_caller(self, sock: socket.socket, source: tuple[str, int]) -> None:
         now = trio.current_time()
@@ -210,3 +210,19 @@ class Acceptor:
             reason="this agent is not enrolled here; it needs an invitation",
             retry_after=0.0,
         )
+
+
+class _Bounds(TypedDict):
+    total: int
+    per_source: int
+    attempts: int
+    per_second: float
+
+
+def _bounds(config: ServerConfig) -> _Bounds:
+    return _Bounds(
+        total=config.half_open,
+        per_source=config.half_open_per_source,
+        attempts=config.attempts_per_source,
+        per_second=config.attempts_per_second,
+    )

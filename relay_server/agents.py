@@ -64,11 +64,14 @@ class Agents:
         self._present: dict[bytes, Presence] = {}
         self._pool = BufferPool()
         self.replay_cap = ReplayCap(config.replay_total)
-        self._limits = Limits(
-            streams=config.max_streams,
-            stream_window=config.stream_window,
-            session_window=config.session_window,
-        )
+        self._limits = _limits(config)
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """For whoever comes, and whatever begins, from now on."""
+        self._config = config
+        self.replay_cap.limit = config.replay_total
+        self._limits = _limits(config)
+        self._ports.reconfigure(config)
 
     # Arriving
 
@@ -342,3 +345,11 @@ class Agents:
     def status(self) -> list[dict[str, object]]:
         """What `relay-server status` shows: all of it, for those that are here."""
         return [presence.status() for presence in self._present.values()]
+
+
+def _limits(config: ServerConfig) -> Limits:
+    return Limits(
+        streams=config.max_streams,
+        stream_window=config.stream_window,
+        session_window=config.session_window,
+    )

@@ -15,6 +15,7 @@ from relay_server.commands import (
     agents,
     invitations,
     invite,
+    reload,
     restrict,
     revoke,
     rotate_key,
@@ -36,7 +37,17 @@ from nothing to a login:
 """
 
 # In the order in which --help lists them.
-_COMMANDS: Final = (run, invite, invitations, agents, status, restrict, rotate_key, revoke)
+_COMMANDS: Final = (
+    run,
+    reload,
+    invite,
+    invitations,
+    agents,
+    status,
+    restrict,
+    rotate_key,
+    revoke,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

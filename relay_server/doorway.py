@@ -43,14 +43,18 @@ class Doorway:
     def __init__(self, *, total: int, per_source: int, attempts: int, per_second: float) -> None:
         """At most `total` callers at once, `per_source` of one source; a bucket holds `attempts`
         tokens and gets `per_second` back."""
-        self._total = total
-        self._per_source = per_source
-        self._attempts = attempts
-        self._per_second = per_second
+        self.allow(total=total, per_source=per_source, attempts=attempts, per_second=per_second)
         self._unproved: dict[Caller, None] = {}  # oldest first
         self._proved: dict[Caller, None] = {}
         self._active: dict[str, _Source] = {}  # with callers at the door: at most `total`
         self._resting: dict[str, _Source] = {}  # without, and short of tokens; oldest first
+
+    def allow(self, *, total: int, per_source: int, attempts: int, per_second: float) -> None:
+        """From now on; who is at the door stays there."""
+        self._total = total
+        self._per_source = per_source
+        self._attempts = attempts
+        self._per_second = per_second
 
     def __len__(self) -> int:
         """Callers at the door."""

@@ -49,6 +49,10 @@ class Ports:
         self._kept = kept
         self._tally = tally
 
+    def reconfigure(self, config: ServerConfig) -> None:
+        """For visitors from now on."""
+        self._config = config
+
     def publish(self, presence: Presence, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
         listener = presence.listeners.get(publish.port)

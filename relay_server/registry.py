@@ -433,10 +433,13 @@ class Registry:
         return default if text is None else json.loads(text)
 
     def _remember(self, key: str, value: object) -> None:
-        if self._recall(key, None) == value:  # nothing to wear the disk or wake the server for
-            return
         with self._change() as db:
-            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, json.dumps(value)))
+            # What is there already must not wear the disk or wake the server.
+            db.execute(
+                "INSERT INTO settings VALUES (?, ?) ON CONFLICT (key) DO UPDATE"
+                " SET value = excluded.value WHERE value IS NOT excluded.value",
+                (key, json.dumps(value)),
+            )
 
     # SQLite
 

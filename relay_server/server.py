@@ -19,15 +19,18 @@ from protocol.process import control
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
+from protocol.process.config import ConfigError
 from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify, take_sockets
+from protocol.process.terminal import Terminal
 from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.kept import UNCLAIMED_SECONDS, KeptSockets
 from relay_server.keys import RelayKeys, retire_unneeded
+from relay_server.reload import Reload
 from relay_server.supervision import report
 
 if TYPE_CHECKING:
@@ -45,9 +48,14 @@ DRAIN: Final = 0.2
 
 
 async def serve(
-    config: ServerConfig, state: StateFolder, registry: Registry, keys: RelayKeys
+    config: ServerConfig,
+    state: StateFolder,
+    registry: Registry,
+    keys: RelayKeys,
+    *,
+    read: Callable[[], ServerConfig] | None = None,
 ) -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; SIGHUP: `read` the configuration again, if it can be.
 
     Raises CommandFailed if a port cannot be had, StateError if the control socket cannot.
     """
@@ -58,7 +66,7 @@ async def serve(
             stack.enter_context(_listen(kept, address)) for address in config.listen
         ]
         try:
-            await _run(config, state, registry, keys, kept, sockets)
+            await _run(config, state, registry, keys, kept, sockets, read or (lambda: config))
         except BaseExceptionGroup as group:
             # What a nursery wraps; the command line expects the one.
             told, rest = group.split(StateError)
@@ -74,13 +82,16 @@ async def _run(
     keys: RelayKeys,
     kept: KeptSockets,
     sockets: Sequence[socket.socket],
+    read: Callable[[], ServerConfig],
 ) -> None:
     raise_descriptor_limit()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    terminal = Terminal()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, keys, nursery, kept)
             acceptor = Acceptor(config, registry, keys, agents, nursery)
             refresh = partial(_refresh, state, keys, agents)
+            reload = Reload(config, read, registry, partial(_reconfigure, agents, acceptor))
             for sock in sockets:
                 nursery.start_soon(
                     accept_forever, sock, acceptor.on_caller, agents.tally.accept_failed
@@ -88,7 +99,7 @@ async def _run(
             nursery.start_soon(_watch_registry, registry, refresh)
             nursery.start_soon(_watch_followers, state, keys, registry)
             listening = [HostPort(*sock.getsockname()[:2]) for sock in sockets]
-            commands = _commands(agents, refresh, listening)
+            commands = _commands(agents, refresh, reload, listening)
             nursery.start_soon(control.serve, state.path / SOCKET, commands)
             for address in listening:
                 event(log, logging.INFO, "listening", host=address.host, port=address.port)
@@ -98,6 +109,9 @@ async def _run(
             nursery.start_soon(_close_unclaimed, kept)
             nursery.start_soon(report, agents)
             async for number in signals:
+                if number == signal.SIGHUP and not terminal.is_gone:
+                    nursery.start_soon(_reload_as_told, reload)
+                    continue
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
             notify("STOPPING=1")
@@ -168,6 +182,17 @@ def _listen_v4(kept: KeptSockets, address: HostPort) -> socket.socket:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 
 
+def _reconfigure(agents: Agents, acceptor: Acceptor, config: ServerConfig) -> None:
+    agents.reconfigure(config)
+    acceptor.reconfigure(config)
+
+
+async def _reload_as_told(reload: Reload) -> None:
+    """By a signal, which nobody waits for: the log says what became of it."""
+    with contextlib.suppress(ConfigError, StateError):
+        await reload()
+
+
 def _refresh(state: StateFolder, keys: RelayKeys, agents: Agents) -> None:
     """Put into effect what commands have changed. Raises StateError."""
     # First, so that a key that cannot be read keeps nobody from being revoked.
@@ -178,7 +203,10 @@ def _refresh(state: StateFolder, keys: RelayKeys, agents: Agents) -> None:
 
 
 def _commands(
-    agents: Agents, put_into_effect: Callable[[], None], listening: Sequence[HostPort]
+    agents: Agents,
+    put_into_effect: Callable[[], None],
+    reload: Reload,
+    listening: Sequence[HostPort],
 ) -> dict[str, control.Command]:
     began = trio.current_time()
 
@@ -197,7 +225,11 @@ def _commands(
         put_into_effect()
         return {}
 
-    return {"agents": show, "status": status, "refresh": refresh}
+    async def read_again(_: control.Request) -> control.Request:
+        outcome = await reload()
+        return {"changed": outcome.changed, "restart": outcome.restart}
+
+    return {"agents": show, "status": status, "refresh": refresh, "reload": read_again}
 
 
 async def _watch_registry(registry: Registry, refresh: Callable[[], None]) -> None:

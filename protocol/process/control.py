@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -21,13 +21,15 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from protocol.process.ask import MAX_REQUEST, TIMEOUT, short_path
+from protocol.process.config import ConfigError
 from protocol.process.logs import failure
 from protocol.process.state import StateError, StateFolder
 
 log = logging.getLogger(__name__)
 
 Request: TypeAlias = dict[str, Any]
-Command: TypeAlias = Callable[[Request], Request]
+# What takes a moment is awaited; it is cancelled when the caller's time is up.
+Command: TypeAlias = Callable[[Request], Request | Awaitable[Request]]
 
 # The CLI is started by hand, or by a script or two.
 _BACKLOG: Final = 16
@@ -78,7 +80,7 @@ async def _serve_one(commands: Mapping[str, Command], stream: trio.SocketStream)
     async with stream:
         with contextlib.suppress(trio.BrokenResourceError):
             with trio.move_on_after(TIMEOUT):
-                answer = _answer(commands, await _receive_line(stream))
+                answer = await _answer(commands, await _receive_line(stream))
                 await stream.send_all(json.dumps(answer).encode() + b"\n")
 
 
@@ -93,7 +95,7 @@ async def _receive_line(stream: trio.SocketStream) -> bytes:
     return bytes(received)
 
 
-def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
+async def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
     try:
         # Deep nesting overflows the decoder's stack.
         request = json.loads(line) if len(line) <= MAX_REQUEST else None
@@ -105,8 +107,9 @@ def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
     if name not in commands:
         return {"error": f"unknown command {name!r}; expected one of {', '.join(commands)}"}
     try:
-        return commands[name](request)
-    except StateError as error:
+        answer = commands[name](request)
+        return answer if isinstance(answer, dict) else await answer
+    except (ConfigError, StateError) as error:
         return {"error": str(error)}
     except Exception:  # a bug in one command must not take the links of all agents with it
         failure(log, "control-command-failed", command=name)

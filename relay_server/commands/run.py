@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +14,13 @@ from protocol.process import logs
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, add_host_option, at_most_eight, reader
 from relay_server.commands.state import LOCK
-from relay_server.config import DEFAULT_PORT, load_config, parse_bind, parse_listen
+from relay_server.config import (
+    DEFAULT_PORT,
+    ServerConfig,
+    load_config,
+    parse_bind,
+    parse_listen,
+)
 from relay_server.keys import load_or_make
 from relay_server.registry import Registry
 
@@ -53,6 +61,22 @@ def add(commands: Any) -> None:
 
 
 def run_server(options: argparse.Namespace, state: StateFolder) -> None:
+    read = partial(_read, options, state)
+    config = read()
+    logs.configure(config.log_level, config.log_format)
+    # Only here: the other commands need none of it and are done sooner.
+    from relay_server.reload import remember
+    from relay_server.server import serve
+
+    state.ensure()
+    with state.lock(LOCK), Registry(state) as registry:
+        keys = load_or_make(state, registry)
+        remember(registry, config)
+        trio.run(partial(serve, config, state, registry, keys, read=read))
+
+
+def _read(options: argparse.Namespace, state: StateFolder) -> ServerConfig:
+    """The file under the options, as of now. Raises ConfigError."""
     config = load_config(
         options.config,
         state.path,
@@ -60,15 +84,8 @@ def run_server(options: argparse.Namespace, state: StateFolder) -> None:
         hosts=at_most_eight(options.host),
         bind=options.bind,
     )
-    logs.configure(options.log_level or config.log_level, options.log_format or config.log_format)
-    # Only here: the other commands need none of it and are done sooner.
-    from relay_server.server import serve
-
-    state.ensure()
-    with state.lock(LOCK), Registry(state) as registry:
-        keys = load_or_make(state, registry)
-        if config.hosts:
-            registry.remember_hosts(config.dialled)
-        registry.remember_link_ports(config.link_ports)
-        registry.remember_port_range(config.ports)
-        trio.run(serve, config, state, registry, keys)
+    return replace(
+        config,
+        log_level=options.log_level or config.log_level,
+        log_format=options.log_format or config.log_format,
+    )

@@ -18,7 +18,8 @@ import trio.testing
 from protocol.process import ask as asking
 from protocol.process.ask import MAX_REQUEST, SOCKET, TIMEOUT, ask
 from protocol.process.command import CommandFailed
-from protocol.process.control import Request, serve
+from protocol.process.config import ConfigError
+from protocol.process.control import Command, Request, serve
 from protocol.process.state import StateError
 
 NOBODY = 65534
@@ -36,6 +37,15 @@ def full(_: Request) -> Request:
     raise StateError("no space left on the disk")
 
 
+def misread(_: Request) -> Request:
+    raise ConfigError("server.toml: port: expected a port")
+
+
+async def slow(_: Request) -> Request:
+    await trio.lowlevel.checkpoint()
+    return {"took": "a moment"}
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / SOCKET
@@ -44,7 +54,8 @@ def path(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def server(path: Path) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, path, {"echo": echo, "broken": broken, "full": full})
+        commands: dict[str, Command] = {"echo": echo, "broken": broken, "full": full}
+        nursery.start_soon(serve, path, commands | {"misread": misread, "slow": slow})
         await trio.testing.wait_all_tasks_blocked()
         yield
         nursery.cancel_scope.cancel()
@@ -151,6 +162,9 @@ async def test_a_command_that_fails_takes_nothing_with_it(
     async with server(path):
         with pytest.raises(CommandFailed, match=r"refuses: no space left on the disk$"):
             await in_thread(path, "full")
+        with pytest.raises(CommandFailed, match=r"refuses: server\.toml: port: expected a port"):
+            await in_thread(path, "misread")
+        assert await in_thread(path, "slow") == {"took": "a moment"}
         with pytest.raises(CommandFailed, match=r"refuses: it failed at broken"):
             await in_thread(path, "broken")
         assert await in_thread(path, "echo") == {"got": {}}

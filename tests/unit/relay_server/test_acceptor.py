@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -466,3 +467,10 @@ async def test_a_key_that_is_retired_gets_no_byte(relay: Relay) -> None:
     relay.keys.former = ()
     with pytest.raises(NoAnswer):
         await router.attach()
+
+
+async def test_other_bounds_hold_for_callers_from_then_on(relay: Relay) -> None:
+    relay.acceptor.reconfigure(replace(relay.config, half_open_per_source=1))
+    with await idle_caller(relay):
+        assert await answer_to(caller_of(relay.port)) == b""
+        assert at_door(relay) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -735,3 +736,15 @@ async def test_who_knows_the_current_key_is_not_disturbed(relay: Relay) -> None:
     await quiet()
     assert not router.ended
     assert relay.presence(away).endpoint is not None
+
+
+async def test_another_configuration_holds_for_sessions_that_begin(relay: Relay) -> None:
+    first, second = relay.enrol("first"), relay.enrol("second")
+    before = await first.attach()
+    config = replace(relay.config, max_streams=7, replay_total=32 << 20)
+    relay.agents.reconfigure(config)
+    assert (await second.attach()).limits.streams == 7
+    assert relay.agents.replay_cap.limit == 32 << 20
+    await first.cut()
+    assert (await first.resume()).resumed
+    assert before.limits.streams == relay.config.max_streams

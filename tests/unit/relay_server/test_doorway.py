@@ -215,3 +215,15 @@ class DoorwayModel(RuleBasedStateMachine):
 
 
 TestDoorwayModel = DoorwayModel.TestCase
+
+
+def test_bounds_that_change_hold_for_who_comes_next() -> None:
+    door = door_of(total=9, per_source=2)
+    callers = [door.enter("a", 0.0, lambda: None) for _ in range(2)]
+    assert None not in callers
+    assert door.enter("a", 0.0, lambda: None) is None
+    door.allow(total=9, per_source=3, attempts=64, per_second=1.0)
+    assert door.enter("a", 0.0, lambda: None) is not None
+    door.allow(total=9, per_source=1, attempts=64, per_second=1.0)
+    assert door.enter("a", 0.0, lambda: None) is None
+    assert len(door) == 3

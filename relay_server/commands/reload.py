@@ -1,0 +1,36 @@
+"""`relay-server reload`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from protocol.process.ask import SOCKET, ask
+from protocol.process.command import CommandFailed, hint, say
+from protocol.process.state import StateFolder
+from relay_server.commands.options import add_command
+
+_NOTES: Final = """\
+Streams go on, ports stay open. If anything in the file is wrong, nothing is
+changed and the relay goes on as it was. What holds for visitors holds for
+those who come from then on; windows and budgets hold for sessions that begin.
+"listen", "bind" and "metrics" need a restart. SIGHUP does the same, and tells
+the log.
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands, "reload", reload_server, "have the running relay read its configuration again"
+    )
+    parser.epilog = _NOTES
+
+
+def reload_server(options: argparse.Namespace, state: StateFolder) -> None:
+    answer = ask(state.path / SOCKET, "reload")
+    if answer is None:
+        raise CommandFailed("the relay is not running; it reads its configuration when it starts")
+    changed, restart = answer["changed"], answer["restart"]
+    say(f"changed: {', '.join(changed)}\n" if changed else "nothing has changed\n")
+    if restart:
+        hint(f"not before a restart: {', '.join(restart)}")

@@ -1,0 +1,69 @@
+"""Configurations that change under a running login and other streams."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+
+from .conftest import House
+from .harness import LIMIT, Login, Relay, free_port, pair, receive, visit
+
+DENIED = "127.0.5.5"
+
+
+def test_the_relays_rules_change_and_a_login_goes_on(own_house: House, login: Login) -> None:
+    relay = own_house.relay
+    with login.session(own_house.dropbear_port, "echo up; exec cat") as session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"up\n"
+        relay.config.write_text(f'[guard.raw]\ndeny = ["{DENIED}"]\n')
+        done = relay.cli("reload")
+        assert (done.stdout, done.stderr) == ("changed: guard\n", "")
+        assert is_refused(own_house.raw_port, source=DENIED)
+        with pair(own_house.raw_port, own_house.target):
+            pass
+        relay.config.write_text('deny = ["nonsense"]\n[guard.raw]\n')
+        done = relay.cli("reload")
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            f"relay-server: the running process refuses: {relay.config}: deny: expected an address"
+        )
+        assert is_refused(own_house.raw_port, source=DENIED), "what was in effect still is"
+        relay.config.write_text('[guard.raw]\nhold = 0\nunknown = "key"\n')
+        relay.process.send(signal.SIGHUP)
+        relay.process.wait_for_line(r"reload-refused .*guard\.raw\.unknown: unknown key")
+        relay.config.write_text('log_format = "json"\n')
+        relay.process.send(signal.SIGHUP)
+        told = relay.process.wait_for_line(r'\{.*"event": "reloaded".*\}')
+        changed = json.loads(told[0])
+        assert (changed["changed"], changed["needs_restart"]) == (["log_format", "guard"], [])
+        with visit(own_house.raw_port, source=DENIED) as visitor:
+            visitor.sendall(b"hello")
+            with own_house.target.accept() as accepted:
+                assert receive(accepted, 5) == b"hello"
+        session.stdin.write(b"still here\n")
+        session.stdin.flush()
+        assert session.stdout.readline() == b"still here\n"
+        assert session.communicate(timeout=LIMIT) == (b"", b"")
+        assert session.returncode == 0
+
+
+def test_what_needs_a_restart_is_named(new_relay: Callable[..., Relay]) -> None:
+    relay = new_relay(bind=None)
+    relay.start()
+    assert relay.cli("reload").stdout == "nothing has changed\n"
+    port = free_port()
+    relay.config.write_text(f'bind = "127.0.0.2"\nports = "{port}-{port}"\n')
+    done = relay.cli("reload")
+    assert (done.stdout, done.stderr) == ("changed: ports\n", "not before a restart: bind\n")
+    assert f"port {port}." in relay.cli("invite", "late").stderr
+
+
+def is_refused(port: int, *, source: str) -> bool:
+    try:
+        with visit(port, source=source) as visitor:
+            return not visitor.recv(1)
+    except ConnectionResetError:  # it may come before connect(2) has returned
+        return True
