@@ -46,6 +46,9 @@ MAX_STREAMS: Final = 65535  # open at once: more than one address has visitors' 
 MIN_WINDOW: Final = 16 * 1024  # the least that bulk moves in; a smaller one would starve
 MAX_STREAM_WINDOW: Final = 16 * 1024 * 1024
 MAX_SESSION_WINDOW: Final = 256 * 1024 * 1024
+# A feature of the hello: the agent only asks whether it would be welcome. The relay answers as ever
+# and closes; no session is touched.
+INQUIRY: Final = "inquiry"
 MAX_RETRY_AFTER: Final = 86_400.0  # seconds: no denial keeps an agent away for more than a day
 
 # Features. "rotation": the sender knows what `successor` in a welcome means.

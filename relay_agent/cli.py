@@ -67,6 +67,16 @@ examples:
 
 "sent" and "received" are the visitor's. --json has ages in seconds.
 """
+_DOCTOR: Final = """\
+Go the whole way from this machine to a visitor, step by step, and say of each
+what was found and what to do. Beside a running agent it disturbs nothing.
+The exit status is 0 if no step failed; a note is no failure.
+"""
+_DOCTOR_EXAMPLES: Final = """\
+examples:
+  relay-agent doctor
+  relay-agent doctor --json
+"""
 
 
 def command_line(arguments: Sequence[str]) -> int:
@@ -114,19 +124,24 @@ def _parser() -> argparse.ArgumentParser:
         "default: ssh, the SSH server found on this machine, on the first port of the invitation",
     )
     run = _add_command(commands, "run", "stay attached and serve", _RUN, _RUN_EXAMPLES)
-    run.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
-    )
     _add_service_option(run, "default: those of agent.toml, or else of join")
     status = _add_command(
         commands, "status", "show link, ports and visitors as of now", _STATUS, _STATUS_EXAMPLES
     )
     status.add_argument("--json", action="store_true", help="for machines")
+    doctor = _add_command(
+        commands, "doctor", "find out why it does not work", _DOCTOR, _DOCTOR_EXAMPLES
+    )
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    for command in (run, doctor):
+        command.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
+        )
     _add_state_option(parser, default=None)
-    for command in (join, run, status):
+    for command in (join, run, status, doctor):
         _add_state_option(command, default=argparse.SUPPRESS)
         add_log_options(command)
     return parser

@@ -83,7 +83,7 @@ async def join(
             f"saved, but not proved: {unproved}; open the port in the firewall of the relay's "
             "machine, or ignore this if only the network here blocks it"
         )
-    say(f"saved; now run: {_how_to_start()}\n")
+    say(f"saved; now run: {how_to_start()}\n")
 
 
 # Where somebody else runs us: OpenWrt's procd, systemd.
@@ -93,7 +93,7 @@ STARTERS: Final = {
 }
 
 
-def _how_to_start() -> str:
+def how_to_start() -> str:
     return next((how for file, how in STARTERS.items() if file.exists()), "relay-agent run")
 
 

@@ -15,7 +15,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkLost, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, ROTATION, Denial, Hello, Limits, Welcome
+from protocol.hello import ID_SIZE, INQUIRY, ROTATION, Denial, Hello, Limits, Welcome
 from protocol.liveness import LATE
 from protocol.process.address import HostPort
 from protocol.process.logs import event
@@ -81,6 +81,9 @@ class Agents:
         Runs until the link is lost or another one takes over.
         """
         hello = arrival.hello
+        if INQUIRY in hello.features:
+            await self._inform(arrival, agent)
+            return
         presence = self._present.setdefault(
             arrival.agent_key, Presence(arrival.agent_key, agent.name)
         )
@@ -101,6 +104,27 @@ class Agents:
                 presence.address = str(source)
                 resume = decision is Decision.RESUME
                 await self._attach(presence, arrival, agent, resume=resume)
+
+    async def _inform(self, arrival: Arrival, agent: Agent) -> None:
+        """It only asks, so nothing may change for whoever is attached with the same key."""
+        nothing = secrets.token_bytes(ID_SIZE)
+        with contextlib.suppress(LinkLost):
+            await arrival.welcome(self._welcome(arrival, agent, nothing, resumed=False, received=0))
+
+    def _welcome(
+        self, arrival: Arrival, agent: Agent, session: bytes, *, resumed: bool, received: int
+    ) -> Welcome:
+        return Welcome(
+            session=session,
+            resumed=resumed,
+            received=received,
+            limits=self._limits,
+            name=agent.name,
+            ports=agent.ports,
+            features=(ROTATION,),
+            software=f"ssh-relay {__version__}",
+            successor=self._keys.successor(arrival.relay_key),
+        )
 
     # From here on the agent has the presence: nothing waits until the welcome is on its way.
 
@@ -123,17 +147,8 @@ class Agents:
         presence.goodbye = None
         presence.relay_key = arrival.relay_key
         presence.rotates = ROTATION in hello.features
-        welcome = Welcome(
-            session=session,
-            resumed=resume,
-            received=endpoint.session.received,
-            limits=self._limits,
-            name=agent.name,
-            ports=agent.ports,
-            features=(ROTATION,),
-            software=f"ssh-relay {__version__}",
-            successor=self._keys.successor(arrival.relay_key),
-        )
+        received = endpoint.session.received
+        welcome = self._welcome(arrival, agent, session, resumed=resume, received=received)
         ended: LinkLost | SessionLost | None = None
         with keeper:
             try:

@@ -17,25 +17,33 @@ _BUFFERS: Final = ("tcp_rmem", "tcp_wmem")
 
 
 def tell_small_buffers(wanted: int, folder: Path = Path("/proc/sys/net/ipv4")) -> None:
-    """Log each sysctl that keeps a link from having `wanted` bytes under way.
+    """Log each of `small_buffers`."""
+    for name, most in small_buffers(wanted, folder).items():
+        event(
+            log,
+            logging.INFO,
+            "tcp-buffers-small",
+            sysctl=name,
+            most=most,
+            wanted=wanted,
+            reason="one stream cannot fill a fast and distant link",
+        )
+
+
+def small_buffers(wanted: int, folder: Path = Path("/proc/sys/net/ipv4")) -> dict[str, int]:
+    """Each sysctl that keeps a link from having `wanted` bytes under way, with what it allows.
 
     200 Mbit/s over 150 ms have 4 MB under way, and the kernel counts its own overhead in.
     """
+    small = {}
     for name in _BUFFERS:
         try:
             most = int((folder / name).read_text().split()[2])
         except (OSError, ValueError, IndexError):
             continue  # not Linux, or a container that hides it
         if most < wanted:
-            event(
-                log,
-                logging.INFO,
-                "tcp-buffers-small",
-                sysctl=f"net.ipv4.{name}",
-                most=most,
-                wanted=wanted,
-                reason="one stream cannot fill a fast and distant link",
-            )
+            small[f"net.ipv4.{name}"] = most
+    return small
 
 
 def raise_descriptor_limit() -> None:

@@ -29,7 +29,7 @@ NewAgent = Callable[..., Agent]
 
 COMMANDS = {
     "relay-server": ["run", "invite", "invitations", "agents", "revoke", "status"],
-    "relay-agent": ["join", "run", "status"],
+    "relay-agent": ["join", "run", "status", "doctor"],
 }
 EACH_PROGRAM = pytest.mark.parametrize("program", COMMANDS)
 

@@ -183,6 +183,7 @@ class Router:
         resume: Resume | None = None,
         epoch: int | None = None,
         token: bytes | None = None,
+        features: tuple[str, ...] | None = None,
         silent: bool = False,
     ) -> Welcome:
         """A new link. `silent`: nobody reads it, as if the process were stopped."""
@@ -193,7 +194,7 @@ class Router:
                 instance=self.instance,
                 epoch=self.epoch,
                 software="test",
-                features=self.features,
+                features=self.features if features is None else features,
                 limits=LIMITS,
                 resume=resume,
                 token=token,

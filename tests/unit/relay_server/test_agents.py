@@ -11,7 +11,7 @@ import trio.testing
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
 from protocol.frame import CloseCode
-from protocol.hello import Resume
+from protocol.hello import INQUIRY, Resume
 from protocol.liveness import DEAD_AFTER, LATE
 from protocol.noise import StaticKey
 from protocol.process.state import StateError
@@ -748,3 +748,32 @@ async def test_another_configuration_holds_for_sessions_that_begin(relay: Relay)
     await first.cut()
     assert (await first.resume()).resumed
     assert before.limits.streams == relay.config.max_streams
+
+
+# Only asking
+
+
+async def test_whoever_only_asks_is_answered_and_changes_nothing(relay: Relay) -> None:
+    port = free_port()
+    router = relay.enrol("home", port)
+    stranger = Router(relay, StaticKey.generate())
+    await denied(stranger, DenialCode.UNKNOWN_AGENT, features=(INQUIRY,))
+    await router.again().attach(features=(INQUIRY,), silent=True)
+    assert not relay.agents._present  # nor does it become present by asking
+    await router.attach()
+    await router.serve(port)
+    visitor, target = await router.visited(port)
+    with visitor, target:
+        before = relay.presence(router).tenure.session
+        welcome = await router.again().attach(features=(INQUIRY,), silent=True)
+        assert (welcome.name, welcome.ports) == ("home", (port,))
+        assert is_attached(router)
+        assert relay.presence(router).tenure.session == before
+        await send_all(visitor, b"on")
+        assert await receive_exactly(target, 2) == b"on"
+        # Nor while it is away, when another process would take over at once.
+        await router.cut()
+        await router.again().attach(features=(INQUIRY,), silent=True)
+        assert (await router.resume()).resumed
+        await send_all(visitor, b"back")
+        assert await receive_exactly(target, 4) == b"back"

@@ -1,0 +1,91 @@
+"""How a doctor works: steps in a table, each with what it found and what to do about it.
+
+A step whose needs failed is not tried: what it would find is known, and where the trouble is, too.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from protocol.process.layout import Colour, Paint, wrapped
+
+_Patient = TypeVar("_Patient")
+
+
+class Verdict(enum.Enum):
+    OK = "ok"
+    NOTE = "note"  # works, and might work better
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+def ok(found: str) -> Finding:
+    return Finding(Verdict.OK, found)
+
+
+def note(found: str, advice: str = "") -> Finding:
+    return Finding(Verdict.NOTE, found, advice)
+
+
+def failed(found: str, advice: str) -> Finding:
+    return Finding(Verdict.FAILED, found, advice)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[_Patient]):
+    name: str
+    check: Callable[[_Patient], Awaitable[Finding]]
+    needs: tuple[str, ...] = ()
+
+
+async def examine(
+    steps: Sequence[Step[_Patient]],
+    patient: _Patient,
+    tell: Callable[[str, Finding], None],
+) -> bool:
+    """Take all steps in order and `tell` of each; whether none failed."""
+    findings: dict[str, Finding] = {}
+    for step in steps:
+        missing = [name for name in step.needs if _is_missing(findings[name])]
+        if missing:
+            finding = Finding(Verdict.SKIPPED, f"not tried without {missing[0]}")
+        else:
+            finding = await step.check(patient)
+        findings[step.name] = finding
+        tell(step.name, finding)
+    return all(finding.verdict is not Verdict.FAILED for finding in findings.values())
+
+
+def _is_missing(finding: Finding) -> bool:
+    return finding.verdict in (Verdict.FAILED, Verdict.SKIPPED)
+
+
+_MARKS: Final[dict[Verdict, tuple[str, Colour]]] = {
+    Verdict.OK: ("ok", "green"),
+    Verdict.NOTE: ("note", "yellow"),
+    Verdict.FAILED: ("FAIL", "red"),
+    Verdict.SKIPPED: ("-", "dim"),
+}
+# "FAIL  handshake  "
+_INDENT: Final = " " * 17
+
+
+def lay_out(name: str, finding: Finding, paint: Paint) -> str:
+    mark, colour = _MARKS[finding.verdict]
+    # Peers have their words in it: one line, whatever they are.
+    found = " ".join(finding.found.split())
+    text = wrapped(found, f"{mark:4}  {name:9}  ", _INDENT)
+    text = paint(colour, text[:4]) + text[4:]
+    if finding.advice:
+        text += "\n" + wrapped(finding.advice, f"{_INDENT}-> ", f"{_INDENT}   ")
+    return text + "\n"
