@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from protocol import __version__
 from protocol.process.command import (
@@ -20,6 +20,7 @@ from protocol.process.command import (
     add_log_options,
     run_command,
 )
+from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder, default_state_dir
 
 PROGRAM: Final = "relay-agent"
@@ -47,7 +48,9 @@ examples:
 """
 _RUN: Final = """\
 Stay attached to the relay and publish this machine's services, until SIGTERM
-or Ctrl-C. SIGUSR1 says that the network may have changed.
+or Ctrl-C. SIGUSR1 says that the network may have changed, SIGHUP that files
+have: see "relay-agent reload". An argument @FILE stands for those in FILE, one
+a line.
 """
 _RUN_EXAMPLES: Final = """\
 examples:
@@ -55,6 +58,16 @@ examples:
   relay-agent run --log-level debug --log-format json
 
 Options of your own go into agent.toml in the state folder.
+"""
+_RELOAD: Final = """\
+Have the agent that runs on this machine read its files again: agent.toml, what
+`join` saved, and files of arguments. Streams go on, also those of a service
+that is removed; another target is for visitors who come from then on. If
+anything is wrong, nothing is changed. SIGHUP does the same, and tells the log.
+"""
+_RELOAD_EXAMPLES: Final = """\
+example:
+  relay-agent reload
 """
 _STATUS: Final = """\
 Ask the agent that runs on this machine how its link, its ports and its
@@ -82,7 +95,18 @@ examples:
 def command_line(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` name and return its exit status."""
     options = _parser().parse_args(arguments)
+    options.again = partial(_parse_again, arguments)
     return run_command(partial(_run, options), program=PROGRAM)
+
+
+class _Raising(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parse_again(arguments: Sequence[str]) -> argparse.Namespace:
+    """With what is in files of arguments now. Raises ConfigError instead of ending the process."""
+    return _parser(_Raising).parse_args(arguments)
 
 
 def _run(options: argparse.Namespace) -> int | None:
@@ -102,8 +126,10 @@ def _run(options: argparse.Namespace) -> int | None:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    parser = kind(
         prog=PROGRAM,
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -124,7 +150,15 @@ def _parser() -> argparse.ArgumentParser:
         "default: ssh, the SSH server found on this machine, on the first port of the invitation",
     )
     run = _add_command(commands, "run", "stay attached and serve", _RUN, _RUN_EXAMPLES)
+    run.fromfile_prefix_chars = "@"
     _add_service_option(run, "default: those of agent.toml, or else of join")
+    reload = _add_command(
+        commands,
+        "reload",
+        "put changed options and services into effect",
+        _RELOAD,
+        _RELOAD_EXAMPLES,
+    )
     status = _add_command(
         commands, "status", "show link, ports and visitors as of now", _STATUS, _STATUS_EXAMPLES
     )
@@ -141,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
             help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
         )
     _add_state_option(parser, default=None)
-    for command in (join, run, status, doctor):
+    for command in (join, run, reload, status, doctor):
         _add_state_option(command, default=argparse.SUPPRESS)
         add_log_options(command)
     return parser

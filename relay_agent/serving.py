@@ -98,6 +98,29 @@ class Serving:
 
     # Publications
 
+    def change(self, services: Sequence[Service]) -> None:
+        """Serve these from now on. Streams go on, also those of a service that goes."""
+        wanted = {(one.name, one.port): one for one in services}
+        for publication, service in list(self._published.items()):
+            same = wanted.pop((service.name, service.port), None)
+            if same is None:
+                self._withdraw(publication)
+            else:
+                self._published[publication] = same  # perhaps at another target
+        # Only now: a port may go from one service to another.
+        for service in wanted.values():
+            self._publish(service)
+        self.endpoint.flush()
+
+    def _withdraw(self, publication: int) -> None:
+        waiting = self._again.pop(publication, None)
+        if waiting is not None:
+            waiting.cancel()
+        self._answers.pop(publication, None)
+        service = self._published.pop(publication)
+        self.endpoint.session.unpublish(publication)
+        event(log, logging.INFO, "service-withdrawn", service=service.name, port=service.port)
+
     def _publish(self, service: Service) -> None:
         self._published[self.endpoint.session.publish(service.name, service.port or 0)] = service
 

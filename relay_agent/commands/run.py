@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 
 import trio
 
+from protocol.process import logs
 from protocol.process.state import StateFolder
 from relay_agent import agent
-from relay_agent.commands.options import LOCK_FILE, configure_logs, read_services
+from relay_agent.commands.options import LOCK_FILE, read_services
 from relay_agent.config import load_config, settle
 from relay_agent.enrolment import load_enrolment, load_key, save_relay
 from relay_agent.keys import Keys
+from relay_agent.reload import Reload, Settings
 
 
 def command(options: argparse.Namespace, state: StateFolder) -> None:
-    wanted = read_services(options.service)
-    config = load_config(state, options.config)
-    configure_logs(options, config, config.log_level)
-    enrolment = load_enrolment(state)
+    settings = _read(options, state)
+    logs.configure(settings.config.log_level, settings.config.log_format)
     state.ensure()
     key = load_key(state)
+    with state.lock(LOCK_FILE):
+        keys = Keys(key, settings.relay, remember=partial(save_relay, state))
+        rereading = partial(Reload, settings, lambda: _read(options.again(), state))
+        trio.run(agent.run, settings.config, settings.services, keys, state, rereading)
+
+
+def _read(options: argparse.Namespace, state: StateFolder) -> Settings:
+    """Files under the options, as of now. Raises ConfigError or StateError."""
+    wanted = read_services(options.service)
+    config = load_config(state, options.config)
+    enrolment = load_enrolment(state)
     services = config.services_over(enrolment.services)
     services = settle(wanted, services, where="--service {}: public port")
-    with state.lock(LOCK_FILE):
-        keys = Keys(key, enrolment.relay, remember=partial(save_relay, state))
-        trio.run(agent.run, config, services, keys, state)
+    config = replace(
+        config,
+        log_level=options.log_level or config.log_level,
+        log_format=options.log_format or config.log_format,
+    )
+    public_key = load_key(state).public
+    return Settings(config=config, services=services, relay=enrolment.relay, public_key=public_key)

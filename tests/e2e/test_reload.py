@@ -7,7 +7,21 @@ import signal
 from collections.abc import Callable
 
 from .conftest import House
-from .harness import LIMIT, Login, Relay, free_port, pair, receive, visit
+from .harness import (
+    LIMIT,
+    LOOPBACK,
+    Login,
+    ProcessUnderTest,
+    Relay,
+    SshServer,
+    eventually,
+    free_port,
+    listens,
+    pair,
+    receive,
+    services,
+    visit,
+)
 
 DENIED = "127.0.5.5"
 
@@ -67,3 +81,74 @@ def is_refused(port: int, *, source: str) -> bool:
             return not visitor.recv(1)
     except ConnectionResetError:  # it may come before connect(2) has returned
         return True
+
+
+def test_the_agents_services_change_and_streams_go_on(
+    own_house: House, dropbear: SshServer, openssh: SshServer, login: Login
+) -> None:
+    """`raw` goes, `openssh` takes its port, and `ssh` gets another target."""
+    house, agent = own_house, own_house.agent
+    with (
+        login.session(house.dropbear_port, "echo up; exec cat") as session,
+        pair(house.raw_port, house.target) as (visitor, accepted),
+    ):
+        assert session.stdin is not None
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"up\n"
+        agent.configure(
+            services(
+                ("ssh", openssh.port, house.dropbear_port),
+                ("openssh", dropbear.port, house.raw_port),
+            )
+        )
+        done = agent.cli("reload")
+        assert (done.stdout, done.stderr) == (
+            "services removed: raw\nservices changed: ssh, openssh\n",
+            "",
+        )
+        agent.process.wait_for_line(rf"service-up service=openssh port={house.raw_port}")
+        assert banner(house.raw_port).startswith(b"SSH-2.0-dropbear")
+        assert banner(house.dropbear_port).startswith(b"SSH-2.0-OpenSSH")
+        eventually(lambda: not listens(house.openssh_port), what="the port is closed")
+        agent.configure("[services.ssh]\n")
+        done = agent.cli("reload")
+        assert done.returncode == 1
+        assert "agent.toml: services.ssh.target: missing; expected HOST:PORT" in done.stderr
+        mark = len(agent.process.log)
+        agent.process.send(signal.SIGHUP)
+        agent.process.wait_for_line(r"reload-refused .*services\.ssh\.target", after=mark)
+        for this, that in ((visitor, accepted), (accepted, visitor)):
+            this.sendall(b"still here")
+            assert receive(that, 10) == b"still here"
+        session.stdin.write(b"still here\n")
+        session.stdin.flush()
+        assert session.stdout.readline() == b"still here\n"
+        assert session.communicate(timeout=LIMIT) == (b"", b"")
+        assert session.returncode == 0
+
+
+def test_a_file_of_arguments_is_read_again(own_house: House, dropbear: SshServer) -> None:
+    """As OpenWrt's init script writes it from UCI."""
+    house, agent = own_house, own_house.agent
+    agent.stop()
+    arguments = agent.folder / "arguments"
+    arguments.write_text(f"--service\nssh={LOOPBACK}:{dropbear.port}@{house.dropbear_port}\n")
+    argv = [*agent.command, "run", "--state-dir", str(agent.state), f"@{arguments}"]
+    agent._process = ProcessUnderTest(argv, environment=agent.environment)
+    agent.process.wait_for_line(rf"service-up service=ssh port={house.dropbear_port}")
+    arguments.write_text(f"--service\nssh={LOOPBACK}:{dropbear.port}@{house.raw_port}\n")
+    agent.process.send(signal.SIGHUP)
+    agent.process.wait_for_line(rf"service-up service=ssh port={house.raw_port}")
+    arguments.write_text("--log-level\nloud\n")
+    agent.process.send(signal.SIGHUP)
+    agent.process.wait_for_line(r"reload-refused .*--log-level: invalid choice: 'loud'")
+    arguments.unlink()
+    mark = len(agent.process.log)
+    agent.process.send(signal.SIGHUP)
+    agent.process.wait_for_line(r"reload-refused .*No such file or directory", after=mark)
+    assert banner(house.raw_port).startswith(b"SSH-2.0-dropbear")
+
+
+def banner(port: int) -> bytes:
+    with visit(port) as visitor:
+        return receive(visitor, 16)

@@ -24,6 +24,7 @@ FILES = OPENWRT / "files"
 INIT = FILES / "etc/init.d/relay-agent"
 HOTPLUG = FILES / "etc/hotplug.d/iface/90-relay-agent"
 WRAPPER = FILES / "usr/bin/relay-agent"
+ARGUMENTS = "var/run/relay-agent.arguments"
 SCRIPTS = [INIT, HOTPLUG, WRAPPER, *(OPENWRT / name for name in ("postinst", "prerm", "postrm"))]
 
 STUBS = r"""
@@ -69,6 +70,7 @@ class Ash:
         (root / "lib/functions.sh").write_text(STUBS)
         (root / "usr/bin").mkdir(parents=True)
         (root / "etc/init.d").mkdir(parents=True)
+        (root / "var/run").mkdir(parents=True)
         (root / "etc/relay-agent").mkdir(parents=True)
 
     def run(self, code: str, *arguments: str, **environment: str) -> list[str]:
@@ -127,31 +129,39 @@ def test_shellcheck_has_no_complaint(file: Path) -> None:
 
 
 def test_what_procd_is_told(joined: Ash) -> None:
-    state = joined.root / "etc/relay-agent"
+    state, arguments = joined.root / "etc/relay-agent", joined.root / ARGUMENTS
     validate, *calls = joined.init("start_service")[1:]
     assert validate.startswith("uci_load_validate <relay-agent> <agent> <main> <start_agent>")
     assert calls == [
         "procd_open_instance",
-        "procd_set_param <command> </usr/bin/relay-agent> <run> <--log-level> <info>",
-        f"procd_set_param <file> <{state}/enrolment.toml> <{state}/agent.toml>",
+        f"procd_set_param <command> </usr/bin/relay-agent> <run> <@{arguments}>",
+        f"procd_set_param <file> <{arguments}> <{state}/enrolment.toml> <{state}/agent.toml>",
+        "procd_set_param <reload_signal> <HUP>",
         "procd_set_param <respawn> <60> <5> <0>",
         "procd_set_param <term_timeout> <10>",
         "procd_set_param <stdout> <1>",
         "procd_set_param <stderr> <1>",
         "procd_close_instance",
     ]
+    assert arguments.read_text() == "--log-level\ninfo\n"
 
 
-def test_services_and_log_level_go_into_the_command(joined: Ash) -> None:
-    calls = joined.init(
+def test_services_and_log_level_go_into_a_file_that_can_be_read_again(joined: Ash) -> None:
+    joined.init(
         "start_service",
         VALIDATED="enabled=1; log_level='debug'; service='ssh=h:22'\\ 'web=h:80@5'; ",
         SERVICES="ssh=h:22\nweb=h:80@5",
     )
-    assert "procd_set_param <command> </usr/bin/relay-agent> <run> <--log-level> <debug>" in calls
-    assert [call for call in calls if "append" in call] == [
-        "procd_append_param <command> <--service> <ssh=h:22>",
-        "procd_append_param <command> <--service> <web=h:80@5>",
+    assert (joined.root / ARGUMENTS).read_text().splitlines() == [
+        "--log-level",
+        "debug",
+        "--service",
+        "ssh=h:22",
+        "--service",
+        "web=h:80@5",
+    ]
+    assert [file.name for file in (joined.root / ARGUMENTS).parent.iterdir()] == [
+        "relay-agent.arguments"
     ]
 
 
@@ -172,7 +182,7 @@ def test_a_wrong_value_is_told_and_locks_nobody_out(joined: Ash) -> None:
         "start_service", VALIDATED="unset -v enabled; unset -v log_level; ", RESULT="255"
     )
     assert any(call.startswith("logger") and "not valid" in call for call in calls)
-    assert "procd_set_param <command> </usr/bin/relay-agent> <run> <--log-level> <info>" in calls
+    assert (joined.root / ARGUMENTS).read_text() == "--log-level\ninfo\n"
 
 
 @pytest.mark.parametrize(
@@ -215,10 +225,10 @@ def test_an_interface_that_comes_up_is_a_redial(
 # --- The command
 
 
-def test_the_command_runs_python_isolated_and_deaf_to_the_signal(ash: Ash) -> None:
+def test_the_command_runs_python_isolated_and_deaf_to_signals(ash: Ash) -> None:
     command = ash.root / "usr/bin/relay-agent"
     shutil.copy(WRAPPER, command)
-    ash.program("usr/bin/python3", 'kill -USR1 $$; echo "$LD_LIBRARY_PATH" "$@"')
+    ash.program("usr/bin/python3", 'kill -USR1 $$; kill -HUP $$; echo "$LD_LIBRARY_PATH" "$@"')
     link = ash.root / "usr/bin/link"
     link.symlink_to(command)  # as one makes in /usr/bin for a package in another folder
     ash.run('busybox ash "$@"', str(link), "run", "--service", "a b=h:1")

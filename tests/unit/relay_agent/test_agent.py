@@ -21,7 +21,9 @@ from protocol.hello import PREFACE_SIZE, Denial, decode_preface
 from protocol.noise import Handshake, StaticKey
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET, ask
+from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
+from protocol.process.terminal import Terminal
 from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 from relay_agent import agent as module
 from relay_agent.agent import RETRY, Agent
@@ -29,6 +31,7 @@ from relay_agent.attachment import ATTACH_TIMEOUT, Relay
 from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
 from relay_agent.config import AgentConfig
 from relay_agent.keys import Keys
+from relay_agent.reload import Reload, Settings
 from relay_agent.services import Service
 from tests.unit.relay_agent.relay import Target, TestRelay, events, until
 from tests.unit.relay_agent.test_backoff import Highest
@@ -581,6 +584,14 @@ async def test_without_a_link_there_is_nobody_to_tell() -> None:
         await house.agent.say_goodbye()
 
 
+def never_again(agent: Agent) -> Reload:
+    def fail() -> Settings:
+        raise ConfigError("agent.toml: no")
+
+    settings = Settings(config=AgentConfig(), services=[], relay=agent.relay, public_key=KEY.public)
+    return Reload(settings, fail, agent)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_with_a_goodbye(
     number: signal.Signals, logged: Logged, tmp_path: Path
@@ -592,17 +603,17 @@ async def test_a_signal_ends_it_with_a_goodbye(
 
         async def run() -> None:
             services = [Service("ssh", target.address, 11111)]
-            await module.run(
-                AgentConfig(), services, keys_for(relay.address), StateFolder(tmp_path)
-            )
+            keys = keys_for(relay.address)
+            await module.run(AgentConfig(), services, keys, StateFolder(tmp_path), never_again)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
         await until(lambda: relay.published and logged("service-up"))
         os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGHUP)
         visitor = relay.visit()
         accepted, _ = await target.accept()
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await until(lambda: logged("reload-refused"))
         os.kill(os.getpid(), number)
         assert await is_reset(accepted)
     assert relay.goodbyes == [CloseCode.GONE]
@@ -612,15 +623,46 @@ async def test_a_signal_ends_it_with_a_goodbye(
     target.close()
 
 
+async def test_a_terminal_that_hangs_up_ends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: Logged
+) -> None:
+    monkeypatch.setattr(Terminal, "is_gone", True)
+    relay = Relay(hosts=[HostPort("127.0.0.1", 9)], key=KEY.public)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            keys, state = keys_for(relay), StateFolder(tmp_path)
+            nursery.start_soon(module.run, AgentConfig(), [], keys, state, never_again)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            os.kill(os.getpid(), signal.SIGHUP)
+    assert logged("stopping")[0]["signal"] == "SIGHUP"
+
+
+async def test_another_configuration_is_for_what_comes_next(logged: Logged) -> None:
+    async with a_house() as house:
+        await house.attached()
+        services = [Service("web", house.target.address, 11112)]
+        hosts = [*house.agent.relay.hosts, HostPort("203.0.113.9", 7022)]
+        house.agent.reconfigure(AgentConfig(max_streams=7, replay=2**20), services, hosts)
+        await until(lambda: len(house.relay.published) == 2)
+        assert house.relay.withdrawn == [1]
+        assert house.agent.relay.hosts == hosts
+        assert house.agent.ways()[1:] == ["127.0.0.1", "203.0.113.9"]
+        # Also for a session that begins later.
+        house.relay.sessions.clear()
+        house.relay.cut()
+        await until(lambda: len(house.relay.published) == 3)
+        assert house.relay.published[-1].service == "web"
+        assert house.relay.hellos[-1].limits.streams == 7
+
+
 async def test_without_a_link_a_signal_ends_it_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         refusing = HostPort("127.0.0.1", server.getsockname()[1])
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             relay = Relay(hosts=[refusing], key=KEY.public)
-            nursery.start_soon(
-                module.run, AgentConfig(), [], keys_for(relay), StateFolder(tmp_path)
-            )
+            keys, state = keys_for(relay), StateFolder(tmp_path)
+            nursery.start_soon(module.run, AgentConfig(), [], keys, state, never_again)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -1008,12 +1050,14 @@ async def test_it_answers_over_its_control_socket_or_runs_without(
 ) -> None:
     async with a_house(begin=False) as house:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(module._answer_commands, house.agent, StateFolder(tmp_path))
+            agent = house.agent
+            commands = module._answer_commands, agent, never_again(agent), StateFolder(tmp_path)
+            nursery.start_soon(*commands)
             await until((tmp_path / SOCKET).exists)
             answer = await trio.to_thread.run_sync(ask, tmp_path / SOCKET, "status")
             assert answer is not None
             assert answer["relay"] == [str(host) for host in house.relay.address.hosts]
             nursery.cancel_scope.cancel()
-        await module._answer_commands(house.agent, StateFolder(tmp_path / "none"))
+        await module._answer_commands(agent, never_again(agent), StateFolder(tmp_path / "none"))
         (told,) = logged("no-control-socket")
         assert "No such file" in told["reason"]

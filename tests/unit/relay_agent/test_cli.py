@@ -65,7 +65,7 @@ def root_logger() -> Any:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
 
-    async def run(config: Any, services: Any, keys: Any, state: Any) -> None:
+    async def run(config: Any, services: Any, keys: Any, state: Any, rereading: Any) -> None:
         calls.note(config, services, keys)
 
     async def join(invitation: Any, services: Any, *, config: Any, state: Any) -> None:

@@ -191,6 +191,75 @@ async def test_nothing_is_published_into_a_dead_session(
     target.close()
 
 
+async def test_other_services_from_now_on(caplog: pytest.LogCaptureFixture) -> None:
+    """One stays, one goes, one moves to the port of the one that goes."""
+    caplog.set_level("INFO")
+    target, other = Target(), Target()
+    services = [
+        Service("ssh", target.address, 11111),
+        Service("web", target.address, 11112),
+        Service("cam", target.address, 11113),
+    ]
+    async with serving(*services) as (one, relay):
+        staying = relay.visit(1)
+        accepted = [(await target.accept())[0]]
+        leaving = relay.visit(2)
+        accepted.append((await target.accept())[0])
+        one.change(
+            [Service("ssh", target.address, 11111), Service("cam", other.address, 11112)],
+        )
+        await until(lambda: len(relay.published) == 4)
+        assert relay.withdrawn == [2, 3]
+        assert publications(relay)[3] == (4, "cam", 11112)
+        # Streams go on, also those of what is published no more.
+        for visitor, sock in zip((staying, leaving), accepted, strict=True):
+            await send_all(visitor, b"still here")
+            assert await receive_exactly(sock, 10) == b"still here"
+            sock.close()
+            visitor.close()
+        visitor = relay.visit(4)
+        sock, _ = await other.accept()
+        sock.close()
+        visitor.close()
+        assert [each["service"] for each in events(caplog, "service-withdrawn")] == ["web", "cam"]
+        assert [each["port"] for each in one.services()] == [11111, 11112]
+    for each in (target, other):
+        each.close()
+
+
+async def test_another_target_is_for_who_comes_next_and_is_no_news_to_the_relay() -> None:
+    target, other = Target(), Target()
+    async with serving(Service("ssh", target.address, 11111)) as (one, relay):
+        before = relay.visit(1)
+        accepted, _ = await target.accept()
+        one.change([Service("ssh", other.address, 11111)])
+        after = relay.visit(1)
+        also_accepted, _ = await other.accept()
+        await send_all(before, b"still here")
+        assert await receive_exactly(accepted, 10) == b"still here"
+        assert len(relay.published) == 1
+        assert not relay.withdrawn
+        for sock in (before, after, accepted, also_accepted):
+            sock.close()
+    for each in (target, other):
+        each.close()
+
+
+async def test_what_is_published_no_more_is_not_asked_about_again(
+    jumping_clock: trio.testing.MockClock,
+) -> None:
+    target = Target()
+    service = Service("ssh", target.address, 11111)
+    async with serving(service, answer=RefusalCode.NOT_GRANTED) as (one, relay):
+        one.change([])
+        await trio.sleep(2 * REPUBLISH)
+        assert len(relay.published) == 1
+        assert relay.withdrawn == [1]
+        assert not one._again
+        assert not one._answers
+    target.close()
+
+
 async def test_a_relay_that_leaves_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with serving() as (_, relay):
