@@ -612,13 +612,14 @@ class Agent:
         (self.state / "agent.toml").write_text(toml)
 
     def start(self, *ports: int) -> ProcessUnderTest:
-        """Run the agent, and wait until the relay listens on all of `ports`."""
+        """Run the agent, and wait until the services at all of `ports` are up."""
         # At debug level also failures that repeat are told, which tests count.
         argv = [*self.command, "run", "--state-dir", str(self.state)]
         argv += ["--log-level", "debug"]
         self._process = ProcessUnderTest(argv, environment=self.environment)
+        # A port may listen before, for it belongs to the agent and not to this process.
         for port in ports:
-            wait_until_listening(port)
+            self._process.wait_for_line(rf" service-up .*\bport={port}\b")
         return self._process
 
     def stop(self) -> None:

@@ -281,14 +281,14 @@ def test_ten_logins_at_once_from_ten_addresses(door: Door, login: Login) -> None
 
     def log_in(number: int) -> None:
         done = login.ssh(door.port, f"echo {number}", options=["-b", f"127.0.0.{number}"])
-        results[number] = done.stdout + done.stderr
+        results[number] = done.stdout + done.stderr + f"status {done.returncode}"
 
     threads = [threading.Thread(target=log_in, args=(number,)) for number in range(2, 12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(LONG_LIMIT)
-    assert results == {number: f"{number}\n" for number in range(2, 12)}
+    assert results == {number: f"{number}\nstatus 0" for number in range(2, 12)}
 
 
 def test_typing_goes_on_beside_bulk(house: House, login: Login, big_file: BigFile) -> None:
