@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from protocol.process.ask import SOCKET, ask
@@ -16,11 +17,13 @@ LOCK: Final = "run.lock"
 
 def existing_registry(state: StateFolder) -> Registry:
     """The registry, without making one where there was none."""
-    if not (state.path / REGISTRY).exists():
-        raise StateError(
-            f"{state.path}: no relay has its state here; {PROGRAM} run makes it,"
-            " --state-dir names another folder"
-        )
+    # Who may not even look is told so below.
+    with contextlib.suppress(PermissionError):
+        if not (state.path / REGISTRY).exists():
+            raise StateError(
+                f"{state.path}: no relay has its state here; {PROGRAM} run makes it,"
+                " --state-dir names another folder"
+            )
     state.ensure()
     return Registry(state)
 

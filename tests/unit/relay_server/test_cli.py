@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import runpy
 import socket
 import sys
@@ -344,6 +345,27 @@ def test_an_invitation_can_be_cancelled(run: Run) -> None:
         "",
         "relay-server: there is no pending invitation for home\n",
     )
+
+
+@pytest.fixture
+def somebody_else(relay_state: StateFolder) -> Iterator[None]:
+    """Run as a user who may not look into the folder."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        relay_state.path.chmod(0)
+        yield
+        relay_state.path.chmod(0o700)
+
+
+@pytest.mark.usefixtures("somebody_else")
+@pytest.mark.parametrize("command", [("agents",), ("status",), ("revoke", "home")])
+def test_a_folder_of_somebody_elses_is_one_line(run: Run, command: tuple[str, ...]) -> None:
+    status, out, err = run(*command)
+    assert (status, out) == (2, "")
+    assert "no access" in err or "not writable" in err
 
 
 @pytest.mark.parametrize("command", [("invitations",), ("agents",), ("revoke", "home")])
