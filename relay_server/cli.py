@@ -13,6 +13,7 @@ from protocol.process.command import CommandFailed, add_common_options, run_comm
 from protocol.process.state import StateFolder, default_state_dir
 from relay_server.commands import (
     agents,
+    doctor,
     invitations,
     invite,
     reload,
@@ -44,6 +45,7 @@ _COMMANDS: Final = (
     invitations,
     agents,
     status,
+    doctor,
     restrict,
     rotate_key,
     revoke,

@@ -64,6 +64,11 @@ def load_or_make(state: StateFolder, registry: Registry) -> RelayKeys:
             )
         # Another process may do the same at this moment; the first key stays.
         _save(state, KEY, StaticKey.generate(), replace=False)
+    return load(state)
+
+
+def load(state: StateFolder) -> RelayKeys:
+    """Those that are there. Raises StateError, also if there is none."""
     current = _existing(state)
     return RelayKeys(current, _former(state, current))
 

@@ -20,7 +20,7 @@ from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
 from protocol.process.config import ConfigError
-from protocol.process.limits import raise_descriptor_limit, tell_small_buffers
+from protocol.process.limits import descriptors, raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify, take_sockets
@@ -218,6 +218,7 @@ def _commands(
             "version": __version__,
             "age": round(trio.current_time() - began, 1),
             "listening": [str(address) for address in listening],
+            **descriptors(),
             "agents": agents.status(),
         }
 

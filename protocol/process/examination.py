@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+import trio
+
+from protocol.process.command import say, say_json
 from protocol.process.layout import Colour, Paint, wrapped
 
 _Patient = TypeVar("_Patient")
@@ -89,3 +92,26 @@ def lay_out(name: str, finding: Finding, paint: Paint) -> str:
     if finding.advice:
         text += "\n" + wrapped(finding.advice, f"{_INDENT}-> ", f"{_INDENT}   ")
     return text + "\n"
+
+
+def conduct(steps: Sequence[Step[_Patient]], patient: _Patient, *, as_json: bool) -> bool:
+    """Take all steps, and say what each finds as it finds it; whether none failed."""
+    paint = Paint.of()
+    entries: list[dict[str, str]] = []
+
+    def tell(name: str, finding: Finding) -> None:
+        if not as_json:
+            say(lay_out(name, finding, paint))
+        entries.append(
+            {
+                "step": name,
+                "verdict": finding.verdict.value,
+                "found": finding.found,
+                "advice": finding.advice,
+            }
+        )
+
+    well = trio.run(examine, steps, patient, tell)
+    if as_json:
+        say_json(entries)
+    return well

@@ -56,3 +56,12 @@ def raise_descriptor_limit() -> None:
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # then it stays as it is
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def descriptors() -> dict[str, int]:
+    """How many this process has, and may have."""
+    listed = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return {
+        "descriptors": listed - 1,  # one is that of the listing
+        "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }

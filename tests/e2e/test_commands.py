@@ -28,7 +28,7 @@ NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]
 
 COMMANDS = {
-    "relay-server": ["run", "invite", "invitations", "agents", "revoke", "status"],
+    "relay-server": ["run", "invite", "invitations", "agents", "revoke", "status", "doctor"],
     "relay-agent": ["join", "run", "status", "doctor"],
 }
 EACH_PROGRAM = pytest.mark.parametrize("program", COMMANDS)

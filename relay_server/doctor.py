@@ -1,0 +1,314 @@
+"""`relay-server doctor`: what the relay stands on, and what is wrong with it.
+
+It reads, asks the running relay over its control socket, and tries ports without listening. Whether
+agents and visitors get here from elsewhere is seen from there: by `relay-agent doctor`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from protocol import __version__
+from protocol.process.address import HostPort
+from protocol.process.ask import SOCKET, ask
+from protocol.process.command import CommandFailed
+from protocol.process.config import ConfigError
+from protocol.process.examination import Finding, Step, failed, note, ok
+from protocol.process.layout import span
+from protocol.process.limits import small_buffers
+from protocol.process.state import StateError, StateFolder
+from relay_server.commands.state import LOCK, existing_registry
+from relay_server.config import FILE, ServerConfig, load_config
+from relay_server.keys import load
+from relay_server.machine import (
+    check_address,
+    check_clock,
+    check_firewall,
+    check_service,
+    how_to_start,
+)
+from relay_server.registry import Agent
+
+# One that has just been started opens its control socket within that time.
+SETTLE_TIMEOUT: Final = 3.0
+_GLANCE: Final = 0.2
+# The registry and its journal are far smaller; a disk with less is about to be full.
+LEAST_SPACE: Final = 50 << 20
+# A link and two listening sockets for an agent; a visitor has one. Callers at the door are bounded
+# by half_open; visitors are anybody's guess: an SSH session or two for each agent.
+_FOR_AN_AGENT: Final = 3 + 2
+_FOR_THE_PROCESS: Final = 64
+# More in a row are better read in `relay-server agents`.
+MOST_NAMES: Final = 5
+
+
+@dataclass
+class Patient:
+    """What is known so far; each step may add to it."""
+
+    state: StateFolder
+    config_file: Path | None = None
+    config: ServerConfig = field(default_factory=ServerConfig)
+    agents: list[Agent] = field(default_factory=list)
+    hosts: tuple[HostPort, ...] = ()  # that invitations tell agents to dial
+    link_ports: tuple[int, ...] = ()
+    running: dict[str, Any] | None = None  # what the running relay says of itself
+
+    @property
+    def public_ports(self) -> list[int]:
+        return sorted(port for agent in self.agents for port in agent.ports)
+
+
+async def _check_config(patient: Patient) -> Finding:
+    try:
+        patient.config = load_config(patient.config_file, patient.state.path)
+    except ConfigError as exc:
+        return failed(str(exc), "put that line right; the relay starts with no other")
+    file = patient.config_file or patient.state.path / FILE
+    return ok(f"{file} is understood" if file.exists() else f"all defaults, as there is no {file}")
+
+
+async def _check_state(patient: Patient) -> Finding:
+    state = patient.state
+    try:
+        with existing_registry(state) as registry:  # which checks its integrity, too
+            patient.agents = registry.agents()
+            patient.hosts = patient.config.dialled or registry.hosts()
+            patient.link_ports = registry.link_ports()
+        keys = load(state)
+        foreign = _foreign(state)
+        space = os.statvfs(state.path)
+    except StateError as exc:
+        return failed(str(exc), "put that right, or run this as the relay's user (sudo …)")
+    if foreign:
+        return failed(
+            f"{', '.join(foreign)} in {state.path} belong to somebody else than the folder",
+            f"chown --reference={state.path} {state.path}/*",
+        )
+    free = space.f_bavail * space.f_frsize
+    if free < LEAST_SPACE:
+        return failed(
+            f"only {free >> 20} MiB are free on the disk of {state.path}",
+            "make room: a full disk keeps agents from enrolling and keys from being saved",
+        )
+    count = len(patient.agents)
+    text = f"{state.path} is sound: a key, a registry with {count} agent{'s' * (count != 1)}"
+    if keys.former:
+        return ok(f"{text}; agents still follow from {len(keys.former)} older key(s)")
+    return ok(text)
+
+
+def _foreign(state: StateFolder) -> list[str]:
+    """Files that the folder's owner, as whom the relay runs, may not be able to read."""
+    owner = state.path.stat().st_uid
+    return sorted(one.name for one in state.path.iterdir() if one.lstat().st_uid != owner)
+
+
+async def _check_relay(patient: Patient) -> Finding:
+    locked = ""
+    with trio.move_on_after(SETTLE_TIMEOUT):
+        while True:
+            try:
+                patient.running = ask(patient.state.path / SOCKET, "status")
+            except CommandFailed as exc:
+                return failed(str(exc), f"look at its log, and start it anew: {how_to_start()}")
+            if patient.running is not None:
+                break
+            try:
+                with patient.state.lock(LOCK):
+                    return failed("no relay runs with this state folder", how_to_start())
+            except StateError as exc:
+                locked = str(exc)
+            await trio.sleep(_GLANCE)
+    if patient.running is None:
+        return failed(f"no relay answers, but one may run: {locked}", "its log says why")
+    version, age = patient.running["version"], span(patient.running["age"])
+    if version != __version__:
+        return note(
+            f"ssh-relay {version} runs since {age}, but {__version__} is installed",
+            "restart it: sessions are reset, agents come back by themselves",
+        )
+    return ok(f"ssh-relay {version} runs since {age}")
+
+
+async def _check_listening(patient: Patient) -> Finding:
+    """Where agents dial in."""
+    if patient.running is not None:
+        where = [_host_port(text) for text in patient.running["listening"]]
+        silent = [str(one) for one in where if not await _accepts(one)]
+        text = f"agents can dial in at {', '.join(map(str, where))}"
+        if silent:
+            return failed(
+                f"no answer at {', '.join(silent)}",
+                "the relay hangs, or this machine's firewall drops what comes from itself",
+            )
+        return ok(text)
+    wanted = patient.config.listen
+    if patient.link_ports and set(patient.link_ports) != set(patient.config.link_ports):
+        # The last relay was told others on its command line.
+        wanted = tuple(HostPort("::", port) for port in patient.link_ports)
+    held = [one for one in wanted if _bind_error(one, dual_stack=True) == errno.EADDRINUSE]
+    if held:
+        shown = ", ".join(map(str, held))
+        return failed(f"another program holds {shown}", _who_holds(held))
+    return ok(f"{', '.join(map(str, wanted))} can be had")
+
+
+async def _check_ports(patient: Patient) -> Finding:
+    """The public ports that agents may publish."""
+    ports = patient.public_ports
+    served = {
+        (service["port"], service["state"])
+        for agent in (patient.running or {"agents": []})["agents"]
+        for service in agent["services"]
+    }
+    is_open = {port for port, state in served if state == "open"}
+    bind = patient.config.bind
+    wanted = [
+        HostPort(host, port)
+        for port in ports
+        if port not in is_open
+        for host in ([bind] if bind else ["0.0.0.0", "::"])  # noqa: S104 - as the relay does
+    ]
+    held = [one for one in wanted if _bind_error(one) == errno.EADDRINUSE]
+    if held:
+        shown = ", ".join(map(str, sorted({one.port for one in held})))
+        return failed(f"another program holds port {shown}", _who_holds(held))
+    low = [port for port in ports if port not in is_open and port < _lowest_free()]
+    if low and patient.running is not None:
+        return note(
+            f"ports below {_lowest_free()} are not for everybody: {', '.join(map(str, low))}",
+            "if the log says that it may not open them: docs/systemd.md, ports below 1024",
+        )
+    if not ports:
+        return ok("no agent has a port yet")
+    count = len(is_open & set(ports))
+    return ok(f"{count} of {len(ports)} granted ports are open; nobody else has the others")
+
+
+async def _accepts(address: HostPort) -> bool:
+    host = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address.host, address.host)  # noqa: S104
+    with trio.move_on_after(SETTLE_TIMEOUT):
+        try:
+            await (await trio.open_tcp_stream(host, address.port)).aclose()
+        except OSError:
+            return False
+        return True
+    return False
+
+
+def _bind_error(address: HostPort, *, dual_stack: bool = False) -> int | None:
+    """Why the relay cannot have the port; None if it can. Who comes meanwhile finds nobody."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
+            sock.bind((address.host, address.port))
+    except OSError as exc:
+        return exc.errno
+    return None
+
+
+def _who_holds(addresses: Sequence[HostPort]) -> str:
+    ports = sorted({address.port for address in addresses})
+    shown = " or ".join(f"sport = :{port}" for port in ports[:3])
+    return f"see who it is: sudo ss -ltnp '{shown}'; stop it, or choose another port"
+
+
+def _lowest_free() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError):
+        return 1024
+
+
+def _host_port(text: str) -> HostPort:
+    host, _, port = text.rpartition(":")
+    return HostPort(host.strip("[]"), int(port))
+
+
+async def _check_files(patient: Patient) -> Finding:
+    """Descriptors: of the running relay, or what one may have that is started like this command."""
+    wanted = patient.config.half_open + _FOR_AN_AGENT * len(patient.agents) + _FOR_THE_PROCESS
+    if patient.running is not None:
+        used, limit = patient.running["descriptors"], patient.running["descriptor_limit"]
+        text = f"{used} of {limit} descriptors are in use"
+    else:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        text = f"{limit} descriptors are allowed"
+    if limit < wanted:
+        return failed(
+            f"{text}, and {len(patient.agents)} agents may need {wanted}",
+            "LimitNOFILE= in the unit, or ulimit -n before the relay is started",
+        )
+    return ok(text)
+
+
+async def _check_buffers(patient: Patient) -> Finding:
+    wanted = patient.config.stream_window_max
+    small = small_buffers(wanted)
+    if not small:
+        return ok(f"TCP may have {wanted} bytes under way")
+    settings = ", ".join(f"{name} has {most} at most" for name, most in small.items())
+    return note(
+        f"{settings}, wanted are {wanted}: one stream cannot fill a fast and distant link",
+        f"only if you care: raise the third number with sysctl -w {next(iter(small))}",
+    )
+
+
+async def _check_agents(patient: Patient) -> Finding:
+    running = patient.running or {"agents": []}
+    attached = {agent["name"] for agent in running["agents"] if agent["attached"]}
+    away = [agent.name for agent in patient.agents if agent.name not in attached]
+    if not patient.agents:
+        return note("no agent is enrolled", "invite one: relay-server invite NAME")
+    if away:
+        shown = ", ".join(away[:MOST_NAMES]) + (", …" if len(away) > MOST_NAMES else "")
+        return note(
+            f"{len(away)} of {len(patient.agents)} agents are away: {shown}",
+            "if one should be here, run this where it is: relay-agent doctor",
+        )
+    return ok(f"all {len(patient.agents)} agents are attached")
+
+
+async def _check_service(_: Patient) -> Finding:
+    return await check_service()
+
+
+async def _check_address(patient: Patient) -> Finding:
+    return await check_address(patient.hosts, patient.link_ports)
+
+
+async def _check_firewall(patient: Patient) -> Finding:
+    return await check_firewall([*patient.link_ports, *patient.public_ports])
+
+
+async def _check_clock(_: Patient) -> Finding:
+    return check_clock()
+
+
+STEPS: Final[tuple[Step[Patient], ...]] = (
+    Step("config", _check_config),
+    Step("state", _check_state, needs=("config",)),
+    Step("relay", _check_relay, needs=("state",)),
+    Step("service", _check_service),
+    Step("clock", _check_clock),
+    Step("listening", _check_listening, needs=("config",)),
+    Step("ports", _check_ports, needs=("state",)),
+    Step("address", _check_address, needs=("state",)),
+    Step("firewall", _check_firewall, needs=("state",)),
+    Step("files", _check_files, needs=("state",)),
+    Step("buffers", _check_buffers),
+    Step("agents", _check_agents, needs=("relay",)),
+)

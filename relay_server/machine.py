@@ -1,0 +1,186 @@
+"""What of the machine a relay depends on: steps of its doctor that need nothing of the relay."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from protocol.process.address import HostPort
+from protocol.process.examination import Finding, failed, note, ok
+from relay_server.firewall import iptables_closed, nft_closed
+
+UNIT: Final = "relay-server.service"
+SYSTEMD: Final = Path("/run/systemd/system")  # there where systemd runs: sd_booted(3)
+# A sound resolver, and any of the programs below, has answered by then.
+PATIENCE: Final = 5.0
+# No clock that runs right is before this software was written (2025-12-01).
+_WRITTEN: Final = 1_764_547_200
+# adjtimex(2): the kernel's answer while nobody keeps its clock.
+_TIME_ERROR: Final = 5
+
+
+def how_to_start() -> str:
+    if SYSTEMD.is_dir() and Path("/etc/systemd/system", UNIT).exists():
+        return "start it: sudo systemctl start relay-server"
+    return "start it: relay-server run"
+
+
+async def check_service() -> Finding:
+    """Whether somebody starts the relay again after a crash or a reboot."""
+    install = "sudo deploy/systemd/install relay-server (docs/systemd.md)"
+    if not SYSTEMD.is_dir():
+        return note(
+            "no systemd runs here, so no listening socket outlives a restart",
+            "see that whatever runs here starts it again, and after a reboot",
+        )
+    wanted = "LoadState,ActiveState,UnitFileState,NRestarts,FileDescriptorStoreMax,WatchdogUSec"
+    said = await output("systemctl", "show", UNIT, f"--property={wanted}")
+    if said is None:
+        return note("systemctl does not answer", "try it by hand: systemctl status relay-server")
+    unit = dict(line.partition("=")[::2] for line in said.splitlines())
+    if unit.get("LoadState") != "loaded":
+        return note(f"there is no {UNIT}: a reboot ends the relay", install)
+    if unit.get("ActiveState") == "failed":
+        return failed("its service has failed", "see why: journalctl -u relay-server")
+    lacks = []
+    if unit.get("UnitFileState") not in ("enabled", "enabled-runtime"):
+        lacks.append("it is not started at boot (systemctl enable relay-server)")
+    if unit.get("FileDescriptorStoreMax", "0") == "0":
+        lacks.append("its sockets do not outlive a restart (FileDescriptorStoreMax=)")
+    if unit.get("WatchdogUSec", "0") in ("0", "infinity"):
+        lacks.append("nobody notices if it hangs (WatchdogSec=)")
+    if lacks:
+        return note("; ".join(lacks), f"the unit of this version has all of it: {install}")
+    times = unit.get("NRestarts", "0")
+    return ok(f"{UNIT} is {unit.get('ActiveState')}, and was started again {times} times")
+
+
+def check_clock() -> Finding:
+    """Invitations expire by it, and logs are read by it; nothing else needs it."""
+    now = time.time()
+    text = f"it says {time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(now))}"
+    if now < _WRITTEN:
+        return failed(f"{text}, which is past", "set it (timedatectl set-ntp true)")
+    if _kernel_clock() == _TIME_ERROR:
+        return note(
+            f"{text}; nobody keeps it right", "timedatectl set-ntp true, or another NTP client"
+        )
+    return ok(text)
+
+
+def _kernel_clock() -> int:
+    """What adjtimex(2) returns; below 0 where it may not be asked."""
+    timex = ctypes.create_string_buffer(512)  # of 208 bytes; modes 0: only read
+    try:
+        return int(ctypes.CDLL(None).adjtimex(timex))
+    except (OSError, AttributeError):
+        return -1
+
+
+async def check_address(hosts: Sequence[HostPort], link_ports: Sequence[int]) -> Finding:
+    """What agents are told to dial: whether it leads here."""
+    if not hosts:
+        return note(
+            "it is not known where agents reach this machine",
+            'start the relay with --host NAME once, or put hosts = ["NAME"] into server.toml',
+        )
+    found, notes = [], []
+    for host in hosts:
+        addresses = await _look_up(host.host)
+        if not addresses:
+            return failed(
+                f"the name {host.host} does not resolve here",
+                "put that right at whoever has the name, or invite with --host ADDRESS",
+            )
+        found.append(str(host) if host.host in addresses else f"{host} is {', '.join(addresses)}")
+        foreign = [one for one in addresses if not _is_ours(one)]
+        if foreign:
+            notes.append(f"{', '.join(foreign)} is no address of this machine, so behind NAT")
+        private = [one for one in addresses if not ipaddress.ip_address(one).is_global]
+        if private:
+            notes.append(f"{', '.join(private)} is not reached from the Internet")
+        if host.port not in link_ports:
+            notes.append(f"the relay does not listen on port {host.port} itself")
+    text = "; ".join(found + notes)
+    if notes:
+        return note(
+            text,
+            "fine if what is in between forwards to here: relay-agent doctor sees it from outside",
+        )
+    return ok(text)
+
+
+async def _look_up(name: str) -> list[str]:
+    with trio.move_on_after(PATIENCE):
+        try:
+            found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return []
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    return []
+
+
+def _is_ours(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+async def check_firewall(ports: Sequence[int]) -> Finding:
+    beyond = "a provider's firewall is seen from elsewhere only: relay-agent doctor"
+    tools = [(("nft", "-j", "list", "ruleset"), nft_closed), (("iptables", "-S"), iptables_closed)]
+    present = [(argv, closed) for argv, closed in tools if _program(argv[0])]
+    if not present:
+        return ok(f"neither nft nor iptables is here, so no firewall of its own; {beyond}")
+    if os.geteuid() != 0:
+        return note("only root may read the firewall's rules", "sudo relay-server doctor")
+    shut: dict[int, str] = {}
+    for argv, closed in present:
+        said = await output(*argv)
+        for port in closed(said or "", ports):
+            shut.setdefault(port, argv[0])
+    if shut:
+        shown = ", ".join(map(str, shut))
+        return note(
+            f"what comes is dropped by default, and no rule names port {shown}",
+            f"open them, such as by: ufw allow {next(iter(shut))}/tcp; see: {' '.join(argv)}",
+        )
+    return ok(f"no rule of this machine's own is in the way, as far as can be seen; {beyond}")
+
+
+async def output(*argv: str) -> str | None:
+    """What a program of the system says; None if it cannot say it in time."""
+    program = _program(argv[0])
+    if program is None:
+        return None
+    with trio.move_on_after(PATIENCE):
+        try:
+            done = await trio.run_process(
+                [program, *argv[1:]],
+                capture_stdout=True,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+        except OSError:
+            return None
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+    return None
+
+
+def _program(name: str) -> str | None:
+    # Those of root are not on everybody's PATH.
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

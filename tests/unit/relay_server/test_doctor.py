@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio.testing
+
+from protocol import __version__
+from protocol.noise import StaticKey
+from protocol.process.address import HostPort
+from protocol.process.examination import Finding, Verdict
+from protocol.process.state import StateFolder
+from relay_server import doctor
+from relay_server.accept import listen
+from relay_server.commands.state import LOCK
+from relay_server.doctor import LEAST_SPACE, MOST_NAMES, STEPS, Patient
+from relay_server.keys import load_or_make
+from relay_server.registry import Registry
+from tests.unit.relay_server.relay import LOOPBACK, free_port
+
+Status = dict[str, Any]
+Runs = Callable[[Status], None]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    state = StateFolder(tmp_path / "state")
+    state.ensure()
+    return state
+
+
+@pytest.fixture
+def patient(state: StateFolder) -> Patient:
+    """A relay that has been started once, and knows one agent."""
+    with Registry(state) as registry:
+        load_or_make(state, registry)
+        registry.remember_hosts([HostPort("vps.example.net", 7022)])
+        registry.remember_link_ports([7022])
+    return Patient(state)
+
+
+def enrol(patient: Patient, name: str, *ports: int) -> None:
+    with Registry(patient.state) as registry:
+        token = secrets.token_bytes(16)
+        registry.invite(
+            name, token, now=0.0, lifetime=1e12, ports=ports, port_range=range(11111, 12111)
+        )
+        registry.redeem(token, StaticKey.generate().public, 0.0)
+
+
+async def take(patient: Patient, name: str) -> Finding:
+    """One step, and before it those that it needs."""
+    step = next(step for step in STEPS if step.name == name)
+    for needed in step.needs:
+        await take(patient, needed)
+    return await step.check(patient)
+
+
+def status(*agents: Status, **more: object) -> Status:
+    facts: Status = {
+        "version": __version__,
+        "age": 5.0,
+        "listening": [],
+        "descriptors": 20,
+        "descriptor_limit": 20000,
+        "agents": list(agents),
+    }
+    return facts | more
+
+
+def agent(name: str, *services: tuple[int, str], attached: bool = True) -> Status:
+    told = [{"port": port, "state": how} for port, how in services]
+    return {"name": name, "attached": attached, "services": told}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Let a relay run that says so of itself. (Asking a real one waits for its answer.)"""
+
+    def answer(says: Status) -> None:
+        monkeypatch.setattr(doctor, "ask", lambda path, command: says)
+
+    return answer
+
+
+# Configuration and state
+
+
+async def test_the_configuration_is_read_as_the_relay_does(patient: Patient) -> None:
+    assert "all defaults" in (await take(patient, "config")).found
+    file = patient.state.path / "server.toml"
+    file.write_text("hold = 3")
+    finding = await take(patient, "config")
+    assert finding.verdict is Verdict.FAILED
+    assert "server.toml: hold: unknown key" in finding.found
+    file.write_text('hosts = ["a.example"]')
+    assert "is understood" in (await take(patient, "config")).found
+    await take(patient, "state")
+    assert patient.hosts == (HostPort("a.example", 7022),)
+
+
+async def test_a_sound_folder(patient: Patient) -> None:
+    enrol(patient, "home")
+    finding = await take(patient, "state")
+    assert finding.verdict is Verdict.OK
+    assert "a key, a registry with 1 agent" in finding.found
+    assert patient.hosts == (HostPort("vps.example.net", 7022),)
+
+
+async def test_no_folder_or_nothing_in_it(tmp_path: Path) -> None:
+    finding = await take(Patient(StateFolder(tmp_path / "nowhere")), "state")
+    assert finding.verdict is Verdict.FAILED
+    assert "no relay has its state here" in finding.found
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["registry.db", "relay.key"])
+async def test_a_folder_or_a_file_that_others_may_use(patient: Patient, name: str) -> None:
+    for path in (patient.state.path / name, patient.state.path):
+        mode = path.stat().st_mode
+        path.chmod(0o755)
+        finding = await take(patient, "state")
+        assert finding.verdict is Verdict.FAILED
+        assert "chmod" in finding.found
+        path.chmod(mode)
+    assert (await take(patient, "state")).verdict is Verdict.OK
+
+
+async def test_a_key_that_is_gone(patient: Patient) -> None:
+    (patient.state.path / "relay.key").unlink()
+    finding = await take(patient, "state")
+    assert finding.verdict is Verdict.FAILED
+    assert "relay.key" in finding.found
+    assert not (patient.state.path / "relay.key").exists()
+
+
+async def test_a_registry_that_is_damaged(patient: Patient) -> None:
+    (patient.state.path / "registry.db").write_bytes(b"no database at all\n" * 500)
+    finding = await take(patient, "state")
+    assert finding.verdict is Verdict.FAILED
+    assert "damaged" in finding.found
+
+
+async def test_files_of_somebody_else(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_foreign", lambda state: ["registry.db"])
+    finding = await take(patient, "state")
+    assert finding.verdict is Verdict.FAILED
+    assert "chown --reference=" in finding.advice
+
+
+def test_what_is_foreign(patient: Patient) -> None:
+    assert doctor._foreign(patient.state) == []
+    if os.geteuid() == 0:
+        os.chown(patient.state.path / "relay.key", 12345, -1)
+        assert doctor._foreign(patient.state) == ["relay.key"]
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"), [(LEAST_SPACE - 1, Verdict.FAILED), (LEAST_SPACE, Verdict.OK)]
+)
+async def test_a_disk_that_is_about_to_be_full(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, free: int, verdict: Verdict
+) -> None:
+    real = os.statvfs(patient.state.path)
+    values = [1, 1, real.f_blocks, free, free, *real[5:]]
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+    assert (await take(patient, "state")).verdict is verdict
+
+
+# The process
+
+
+async def test_nothing_runs(patient: Patient, runs: Runs) -> None:
+    finding = await take(patient, "relay")
+    assert finding.verdict is Verdict.FAILED
+    assert finding.found == "no relay runs with this state folder"
+    assert "start" in finding.advice
+
+
+async def test_one_that_runs(patient: Patient, runs: Runs) -> None:
+    runs(status())
+    finding = await take(patient, "relay")
+    assert finding.verdict is Verdict.OK
+    assert f"ssh-relay {__version__} runs" in finding.found
+
+
+async def test_one_of_another_version(patient: Patient, runs: Runs) -> None:
+    runs(status(version="0.0.9"))
+    finding = await take(patient, "relay")
+    assert finding.verdict is Verdict.NOTE
+    assert f"0.0.9 runs since 5s, but {__version__} is installed" in finding.found
+
+
+async def test_one_that_does_not_answer(
+    patient: Patient, autojump_clock: trio.testing.MockClock
+) -> None:
+    with patient.state.lock(LOCK):
+        finding = await take(patient, "relay")
+    assert finding.verdict is Verdict.FAILED
+    assert "one may run" in finding.found
+
+
+# Ports
+
+
+async def test_where_agents_dial_in(patient: Patient, runs: Runs) -> None:
+    with listen(LOOPBACK, 0, dual_stack=False) as sock:
+        where = f"{LOOPBACK}:{sock.getsockname()[1]}"
+        runs(status(listening=[where]))
+        await take(patient, "relay")
+        finding = await take(patient, "listening")
+        assert finding.verdict is Verdict.OK
+        assert where in finding.found
+        sock.close()
+        finding = await take(patient, "listening")
+    assert finding.verdict is Verdict.FAILED
+    assert f"no answer at {where}" in finding.found
+
+
+async def test_a_wildcard_is_tried_at_home() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
+        port = sock.getsockname()[1]
+        assert await doctor._accepts(HostPort("::", port))
+        assert await doctor._accepts(HostPort("0.0.0.0", port))
+
+
+async def test_the_port_of_a_relay_that_is_to_be_started(patient: Patient) -> None:
+    with listen(LOOPBACK, 0, dual_stack=False) as sock:
+        where = f"{LOOPBACK}:{sock.getsockname()[1]}"
+        (patient.state.path / "server.toml").write_text(f'listen = ["{where}"]')
+        finding = await take(patient, "listening")
+        assert finding.verdict is Verdict.FAILED
+        assert f"another program holds {where}" in finding.found
+        assert "ss -ltnp" in finding.advice
+    assert (await take(patient, "listening")).verdict is Verdict.OK
+
+
+async def test_the_ports_that_the_last_relay_was_told(patient: Patient) -> None:
+    with Registry(patient.state) as registry:
+        registry.remember_link_ports([port := free_port()])
+    await take(patient, "state")
+    assert (await take(patient, "listening")).found == f"[::]:{port} can be had"
+    with socket.create_server(("::", port), family=socket.AF_INET6):
+        assert (await take(patient, "listening")).verdict is Verdict.FAILED
+
+
+async def test_public_ports_that_are_open_free_or_held(patient: Patient, runs: Runs) -> None:
+    enrol(patient, "home", first := free_port(), second := free_port())
+    (patient.state.path / "server.toml").write_text(f'bind = "{LOOPBACK}"')
+    with listen(LOOPBACK, first, dual_stack=False):
+        finding = await take(patient, "ports")
+        assert finding.verdict is Verdict.FAILED
+        assert f"another program holds port {first}" in finding.found
+        runs(status(agent("home", (first, "open"), (second, "closed"))))
+        await take(patient, "relay")
+        finding = await take(patient, "ports")
+    assert finding.verdict is Verdict.OK
+    assert finding.found.startswith("1 of 2 granted ports are open")
+
+
+async def test_ports_that_only_root_may_open(patient: Patient, runs: Runs) -> None:
+    enrol(patient, "home", 1)
+    lowest = doctor._lowest_free()
+    runs(status(agent("home", attached=False)))
+    await take(patient, "relay")
+    finding = await take(patient, "ports")
+    assert finding.verdict is (Verdict.NOTE if lowest > 1 else Verdict.OK)
+
+
+# Limits
+
+
+async def test_descriptors_of_the_running_relay(patient: Patient, runs: Runs) -> None:
+    enrol(patient, "home")
+    wanted = patient.config.half_open + doctor._FOR_AN_AGENT + doctor._FOR_THE_PROCESS
+    for limit, verdict in ((wanted, Verdict.OK), (wanted - 1, Verdict.FAILED)):
+        runs(status(descriptor_limit=limit))
+        await take(patient, "relay")
+        finding = await take(patient, "files")
+        assert finding.verdict is verdict
+        assert f"20 of {limit} descriptors are in use" in finding.found
+
+
+async def test_descriptors_of_one_to_be_started(patient: Patient) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert f"{hard} descriptors are allowed" in (await take(patient, "files")).found
+
+
+@pytest.mark.parametrize(("small", "verdict"), [({}, Verdict.OK), ({"a.b": 5}, Verdict.NOTE)])
+async def test_buffers(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, small: dict[str, int], verdict: Verdict
+) -> None:
+    monkeypatch.setattr(doctor, "small_buffers", lambda wanted: small)
+    assert (await take(patient, "buffers")).verdict is verdict
+
+
+# Agents
+
+
+async def test_agents_that_are_here_or_away(patient: Patient, runs: Runs) -> None:
+    assert "no agent is enrolled" in (await take(patient, "agents")).found
+    for number in range(MOST_NAMES + 2):
+        enrol(patient, f"home-{number}")
+    here = [agent(f"home-{number}") for number in range(MOST_NAMES + 2)]
+    runs(status(*here))
+    assert (await take(patient, "agents")).verdict is Verdict.OK
+    runs(status(here[0]))
+    finding = await take(patient, "agents")
+    assert finding.verdict is Verdict.NOTE
+    assert finding.found.startswith(f"{MOST_NAMES + 1} of {MOST_NAMES + 2} agents are away: home-1")
+    assert finding.found.endswith(", …")
+    runs(status(*here[:-1], agent(here[-1]["name"], attached=False)))
+    assert here[-1]["name"] in (await take(patient, "agents")).found
+
+
+def test_each_step_comes_after_those_that_it_needs() -> None:
+    for number, step in enumerate(STEPS):
+        assert set(step.needs) <= {before.name for before in STEPS[:number]}
