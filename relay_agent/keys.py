@@ -33,9 +33,16 @@ class Keys:
         self.relay = relay
         self._remember = remember
         self._told = False  # that the successor is not answered
+        self._unsaved = False  # that the successor has worked
 
     async def attach(self, hello: Callable[[], Hello]) -> tuple[Link, Welcome]:
         """As `attachment.attach`, under the relay's newest key that answers."""
+        attached = await self._under_newest(hello)
+        if self._unsaved:
+            self._unsaved = not self._save(self.relay)
+        return attached
+
+    async def _under_newest(self, hello: Callable[[], Hello]) -> tuple[Link, Welcome]:
         if self.relay.successor is not None:
             newest = replace(self.relay, key=self.relay.successor, successor=None)
             try:
@@ -47,9 +54,8 @@ class Keys:
                 self._told = True
             else:
                 # Never back to the former one, even if this cannot be saved: then the next process
-                # begins with both again, and with this one first.
-                self.relay = newest
-                self._save(newest)
+                # begins with both again, and with this one first, and we try again with each link.
+                self.relay, self._unsaved = newest, True
                 return attached
         return await attach(self.relay, static=self._static, hello=hello)
 

@@ -102,6 +102,11 @@ async def test_not_even_if_that_cannot_be_saved(
         relay.keys = [OLD]
         with pytest.raises(NoAnswer):
             await attach(keys)
+        # The next link tries to save it once more, and no later one.
+        relay.keys, disk.full = [NEW], False
+        await attach(keys)
+        await attach(keys)
+        assert disk.saved == [known(relay, NEW)]
         # The next process has both still, and tries the new one first.
         relay.keys = [NEW, OLD]
         assert (await attach(Keys(MINE, known(relay, OLD, NEW), remember=disk.save))) is not None
