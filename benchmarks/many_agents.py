@@ -31,6 +31,7 @@ from relay_agent.agent import Agent
 from relay_agent.attachment import Relay
 from relay_agent.config import AgentConfig
 from relay_agent.keys import Keys
+from relay_agent.own import OwnKeys
 from relay_agent.services import Service
 from tests.e2e.harness import LOOPBACK
 
@@ -88,7 +89,9 @@ async def play(fleet: Fleet, members: Sequence[Member]) -> None:
             for member in some:
                 service = Service("ssh", HostPort(LOOPBACK, member["target"]), member["port"])
                 key = StaticKey.from_private(bytes.fromhex(member["key"]))
-                keys = Keys(key, relay, remember=lambda _: None)
+                keys = Keys(
+                    OwnKeys(key), relay, remember=lambda _: None, remember_own=lambda _: None
+                )
                 agent = Agent(config, [service], keys, nursery)
                 nursery.start_soon(agent.stay_attached)
             await news.wait_for(len(some))

@@ -51,7 +51,7 @@ MAX_SESSION_WINDOW: Final = 256 * 1024 * 1024
 INQUIRY: Final = "inquiry"
 MAX_RETRY_AFTER: Final = 86_400.0  # seconds: no denial keeps an agent away for more than a day
 
-# Features. "rotation": the sender knows what `successor` in a welcome means.
+# Features. "rotation": the sender knows what `successor` means, in a welcome and in a hello.
 ROTATION: Final = "rotation"
 
 
@@ -128,7 +128,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Who the agent is; `instance` is random per process, `epoch` counts its links."""
+    """Who the agent is; `instance` is random per process, `epoch` counts its links.
+
+    `successor` is to be the agent's key from now on; the one of this handshake vouches for it.
+    """
 
     instance: bytes
     epoch: int
@@ -137,6 +140,7 @@ class Hello:
     limits: Limits
     resume: Resume | None = None
     token: bytes | None = field(default=None, repr=False)
+    successor: bytes | None = None
 
     def encode(self) -> bytes:
         body: dict[str, object] = {
@@ -150,6 +154,8 @@ class Hello:
             body["resume"] = self.resume.as_map()
         if self.token is not None:
             body["token"] = self.token
+        if self.successor is not None:
+            body["successor"] = self.successor
         encoded = encode_map(body)
         if len(encoded) > MAX_HELLO - _AROUND_HELLO:
             raise LocalProtocolError(f"hello of {len(encoded)} bytes does not fit the handshake")
@@ -166,6 +172,7 @@ class Hello:
             limits=Limits.take(fields.map("limits")),
             resume=Resume.take(fields.map("resume")) if "resume" in fields else None,
             token=fields.octets("token", MIN_TOKEN, MAX_TOKEN) if "token" in fields else None,
+            successor=_key(fields, "successor"),
         )
         fields.finish()
         return value
@@ -176,7 +183,8 @@ class Welcome:
     """The link is attached to `session`; unless `resumed`, that is a new one.
 
     `name` is what the relay calls the agent, `ports` what it may publish. `successor` is the key to
-    know the relay by from now on, told over links made under one that it replaces.
+    know the relay by from now on, told over links made under one that it replaces. `agent_key` is
+    the successor in the hello, now that it is the agent's key.
     """
 
     session: bytes
@@ -188,6 +196,7 @@ class Welcome:
     features: tuple[str, ...]
     software: str
     successor: bytes | None = None
+    agent_key: bytes | None = None
 
     def encode(self) -> bytes:
         body: dict[str, object] = {
@@ -202,6 +211,8 @@ class Welcome:
         }
         if self.successor is not None:
             body["successor"] = self.successor
+        if self.agent_key is not None:
+            body["agent_key"] = self.agent_key
         return encode_map(body)
 
     @classmethod
@@ -216,14 +227,15 @@ class Welcome:
             ports=fields.integers("ports", 1, 65535, most=MAX_PORTS),
             features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
             software=fields.text("software", 0, MAX_TEXT),
-            successor=_successor(fields),
+            successor=_key(fields, "successor"),
+            agent_key=_key(fields, "agent_key"),
         )
         fields.finish()
         return value
 
 
-def _successor(fields: Fields) -> bytes | None:
-    return fields.octets("successor", KEY_SIZE, KEY_SIZE) if "successor" in fields else None
+def _key(fields: Fields, name: str) -> bytes | None:
+    return fields.octets(name, KEY_SIZE, KEY_SIZE) if name in fields else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

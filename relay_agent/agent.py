@@ -48,6 +48,7 @@ from relay_agent.attachment import SOFTWARE, Relay
 from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
 from relay_agent.keys import Keys
 from relay_agent.netlink import DEBOUNCE, watch
+from relay_agent.own import rotate
 from relay_agent.reload import Reload
 from relay_agent.serving import Serving
 
@@ -134,6 +135,7 @@ async def _answer_commands(agent: Agent, reload: Reload, state: StateFolder) -> 
     commands: dict[str, control.Command] = {
         "status": lambda _: agent.status(),
         "reload": lambda _: asdict(reload()),
+        "rotate-key": lambda _: agent.rotate_key(state),
     }
     try:
         await control.serve(state.path / SOCKET, commands)
@@ -180,6 +182,11 @@ class Agent:
     def relay(self) -> Relay:
         """As we know it by now."""
         return self._keys.relay
+
+    @property
+    def public_key(self) -> bytes:
+        """The newest of our own."""
+        return self._keys.own.newest.public
 
     def reconfigure(
         self, config: AgentConfig, services: Sequence[Service], hosts: Sequence[HostPort]
@@ -408,6 +415,19 @@ class Agent:
         self._pause.cancel()
         if self._serving is not None:
             self._serving.endpoint.probe()
+
+    def rotate_key(self, state: StateFolder) -> dict[str, object]:
+        """Have another key, and let the relay know at once. Raises ConfigError, StateError."""
+        self._keys.own = rotate(state)
+        self._come_again("this agent has a new key")
+        return {}
+
+    def _come_again(self, reason: str) -> None:
+        """Go on over another link, made with the keys as they are now."""
+        self._attempt.cancel()
+        self._pause.cancel()
+        if self._serving is not None:
+            self._serving.endpoint.drop_link(reason)
 
     async def wait_ways(self) -> None:
         """Until `ways` may be others."""

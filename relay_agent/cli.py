@@ -90,6 +90,19 @@ examples:
   relay-agent doctor
   relay-agent doctor --json
 """
+_ROTATE: Final = """\
+Give this agent a new key, from time to time or when the old one may be in wrong
+hands. The old key vouches for it at the relay, and is revoked there in the same
+moment. No session is cut.
+"""
+_ROTATE_EXAMPLES: Final = """\
+examples:
+  relay-agent rotate-key
+
+Without a relay in reach the old key works until it is. Whoever holds a stolen
+key can do the same; if that has happened, only a new invitation helps:
+relay-server invite NAME.
+"""
 
 
 def command_line(arguments: Sequence[str]) -> int:
@@ -111,8 +124,9 @@ def _parse_again(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int | None:
     state = StateFolder(options.state_dir or default_state_dir(PROGRAM))
+    module_name = options.command.replace("-", "_")
     try:
-        module = importlib.import_module(f"relay_agent.commands.{options.command}")
+        module = importlib.import_module(f"relay_agent.commands.{module_name}")
         status: int | None = module.command(options, state)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
@@ -174,8 +188,11 @@ def _parser(
             metavar="FILE",
             help="options of your own, in TOML (default: agent.toml in the state folder, if any)",
         )
+    rotate = _add_command(
+        commands, "rotate-key", "give this agent a new key", _ROTATE, _ROTATE_EXAMPLES
+    )
     _add_state_option(parser, default=None)
-    for command in (join, run, reload, status, doctor):
+    for command in (join, run, reload, status, doctor, rotate):
         _add_state_option(command, default=argparse.SUPPRESS)
         add_log_options(command)
     return parser

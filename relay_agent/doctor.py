@@ -30,14 +30,14 @@ from relay_agent.attachment import SOFTWARE
 from relay_agent.commands.options import LOCK_FILE
 from relay_agent.config import AgentConfig, load_config
 from relay_agent.dial import DialFailed, dial, look_up
-from relay_agent.enrolment import Enrolment, load_enrolment, load_key
+from relay_agent.enrolment import Enrolment, load_enrolment
 from relay_agent.join import VISIT_TIMEOUT, how_to_start
 from relay_agent.keys import Keys
 from relay_agent.netlink import Netlink
+from relay_agent.own import OwnKeys, load_own
 from relay_agent.services import BANNER_TIMEOUT, NoBanner, Service, read_banner
 
 if TYPE_CHECKING:
-    from protocol.noise import StaticKey
     from protocol.process.state import StateFolder
 
 # A sound resolver has answered by then.
@@ -66,7 +66,7 @@ class Patient:
     welcome: Welcome | None = None
     denial: LinkDenied | None = None
     enrolment: Enrolment = field(init=False)
-    key: StaticKey = field(init=False)
+    own: OwnKeys = field(init=False)
     services: tuple[Service, ...] = ()
 
 
@@ -74,7 +74,7 @@ async def _check_enrolment(patient: Patient) -> Finding:
     try:
         patient.config = load_config(patient.state, patient.config_file)
         patient.enrolment = load_enrolment(patient.state)
-        patient.key = load_key(patient.state)
+        patient.own = load_own(patient.state)
         patient.services = patient.config.services_over(patient.enrolment.services)
     except ConfigError as exc:
         return failed(str(exc), "put that right, or join again with: relay-agent join")
@@ -203,9 +203,14 @@ async def _check_handshake(patient: Patient) -> Finding:
     )
     began = trio.current_time()
     try:
-        # As `run` does: under the successor of the relay's key first, if there is one. What is
-        # learned of keys is not saved here.
-        keys = Keys(patient.key, patient.enrolment.relay, remember=lambda _: None)
+        # As `run` does: also where one of the two keys is being rotated. What is learned of them is
+        # not saved here.
+        keys = Keys(
+            patient.own,
+            patient.enrolment.relay,
+            remember=lambda _: None,
+            remember_own=lambda _: None,
+        )
         link, patient.welcome = await keys.attach(lambda: hello)
     except LinkDenied as exc:
         patient.denial = exc

@@ -2,6 +2,7 @@
 
     joining.key      a new key, saved before its invitation's token is shown to the relay
     agent.key        the key of the enrolment below
+    former.key       the key before, if it was rotated (`own`)
     enrolment.toml   name, relay and services
 
 A key belongs to one invitation, whose digest is kept beside it. The relay binds a token to the
@@ -33,6 +34,7 @@ from relay_agent.services import Service
 
 ENROLMENT_FILE: Final = "enrolment.toml"
 KEY_FILE: Final = "agent.key"
+FORMER_FILE: Final = "former.key"
 JOINING_FILE: Final = "joining.key"
 
 _HEX_KEY: Final = re.compile(rf"[0-9a-f]{{{2 * KEY_SIZE}}}")
@@ -56,7 +58,7 @@ def load_or_make_key(state: StateFolder, token: bytes) -> StaticKey:
     for name in (JOINING_FILE, KEY_FILE):
         text = state.read_secret(name)
         if text is not None and text.split()[1:] == [digest]:
-            return _parse_key(state, name, text)
+            return parse_key(state, name, text)
     key = StaticKey.generate()
     state.write_secret(JOINING_FILE, f"{key.private.hex()}\n{digest}\n")
     return key
@@ -67,10 +69,10 @@ def load_key(state: StateFolder) -> StaticKey:
     text = state.read_secret(KEY_FILE)
     if text is None:
         raise ConfigError(f"{state.path / KEY_FILE}: missing; {_JOIN_AGAIN}")
-    return _parse_key(state, KEY_FILE, text)
+    return parse_key(state, KEY_FILE, text)
 
 
-def _parse_key(state: StateFolder, name: str, text: str) -> StaticKey:
+def parse_key(state: StateFolder, name: str, text: str) -> StaticKey:
     private, *_ = [*text.split(), ""]
     if not _HEX_KEY.fullmatch(private):  # not shown: it may be a key with a slip of the editor
         raise ConfigError(
@@ -91,8 +93,10 @@ def save_enrolment(state: StateFolder, enrolment: Enrolment) -> None:
     if key is not None:
         state.write_secret(KEY_FILE, key)
     state.write(ENROLMENT_FILE, _as_toml(enrolment))
-    with contextlib.suppress(OSError):  # only tidiness: the same key is in the other file
-        (state.path / JOINING_FILE).unlink(missing_ok=True)
+    # Only tidiness: the one has the same key as the other file; the other led to the key before.
+    for name in (JOINING_FILE, FORMER_FILE) if key is not None else (JOINING_FILE,):
+        with contextlib.suppress(OSError):
+            (state.path / name).unlink(missing_ok=True)
 
 
 def save_relay(state: StateFolder, relay: Relay) -> None:

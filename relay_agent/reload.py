@@ -65,8 +65,7 @@ class Reload:
             event(log, logging.ERROR, "reload-refused", reason=str(exc))
             raise
         if not self._is_same_agent(wanted):
-            running = self._settings
-            wanted = replace(wanted, public_key=running.public_key, relay=running.relay)
+            wanted = replace(wanted, relay=self._settings.relay)
             restart = ["enrolment"]
         else:
             restart = []
@@ -84,10 +83,10 @@ class Reload:
         return outcome
 
     def _is_same_agent(self, wanted: Settings) -> bool:
-        """At the same relay, which may have rotated its key meanwhile."""
+        """At the same relay; either may have rotated its key meanwhile."""
         known, told = self._agent.relay, wanted.relay
         common = {known.key, known.successor} & {told.key, told.successor} - {None}
-        return bool(common) and wanted.public_key == self._settings.public_key
+        return bool(common) and wanted.public_key == self._agent.public_key
 
 
 def _compare(before: Settings, after: Settings, restart: Sequence[str]) -> Outcome:

@@ -190,7 +190,11 @@ class Acceptor:
         # Nobody waits for it, and if it fails the agent's next link tells it again.
         try:
             await trio.to_thread.run_sync(
-                self._registry.follow, agent.name, arrival.agent_key, arrival.relay_key
+                self._registry.follow,
+                agent.name,
+                arrival.agent_key,
+                arrival.relay_key,
+                arrival.hello.successor,
             )
         except StateError as exc:
             event(log, logging.ERROR, "registry-failed", reason=str(exc))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from protocol.hello import ID_SIZE, INQUIRY, ROTATION, Denial, Hello, Limits, We
 from protocol.liveness import LATE
 from protocol.process.address import HostPort
 from protocol.process.logs import event
+from protocol.process.state import StateError
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
@@ -28,6 +30,7 @@ from relay_server.kept import KeptSockets
 from relay_server.keys import RelayKeys
 from relay_server.ports import Ports
 from relay_server.presence import Presence
+from relay_server.registry import Refused
 from relay_server.takeover import Decision
 from relay_server.tally import Tally
 
@@ -90,8 +93,10 @@ class Agents:
         decision = presence.tenure.decide(hello)
         if decision is Decision.PROBE:
             decision = await self._probe(presence, hello)
-            if self._present.get(presence.key) is not presence:
-                return  # revoked meanwhile, which the agent hears when it tries again
+            if self._present.get(arrival.agent_key) is not presence:
+                # The key was revoked meanwhile, by us or for its successor: the agent hears of it
+                # when it tries again.
+                return
             if arrival.link.over:
                 return  # it did not wait, and must not displace anybody
         match decision:
@@ -112,7 +117,14 @@ class Agents:
             await arrival.welcome(self._welcome(arrival, agent, nothing, resumed=False, received=0))
 
     def _welcome(
-        self, arrival: Arrival, agent: Agent, session: bytes, *, resumed: bool, received: int
+        self,
+        arrival: Arrival,
+        agent: Agent,
+        session: bytes,
+        *,
+        resumed: bool,
+        received: int,
+        agent_key: bytes | None = None,
     ) -> Welcome:
         return Welcome(
             session=session,
@@ -124,14 +136,37 @@ class Agents:
             features=(ROTATION,),
             software=f"ssh-relay {__version__}",
             successor=self._keys.successor(arrival.relay_key),
+            agent_key=agent_key,
         )
 
     # From here on the agent has the presence: nothing waits until the welcome is on its way.
+
+    def _take_successor(self, presence: Presence, successor: bytes | None) -> bytes | None:
+        """The agent's new key, if it has come with one; the old is worth nothing from then on.
+
+        Whoever could not attach does not get as far as this. It is done here and now and not in a
+        thread, a few milliseconds of the disk once in months: so nobody comes, goes or is expelled
+        between the decision and the change, nor between the change and what we know of it.
+        """
+        if successor is None or successor == presence.key:
+            return None
+        try:
+            self._registry.succeed(presence.key, successor, time.time())
+        except (Refused, StateError) as exc:
+            # The old key stays good, and the agent comes with both again.
+            event(log, logging.ERROR, "agent-key-kept", agent=presence.name, reason=str(exc))
+            return None
+        del self._present[presence.key]
+        presence.key = successor
+        self._present[successor] = presence
+        event(log, logging.INFO, "agent-key-rotated", agent=presence.name, key=successor.hex())
+        return successor
 
     async def _attach(
         self, presence: Presence, arrival: Arrival, agent: Agent, *, resume: bool
     ) -> None:
         hello, tenure = arrival.hello, presence.tenure
+        agent_key = self._take_successor(presence, hello.successor)
         keeper = presence.take_over()
         endpoint, session = presence.endpoint, tenure.session
         if tenure.attached:
@@ -147,8 +182,14 @@ class Agents:
         presence.goodbye = None
         presence.relay_key = arrival.relay_key
         presence.rotates = ROTATION in hello.features
-        received = endpoint.session.received
-        welcome = self._welcome(arrival, agent, session, resumed=resume, received=received)
+        welcome = self._welcome(
+            arrival,
+            agent,
+            session,
+            resumed=resume,
+            received=endpoint.session.received,
+            agent_key=agent_key,
+        )
         ended: LinkLost | SessionLost | None = None
         with keeper:
             try:

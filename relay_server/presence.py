@@ -26,7 +26,7 @@ from relay_server.takeover import Tenure
 
 @dataclass(slots=True, eq=False)
 class Presence:
-    key: bytes
+    key: bytes  # the agent's; another one once a successor was taken
     name: str
     tenure: Tenure = field(default_factory=Tenure)
     endpoint: Endpoint | None = None  # the session, attached or not

@@ -57,6 +57,11 @@ MAX_NETWORKS: Final = 256
 MAX_OUTSTANDING: Final = 4096
 # Another process's change takes milliseconds; more means that it hangs, and waiting does not help.
 BUSY_TIMEOUT: Final = 5.0
+# For a change that the server makes between two turns of its loop, where every link waits for it.
+_BRIEF_TIMEOUT: Final = 0.2
+# Between two keys of one agent: each leaves a revoked one behind, for ever. At this rate a rogue
+# agent fills a megabyte a day; a person does not notice it.
+_BETWEEN_SUCCESSORS: Final = 10.0
 # How long a token that enrolled nobody still gets the true reason for its refusal.
 _REMEMBER_UNUSED: Final = 30 * 86400.0
 
@@ -162,7 +167,7 @@ class Registry:
         self._busy_timeout = busy_timeout
         # One process at a time: switching to WAL does not wait for others as all else does.
         with state.exclusively(), self._errors():
-            self._reader = self._connect()
+            self._reader = self._connect(busy_timeout)
             try:
                 self._prepare()
             except BaseException:
@@ -353,6 +358,31 @@ class Registry:
             raise StateError(f"{self._path}: damaged: a token without its agent")
         return agent
 
+    def succeed(self, public_key: bytes, successor: bytes, now: float) -> None:
+        """The agent with `public_key` has `successor` instead, and its old key is revoked.
+
+        Does not wait for other writers for long. Raises Refused.
+        """
+        with self._change(_BRIEF_TIMEOUT) as db:
+            name = _value(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
+            if name is None:
+                raise Refused("the old key is not an agent's any more")
+            holder = _value(db, "SELECT name FROM agents WHERE public_key = ?", (successor,))
+            if holder is not None or _revoked_name(db, successor) is not None:
+                raise Refused("the new key is, or was, that of an agent here")
+            last = _value(
+                db, "SELECT max(revoked) FROM revoked WHERE name = ? AND revoked <= ?", (name, now)
+            )
+            if last is not None and now - last < _BETWEEN_SUCCESSORS:
+                raise Refused(f"it had another key {_BETWEEN_SUCCESSORS:g} s ago still")
+            _revoke_key(db, public_key, name, now)
+            db.execute("UPDATE agents SET public_key = ? WHERE name = ?", (successor, name))
+            # So that `join` can be run again with the invitation it was run with.
+            db.execute(
+                "UPDATE invitations SET public_key = ? WHERE public_key = ?",
+                (successor, public_key),
+            )
+
     def revoke(self, name: str, now: float) -> None:
         """Forget the agent `name` with its ports and invitation, and refuse its key for ever."""
         with self._change() as db:
@@ -386,12 +416,17 @@ class Registry:
             )
             return [name for (name,) in rows]
 
-    def follow(self, name: str, public_key: bytes, relay_key: bytes) -> None:
-        """The agent `name` has come, with this key of its own, under `relay_key`."""
+    def follow(
+        self, name: str, public_key: bytes, relay_key: bytes, successor: bytes | None = None
+    ) -> None:
+        """The agent `name` has come, with this key of its own, under `relay_key`.
+
+        It may have the `successor` to its own key by now, which it came with.
+        """
         with self._change() as db:
             db.execute(
-                "UPDATE agents SET relay_key = ? WHERE name = ? AND public_key = ?",
-                (relay_key, name, public_key),
+                "UPDATE agents SET relay_key = ? WHERE name = ? AND public_key IN (?, ?)",
+                (relay_key, name, public_key, successor),
             )
 
     # What `run` was told and `invite` needs to know
@@ -443,9 +478,9 @@ class Registry:
 
     # SQLite
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, timeout: float) -> sqlite3.Connection:
         # Transactions are begun and ended by our own hand.
-        db = sqlite3.connect(self._path, timeout=self._busy_timeout, isolation_level=None)
+        db = sqlite3.connect(self._path, timeout=timeout, isolation_level=None)
         try:
             db.execute("PRAGMA foreign_keys = ON")
             # An agent that was told it is enrolled stays so, also if the power fails.
@@ -484,8 +519,9 @@ class Registry:
             raise StateError(_damaged(self._path))
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        with self._errors(), contextlib.closing(self._connect()) as db:
+    def _change(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
+        timeout = self._busy_timeout if timeout is None else timeout
+        with self._errors(), contextlib.closing(self._connect(timeout)) as db:
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")

@@ -15,6 +15,7 @@ from relay_agent.commands.options import LOCK_FILE, read_services
 from relay_agent.config import load_config, settle
 from relay_agent.enrolment import load_enrolment, load_key, save_relay
 from relay_agent.keys import Keys
+from relay_agent.own import load_own, save_accepted
 from relay_agent.reload import Reload, Settings
 
 
@@ -22,9 +23,13 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
     settings = _read(options, state)
     logs.configure(settings.config.log_level, settings.config.log_format)
     state.ensure()
-    key = load_key(state)
     with state.lock(LOCK_FILE):
-        keys = Keys(key, settings.relay, remember=partial(save_relay, state))
+        keys = Keys(
+            load_own(state),  # inside: nobody rotates them meanwhile
+            settings.relay,
+            remember=partial(save_relay, state),
+            remember_own=partial(save_accepted, state),
+        )
         rereading = partial(Reload, settings, lambda: _read(options.again(), state))
         trio.run(agent.run, settings.config, settings.services, keys, state, rereading)
 

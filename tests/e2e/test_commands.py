@@ -29,7 +29,7 @@ NewAgent = Callable[..., Agent]
 
 COMMANDS = {
     "relay-server": ["run", "invite", "invitations", "agents", "revoke", "status", "doctor"],
-    "relay-agent": ["join", "run", "status", "doctor"],
+    "relay-agent": ["join", "run", "status", "doctor", "rotate-key"],
 }
 EACH_PROGRAM = pytest.mark.parametrize("program", COMMANDS)
 

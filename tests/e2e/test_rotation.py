@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from .harness import (
     eventually,
     free_port,
     read_banner,
+    run,
+    wait_until_listening,
 )
 
 NewRelay = Callable[..., Relay]
@@ -91,9 +94,10 @@ def test_a_login_lives_through_the_rotation_of_the_relays_key(
         assert not former_keys(relay)
         assert relay.agents()["home"]["follows"] is True
     # What was learned holds in the next processes.
+    before_restart = len(agent.process.log)
     relay.process.terminate()
     relay.start()
-    agent.process.wait_for_line("link-up", after=len(agent.process.log) - 1)
+    agent.process.wait_for_line("link-up", after=before_restart)
     assert agent.process.terminate() == 0
     agent.start(own_house.dropbear_port)
     assert login.ssh(own_house.dropbear_port, "exit 3").returncode == 3
@@ -174,6 +178,64 @@ def test_an_agent_that_cannot_save_the_new_key_keeps_the_old_one(own_house: Hous
     agent.process.terminate()
     agent.start(own_house.dropbear_port)
     relay.process.wait_for_line("agent-followed-key agent=home")
+
+
+def rotate_agent(agent: Agent) -> str:
+    argv = [*agent.command, "rotate-key", "--state-dir", str(agent.state)]
+    done = run(argv, environment=agent.environment)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    return done.stderr
+
+
+def test_a_login_lives_through_the_rotation_of_the_agents_key(
+    own_house: House, new_agent: NewAgent, login: Login
+) -> None:
+    relay, agent, thief = own_house.relay, own_house.agent, new_agent("thief")
+    shutil.copytree(agent.state, thief.state, ignore=shutil.ignore_patterns("*.sock"))
+    with counting(login, own_house.dropbear_port) as counter:
+        # On a machine this busy the command may not wait for as long as the relay takes.
+        assert rotate_agent(agent).startswith("this agent has a new key")
+        agent.process.wait_for_line("agent-key-rotated")
+        relay.process.wait_for_line("agent-key-rotated agent=home")
+        agent.process.wait_for_line("link-up.*resumed=true")
+        counter.goes_on()
+        # What was stolen before is worth nothing.
+        thief.start().wait_for_line("link-denied.*revoked")
+        counter.goes_on()
+    for name in ("agent.key", "former.key"):
+        assert (agent.state / name).stat().st_mode & 0o777 == 0o600
+    # In the next processes too.
+    before_restart = len(agent.process.log)
+    relay.process.terminate()
+    relay.start()
+    agent.process.wait_for_line("link-up", after=before_restart)
+    assert agent.process.terminate() == 0
+    agent.start(own_house.dropbear_port)
+    assert login.ssh(own_house.dropbear_port, "exit 3").returncode == 3
+
+
+def test_an_agents_new_key_waits_for_the_relay_and_a_backup_of_that_knows_the_old_one(
+    own_house: House, login: Login
+) -> None:
+    relay, agent = own_house.relay, own_house.agent
+    agent.process.terminate()
+    relay.process.terminate()
+    backup = shutil.copytree(relay.state, relay.state.with_name("backup"))
+    said = rotate_agent(agent)
+    assert said == "this agent has a new key; the relay hears of it once relay-agent runs\n"
+    key = (agent.state / "agent.key").read_text()
+    assert rotate_agent(agent).splitlines()[0].startswith("the relay has not accepted the last")
+    assert (agent.state / "agent.key").read_text() == key
+    relay.start()
+    agent.start(own_house.dropbear_port)
+    relay.process.wait_for_line("agent-key-rotated agent=home")
+    relay.process.terminate()
+    shutil.rmtree(relay.state)
+    shutil.copytree(backup, relay.state)
+    relay.start()
+    relay.process.wait_for_line("agent-key-rotated agent=home")
+    wait_until_listening(own_house.dropbear_port)
+    assert login.ssh(own_house.dropbear_port, "exit 3").returncode == 3
 
 
 @pytest.mark.parametrize("options", [("--now", "--retire"), ("home",)])

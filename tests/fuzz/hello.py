@@ -51,6 +51,7 @@ def _hello(data: bytes) -> None:
         assert 0 <= hello.resume.received <= U64_MAX
     assert hello.token is None or MIN_TOKEN <= len(hello.token) <= MAX_TOKEN
     assert hello.token is None or hello.token.hex() not in repr(hello)
+    assert hello.successor is None or len(hello.successor) == 32
     assert Hello.decode(hello.encode()) == hello
 
 
@@ -63,6 +64,7 @@ def _welcome(data: bytes) -> None:
     assert len(welcome.ports) <= MAX_PORTS
     assert all(1 <= port <= 65535 for port in welcome.ports)
     assert welcome.successor is None or len(welcome.successor) == 32
+    assert welcome.agent_key is None or len(welcome.agent_key) == 32
     _check_software(welcome.software, welcome.features)
     _check_limits(welcome.limits)
     assert Welcome.decode(welcome.encode()) == welcome

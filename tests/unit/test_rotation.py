@@ -1,4 +1,4 @@
-"""Both sides' keys together: in whatever order things happen and fail, the agent can come.
+"""The relay's keys on both sides: in whatever order things happen and fail, the agent can come.
 
 The relay's files and the agent's rules are the real ones; between them is a handshake without a
 network, and a registry that knows one agent.
@@ -24,6 +24,7 @@ from protocol.transport.link import Link
 from relay_agent import keys as agent_module
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys
+from relay_agent.own import OwnKeys
 from relay_server import keys as relay_module
 from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make, retire_unneeded, rotate
 from relay_server.registry import Registry
@@ -103,7 +104,8 @@ class Rotation(RuleBasedStateMachine):
 
     @rule()
     def boot(self) -> None:
-        self.agent = Keys(StaticKey.generate(), self.disk, remember=self.save)
+        own = OwnKeys(StaticKey.generate())
+        self.agent = Keys(own, self.disk, remember=self.save, remember_own=lambda _: None)
 
     def save(self, relay: Relay) -> None:
         if self.full:

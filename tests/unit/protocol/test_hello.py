@@ -40,6 +40,7 @@ BODIES: dict[type[Any], dict[str, Any]] = {
         "limits": LIMITS,
         "resume": RESUME,
         "token": bytes(16),
+        "successor": bytes(32),
     },
     Welcome: {
         "session": bytes(range(16)),
@@ -51,10 +52,11 @@ BODIES: dict[type[Any], dict[str, Any]] = {
         "features": [],
         "software": "",
         "successor": bytes(32),
+        "agent_key": bytes(32),
     },
     Denial: {"code": 5, "reason": "another process is attached", "retry_after": 30.0},
 }
-OPTIONAL = {"resume", "token", "successor"}
+OPTIONAL = {"resume", "token", "successor", "agent_key"}
 each_body = pytest.mark.parametrize("cls", list(BODIES))
 
 # (class, path to the field, values at the edges, values beyond them or of another type)
@@ -76,6 +78,7 @@ FIELDS: list[tuple[type[Any], str, list[Any], list[Any]]] = [
     (Hello, "resume.session", [b"\xff" * 16], [bytes(15), bytes(17), None]),
     (Hello, "resume.received", [0, U64], [-1, None]),
     (Hello, "token", [bytes(16), bytes(64)], [bytes(15), bytes(65), "t" * 16, None]),
+    (Hello, "successor", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
     (Welcome, "session", [b"\xff" * 16], [bytes(15), bytes(17), None]),
     (Welcome, "resumed", [True, False], [0, 1, None]),
     (Welcome, "received", [0, U64], [-1, None]),
@@ -85,6 +88,7 @@ FIELDS: list[tuple[type[Any], str, list[Any], list[Any]]] = [
     (Welcome, "features", [[], ["f"] * 32], [["f"] * 33, [""], None]),
     (Welcome, "software", ["", "s" * 64], ["s" * 65, None]),
     (Welcome, "successor", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
+    (Welcome, "agent_key", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
     (Denial, "code", [1, 255], [0, 256, None]),
     (Denial, "reason", ["", "r" * 256], ["r" * 257, "a\x1b[2J", None]),
     (Denial, "retry_after", [0, 0.0, 0.5, 86400.0], [-0.1, 86400.5, float("nan"), None]),
@@ -145,6 +149,7 @@ hellos = st.builds(
     limits=limits,
     resume=st.none() | st.builds(Resume, session=identifiers, received=counts),
     token=st.none() | st.binary(min_size=16, max_size=64),
+    successor=st.none() | st.binary(min_size=32, max_size=32),
 )
 welcomes = st.builds(
     Welcome,
@@ -157,6 +162,7 @@ welcomes = st.builds(
     features=features,
     software=printable_text(0, 64),
     successor=st.none() | st.binary(min_size=32, max_size=32),
+    agent_key=st.none() | st.binary(min_size=32, max_size=32),
 )
 denials = st.builds(
     Denial,
@@ -305,7 +311,7 @@ def make_hello(**fields: Any) -> Hello:
 
 class TestHello:
     def test_absent_is_not_nil(self) -> None:
-        encoded = make_hello(resume=None, token=None).encode()
+        encoded = make_hello(resume=None, token=None, successor=None).encode()
         assert msgpack.unpackb(encoded).keys() == BODIES[Hello].keys() - OPTIONAL
         decoded = Hello.decode(encoded)
         assert decoded.resume is None

@@ -31,6 +31,7 @@ from relay_agent.attachment import ATTACH_TIMEOUT, Relay
 from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
 from relay_agent.config import AgentConfig
 from relay_agent.keys import Keys
+from relay_agent.own import OwnKeys, load_own
 from relay_agent.reload import Reload, Settings
 from relay_agent.services import Service
 from tests.unit.relay_agent.relay import Target, TestRelay, events, until
@@ -41,7 +42,7 @@ KEY = StaticKey.generate()
 
 
 def keys_for(relay: Relay) -> Keys:
-    return Keys(KEY, relay, remember=lambda relay: None)
+    return Keys(OwnKeys(KEY), relay, remember=lambda _: None, remember_own=lambda _: None)
 
 
 SLACK = 0.5  # what a handshake may take on the jumping clock
@@ -1061,3 +1062,40 @@ async def test_it_answers_over_its_control_socket_or_runs_without(
         await module._answer_commands(agent, never_again(agent), StateFolder(tmp_path / "none"))
         (told,) = logged("no-control-socket")
         assert "No such file" in told["reason"]
+
+
+# This agent's key is another one
+
+
+async def test_a_new_key_comes_over_the_next_link_and_streams_go_on(
+    logged: Logged, tmp_path: Path
+) -> None:
+    state = StateFolder(tmp_path)
+    state.write_secret("agent.key", KEY.private.hex())
+    async with a_house() as house, trio.open_nursery() as nursery:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        agent = house.agent
+        nursery.start_soon(module._answer_commands, agent, never_again(agent), state)
+        await until((tmp_path / SOCKET).exists)
+        await trio.to_thread.run_sync(ask, tmp_path / SOCKET, "rotate-key")
+        await until(lambda: len(logged("link-up")) == 2)
+        own = load_own(state)
+        assert (own.former is not None, own.accepted) == (True, False)
+        hello = house.relay.hellos[-1]
+        assert (hello.successor, hello.resume is not None) == (own.newest.public, True)
+        await send_all(visitor, b"on")
+        assert await receive_exactly(accepted, 2) == b"on"
+        visitor.close()
+        accepted.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_new_key_does_not_wait_for_the_next_attempt() -> None:
+    async with a_house(begin=False) as house:
+        house.relay.greetings = [house.relay.denying(DenialCode.REVOKED), house.relay.greet]
+        house.relay._nursery.start_soon(house.agent.stay_attached)
+        await until(lambda: house.agent._last_failure)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        house.agent._come_again("a new key")
+        await house.attached()

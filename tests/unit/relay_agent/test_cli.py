@@ -243,7 +243,7 @@ def test_run_serves_what_join_saved(calls: Calls, joined: StateFolder) -> None:
     assert run(joined) == 0
     [(config, services, keys)] = calls.made
     assert (config, keys.relay, services) == (AgentConfig(), ENROLMENT.relay, (SSH,))
-    assert keys._static.private.hex() in (joined.path / "agent.key").read_text()
+    assert keys.own.newest.private.hex() in (joined.path / "agent.key").read_text()
 
 
 def test_run_takes_a_config_file(calls: Calls, joined: StateFolder, tmp_path: Path) -> None:

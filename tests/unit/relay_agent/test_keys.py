@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import trio
 
-from protocol.errors import LinkDenied, LinkLost, NoAnswer
+from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
 from protocol.hello import Denial, Hello, Welcome
 from protocol.noise import StaticKey
 from protocol.process.state import StateError
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys
+from relay_agent.own import OwnKeys
 from tests.unit.relay_agent.relay import LIMITS, TestRelay, events
 
 MINE = StaticKey.generate()
@@ -29,7 +30,13 @@ class Disk:
 
     def __init__(self) -> None:
         self.saved: list[Relay] = []
+        self.own: list[OwnKeys] = []
         self.full = False
+
+    def save_own(self, own: OwnKeys) -> None:
+        if self.full:
+            raise StateError(os.strerror(errno.ENOSPC))
+        self.own.append(own)
 
     def save(self, relay: Relay) -> None:
         if self.full:
@@ -69,7 +76,9 @@ async def attach(keys: Keys) -> Welcome:
 
 async def test_told_of_a_successor_it_is_saved_before_it_is_used(disk: Disk) -> None:
     async with a_relay(NEW, OLD) as relay:
-        keys = Keys(MINE, known(relay, OLD), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD), remember=disk.save, remember_own=disk.save_own
+        )
         welcome = await attach(keys)
         assert welcome.successor == NEW.public
         assert keys.follow(welcome)
@@ -83,7 +92,9 @@ async def test_told_of_a_successor_it_is_saved_before_it_is_used(disk: Disk) -> 
 
 async def test_it_never_goes_back_once_the_new_key_has_worked(disk: Disk) -> None:
     async with a_relay(NEW) as relay:
-        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        )
         await attach(keys)
         relay.keys = [OLD]
         with pytest.raises(NoAnswer):
@@ -95,7 +106,9 @@ async def test_not_even_if_that_cannot_be_saved(
     disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with a_relay(NEW) as relay:
-        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        )
         disk.full = True
         await attach(keys)
         assert reasons(caplog) == ["No space left on device"]
@@ -109,7 +122,16 @@ async def test_not_even_if_that_cannot_be_saved(
         assert disk.saved == [known(relay, NEW)]
         # The next process has both still, and tries the new one first.
         relay.keys = [NEW, OLD]
-        assert (await attach(Keys(MINE, known(relay, OLD, NEW), remember=disk.save))) is not None
+        assert (
+            await attach(
+                Keys(
+                    OwnKeys(MINE),
+                    known(relay, OLD, NEW),
+                    remember=disk.save,
+                    remember_own=disk.save_own,
+                )
+            )
+        ) is not None
         assert relay.shown[-1] == NEW.public
 
 
@@ -119,7 +141,9 @@ async def test_until_it_has_worked_the_old_key_is_good_as_well(
     """The relay was put back to a state from before the rotation."""
     caplog.set_level("DEBUG")
     async with a_relay(OLD) as relay:
-        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        )
         assert (await attach(keys)).successor is None
         assert relay.shown == [OLD.public]
         assert keys.relay == known(relay, OLD, NEW)
@@ -133,7 +157,9 @@ async def test_what_cannot_be_saved_is_not_used(
     disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with a_relay(NEW, OLD) as relay:
-        keys = Keys(MINE, known(relay, OLD), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD), remember=disk.save, remember_own=disk.save_own
+        )
         disk.full = True
         assert not keys.follow(await attach(keys))
         assert reasons(caplog) == ["No space left on device"]
@@ -145,7 +171,9 @@ async def test_what_cannot_be_saved_is_not_used(
 
 async def test_what_is_known_is_no_news(disk: Disk) -> None:
     async with a_relay(NEW, OLD) as relay:
-        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        )
         told = relay.welcome(bytes(16), resumed=False)
         assert not keys.follow(told)
         assert not keys.follow(replace(told, successor=OLD.public))
@@ -157,7 +185,9 @@ async def test_what_is_known_is_no_news(disk: Disk) -> None:
 
 async def test_a_relay_that_rotated_twice_is_followed_twice(disk: Disk) -> None:
     async with a_relay(NEWER, NEW, OLD) as relay:
-        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        )
         assert keys.follow(await attach(keys))
         assert keys.relay == known(relay, NEW, NEWER)
         await attach(keys)
@@ -177,7 +207,9 @@ async def test_what_else_goes_wrong_under_the_new_key_is_no_reason_to_try_the_ol
         async def cut(sock: socket.socket) -> None:
             await relay.shake(sock)
 
-        keys = Keys(MINE, known(relay, OLD, NEW), remember=disk.save)
+        keys = Keys(
+            OwnKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        )
         failures: list[tuple[Callable[..., Any], type[Exception]]] = [
             (deny, LinkDenied),
             (cut, LinkLost),
@@ -188,3 +220,126 @@ async def test_what_else_goes_wrong_under_the_new_key_is_no_reason_to_try_the_ol
                 await attach(keys)
         assert relay.shown == [NEW.public, NEW.public]
         assert keys.relay.successor == NEW.public
+
+
+# Keys of our own
+
+FORMER = StaticKey.generate()
+
+
+@asynccontextmanager
+async def a_registry(*known_keys: bytes, takes: bool = True) -> AsyncIterator[TestRelay]:
+    """A relay that takes these keys, and a successor for one of them; each comer is in `came`."""
+    registered, revoked = list(known_keys), list[bytes]()
+    async with a_relay(OLD) as relay:
+
+        async def greet(sock: socket.socket) -> None:
+            arrival = await relay.shake(sock)
+            key, successor = arrival.agent_key, arrival.hello.successor
+            if key not in registered:
+                code = DenialCode.REVOKED if key in revoked else DenialCode.UNKNOWN_AGENT
+                await arrival.deny(Denial(code=code, reason=code.name))
+                return
+            welcome = relay.welcome(bytes(16), resumed=False)
+            if successor is not None and takes:
+                registered[:], revoked[:] = [successor], [key]
+                welcome = replace(welcome, agent_key=successor)
+            await arrival.welcome(welcome)
+
+        relay.greetings = [greet] * 20
+        yield relay
+
+
+def own_keys(relay: TestRelay, own: OwnKeys, disk: Disk) -> Keys:
+    return Keys(own, known(relay, OLD), remember=disk.save, remember_own=disk.save_own)
+
+
+async def shown(relay: TestRelay, keys: Keys) -> list[bool]:
+    """For each attempt to attach once, whether the former key vouched."""
+    relay.hellos.clear()
+    await attach(keys)
+    return [hello.successor is not None for hello in relay.hellos]
+
+
+TOLD = OwnKeys(MINE, FORMER, accepted=True)
+NOT_TOLD = OwnKeys(MINE, FORMER, accepted=False)
+
+
+async def test_the_former_key_vouches_for_the_newest(disk: Disk) -> None:
+    async with a_registry(FORMER.public) as relay:
+        keys = own_keys(relay, NOT_TOLD, disk)
+        assert await shown(relay, keys) == [True]
+        assert relay.hellos[0].successor == MINE.public
+        assert disk.own == [TOLD]
+        # From then on the newest is the one that works.
+        assert await shown(relay, keys) == [False]
+        assert disk.own == [TOLD]
+
+
+async def test_an_answer_that_got_lost_is_found_out(disk: Disk) -> None:
+    async with a_registry(FORMER.public) as relay:
+        await attach(own_keys(relay, NOT_TOLD, disk))
+        disk.own.clear()
+        keys = own_keys(relay, NOT_TOLD, disk)
+        assert await shown(relay, keys) == [True, False]
+        assert disk.own == [TOLD]
+        assert await shown(relay, keys) == [False]
+
+
+async def test_a_relay_that_was_put_back_is_told_once_more(disk: Disk) -> None:
+    async with a_registry(FORMER.public) as relay:
+        keys = own_keys(relay, TOLD, disk)
+        assert await shown(relay, keys) == [False, True]
+        assert await shown(relay, keys) == [False]
+        assert not disk.own
+
+
+async def test_a_relay_without_the_feature_keeps_the_former_key(disk: Disk) -> None:
+    async with a_registry(FORMER.public, takes=False) as relay:
+        keys = own_keys(relay, NOT_TOLD, disk)
+        for _ in range(2):
+            assert await shown(relay, keys) == [True]
+        assert not disk.own
+
+
+async def test_what_cannot_be_noted_is_found_out_again(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_registry(FORMER.public) as relay:
+        disk.full = True
+        keys = own_keys(relay, NOT_TOLD, disk)
+        await attach(keys)
+        assert events(caplog, "agent-key-not-saved")
+        assert keys.own == TOLD
+        assert await shown(relay, keys) == [False]
+
+
+async def test_both_revoked(disk: Disk) -> None:
+    async with a_registry() as relay:
+        for own in (TOLD, NOT_TOLD):
+            with pytest.raises(LinkDenied, match="UNKNOWN_AGENT"):
+                await attach(own_keys(relay, own, disk))
+        assert not disk.own
+
+
+async def test_other_denials_are_the_answer(disk: Disk) -> None:
+    async with a_relay(OLD) as relay:
+        for own in (TOLD, NOT_TOLD):
+            relay.greetings = [relay.denying(DenialCode.BUSY)]
+            with pytest.raises(LinkDenied):
+                await attach(own_keys(relay, own, disk))
+        assert relay.callers == 2
+
+
+async def test_rotated_meanwhile_nothing_is_noted_of_the_newer_one(disk: Disk) -> None:
+    async with a_registry(FORMER.public) as relay:
+        keys = own_keys(relay, NOT_TOLD, disk)
+        newer = OwnKeys(StaticKey.generate(), MINE, accepted=False)
+
+        def hello() -> Hello:
+            keys.own = newer
+            return HELLO
+
+        link, _ = await keys.attach(hello)
+        link.close()
+        assert (keys.own, disk.own) == (newer, [])

@@ -25,7 +25,7 @@ NOTHING = Outcome(added=[], removed=[], changed=[], options=[], restart=[])
 
 class FakeAgent:
     def __init__(self) -> None:
-        self.relay = RELAY
+        self.relay, self.public_key = RELAY, BEFORE.public_key
         self.told: list[object] = []
 
     def reconfigure(self, *what: object) -> None:
@@ -128,6 +128,12 @@ def test_a_relay_that_rotated_its_key_is_the_same(files: Files) -> None:
     ):
         files.now, files.agent.relay = replace(BEFORE, relay=file), known
         assert files.reload() == NOTHING
+
+
+def test_so_is_an_agent_that_rotated_its_own(files: Files) -> None:
+    files.agent.public_key = b"q" * 32
+    files.now = replace(BEFORE, public_key=b"q" * 32)
+    assert files.reload() == NOTHING
 
 
 def test_the_log_level_is_changed_at_once(files: Files) -> None:

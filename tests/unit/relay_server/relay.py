@@ -184,6 +184,7 @@ class Router:
         epoch: int | None = None,
         token: bytes | None = None,
         features: tuple[str, ...] | None = None,
+        successor: bytes | None = None,
         silent: bool = False,
     ) -> Welcome:
         """A new link. `silent`: nobody reads it, as if the process were stopped."""
@@ -198,6 +199,7 @@ class Router:
                 limits=LIMITS,
                 resume=resume,
                 token=token,
+                successor=successor,
             )
 
         sock = caller_of(self.relay.port)

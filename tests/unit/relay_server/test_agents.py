@@ -18,6 +18,7 @@ from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.agents import DUPLICATE_RETRY, PROBE_SECONDS, Agents
+from relay_server.registry import Registry
 from tests.unit.relay_server.relay import (
     Relay,
     Router,
@@ -777,3 +778,100 @@ async def test_whoever_only_asks_is_answered_and_changes_nothing(relay: Relay) -
         assert (await router.resume()).resumed
         await send_all(visitor, b"back")
         assert await receive_exactly(target, 4) == b"back"
+
+
+# An agent's key is another one
+
+
+async def test_a_successor_is_taken_and_everything_goes_on(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    port = free_port()
+    router, new = relay.enrol("home", port), StaticKey.generate()
+    await router.attach()
+    await router.serve(port)
+    visitor, target = await router.visited(port)
+    old = router.again()
+    welcome = await router.resume(successor=new.public)
+    assert (welcome.resumed, welcome.agent_key) == (True, new.public)
+    assert [each["agent"] for each in told(caplog, "agent-key-rotated")] == ["home"]
+    # Neither the change nor the look for changes has expelled it.
+    relay.agents.refresh()
+    await send_all(visitor, b"on")
+    assert await receive_exactly(target, 2) == b"on"
+    await denied(old, DenialCode.REVOKED)
+    # The next link under the new key; the port is granted to that.
+    router.key = new
+    assert (await router.resume()).resumed
+    await send_all(visitor, b"!")
+    assert await receive_exactly(target, 1) == b"!"
+    other = free_port()
+    relay.registry.invite("home", bytes(16), now=0, lifetime=9, ports=[other], port_range=range(1))
+    await router.serve(other)
+    visitor.close()
+    # Revoking names the agent, so it ends both.
+    relay.registry.revoke("home", 1.0)
+    relay.agents.refresh()
+    for one in (old, router.again()):
+        await denied(one, DenialCode.REVOKED)
+
+
+async def test_a_successor_taken_with_a_first_link(relay: Relay) -> None:
+    router, new = relay.enrol("home"), StaticKey.generate()
+    assert (await router.attach(successor=new.public)).agent_key == new.public
+    router.key = new
+    welcome = await router.resume(successor=new.public)  # which is no news
+    assert (welcome.resumed, welcome.agent_key) == (True, None)
+
+
+async def test_whoever_may_not_attach_rotates_nothing(relay: Relay, mock_clock: Clock) -> None:
+    router = relay.enrol()
+    await router.attach()
+    thief = router.again()
+    await denied(thief, DenialCode.DUPLICATE, successor=StaticKey.generate().public)
+    await denied(router, DenialCode.SUPERSEDED, epoch=0, successor=StaticKey.generate().public)
+    assert (await router.resume(epoch=2)).resumed
+
+
+async def test_a_key_that_was_replaced_during_its_probe_takes_over_nothing(
+    relay: Relay, mock_clock: Clock
+) -> None:
+    router, new = relay.enrol(), StaticKey.generate()
+    await router.attach(silent=True)
+    thief = router.again()
+
+    async def attach() -> None:
+        with pytest.raises(LinkLost, match="closed"):
+            await thief.attach()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attach)
+        await quiet()
+        await router.resume(silent=True, successor=new.public)
+        await quiet()
+        mock_clock.jump(PROBE_SECONDS)
+    router.key = new
+    assert relay.presence(router).tenure.instance == router.instance
+
+
+async def test_a_successor_that_cannot_be_taken_leaves_the_old_key_as_it_was(
+    relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, other = relay.enrol("home"), relay.enrol("cabin")
+    await router.attach()
+    welcome = await router.resume(successor=other.key.public)
+    assert (welcome.resumed, welcome.agent_key) == (True, None)
+
+    def failing(*_: object) -> None:
+        raise StateError("the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "succeed", failing)
+        welcome = await router.resume(successor=StaticKey.generate().public)
+    assert (welcome.resumed, welcome.agent_key) == (True, None)
+    assert [each["reason"] for each in told(caplog, "agent-key-kept")] == [
+        "the new key is, or was, that of an agent here",
+        "the disk fails",
+    ]
+    assert (await other.attach()).name == "cabin"

@@ -229,7 +229,7 @@ def test_an_unknown_token_is_refused(registry: Registry) -> None:
 
 
 def test_an_unknown_token_is_told_without_a_write(registry: Registry) -> None:
-    with contextlib.closing(registry._connect()) as other:
+    with contextlib.closing(registry._connect(0.0)) as other:
         other.execute("BEGIN IMMEDIATE")  # whoever writes now has to wait for this one
         with pytest.raises(TokenRefused, match=r"is unknown here"):
             registry.check_token(token(1))
@@ -720,8 +720,8 @@ def test_a_failed_change_leaves_nothing(
 ) -> None:
     connect = registry._connect
 
-    def small() -> sqlite3.Connection:
-        db = connect()
+    def small(timeout: float) -> sqlite3.Connection:
+        db = connect(timeout)
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         db.execute(f"PRAGMA max_page_count = {pages}")
         return db
@@ -906,6 +906,10 @@ def test_a_key_that_was_replaced_meanwhile_follows_for_nobody(registry: Registry
     assert registry.behind(b"new") == ["home"]
     registry.follow("home", key(1), b"new")
     assert registry.behind(b"new") == ["home"]
+    # Unless it is its own successor that took its place, over the link that tells of it.
+    registry.succeed(key(2), key(3), 100.0)
+    registry.follow("home", key(2), b"new", key(3))
+    assert registry.behind(b"new") == []
 
 
 def test_which_invitations_carry_another_key(registry: Registry) -> None:
@@ -953,3 +957,57 @@ def test_a_registry_from_before_is_brought_up_to_date(state: StateFolder) -> Non
         assert registry.redeem(token(2), key(2), 0).name == "guest"
     with Registry(state) as registry:  # from now on as any other
         assert registry.behind(b"new") == ["guest", "home"]
+
+
+# A new key for an agent
+
+
+def test_a_successor_takes_the_agent_and_the_invitation_over(registry: Registry) -> None:
+    before = enrol(registry, "home", 1)
+    registry.follow("home", key(1), b"relay")
+    registry.succeed(key(1), key(2), 100.0)
+    agent = registry.agent_by_key(key(2))
+    assert agent is not None
+    assert (agent.name, agent.ports, agent.relay_key) == ("home", before.ports, b"relay")
+    assert registry.agent_by_key(key(1)) is None
+    assert registry.revoked_name(key(1)) == "home"
+    assert registry.redeem(token(1), key(2), 101.0).public_key == key(2)
+    with pytest.raises(TokenRefused, match="revoked"):
+        registry.redeem(token(1), key(1), 101.0)
+    registry.revoke("home", 200.0)
+    assert registry.revoked_name(key(2)) == "home"
+
+
+def test_a_successor_that_is_somebody_elses_is_refused(registry: Registry) -> None:
+    for number, name in enumerate(("home", "cabin", "gone"), 1):
+        enrol(registry, name, number)
+    registry.revoke("gone", 1.0)
+    for successor in (key(1), key(2), key(3)):
+        with pytest.raises(Refused, match="is, or was, that of an agent"):
+            registry.succeed(key(1), successor, 2.0)
+    for nobody in (key(3), key(9)):
+        with pytest.raises(Refused, match="not an agent's any more"):
+            registry.succeed(nobody, key(8), 2.0)
+    assert registry.agent_by_key(key(1)) is not None
+    assert registry.revoked_name(key(1)) is None
+
+
+def test_successors_come_one_at_a_time(registry: Registry) -> None:
+    enrol(registry, "home", 1)
+    registry.succeed(key(1), key(2), 100.0)
+    with pytest.raises(Refused, match="10 s"):
+        registry.succeed(key(2), key(3), 109.9)
+    # A clock that was put back is no reason to wait until it is there again.
+    registry.succeed(key(2), key(3), 50.0)
+    registry.succeed(key(3), key(4), 110.0)
+    assert registry.agent_by_key(key(4)) is not None
+
+
+def test_a_successor_does_not_wait_long_for_another_writer(state: StateFolder) -> None:
+    with Registry(state) as registry:
+        enrol(registry, "home", 1)
+        with registry._change() as db:
+            db.execute("UPDATE agents SET created = 2")
+            with pytest.raises(StateError, match="another process keeps it locked"):
+                registry.succeed(key(1), key(2), 1.0)
+        assert registry.agent_by_key(key(1)) is not None

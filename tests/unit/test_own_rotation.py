@@ -1,0 +1,166 @@
+"""An agent's keys on both sides: in whatever order things happen and fail, the relay takes one.
+
+The agent's files and the relay's registry are the real ones; between them is a handshake without a
+network.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from protocol.errors import DenialCode, LinkDenied, LinkLost
+from protocol.hello import Hello, Welcome
+from protocol.noise import StaticKey
+from protocol.process.state import StateError, StateFolder
+from protocol.transport.link import Link
+from relay_agent import keys as agent_module
+from relay_agent.attachment import Relay
+from relay_agent.enrolment import load_or_make_key, save_enrolment
+from relay_agent.keys import Keys
+from relay_agent.own import load_own, rotate, save_accepted
+from relay_server.registry import FILE, Refused, Registry
+from tests.unit.relay_agent.relay import LIMITS
+from tests.unit.relay_agent.test_enrolment import enrolment
+from tests.unit.test_rotation import run
+
+TOKEN = b"t" * 16
+HELLO = Hello(instance=bytes(16), epoch=1, software="", features=(), limits=LIMITS)
+
+
+class OwnRotation(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        path = Path(self.folder.name)
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(agent_module, "attach", self.shake)
+        self.state, self.relay_state = StateFolder(path / "agent"), StateFolder(path / "relay")
+        self.backup = path / "backup"
+        for state in (self.state, self.relay_state):
+            state.ensure()
+        key = load_or_make_key(self.state, TOKEN)
+        save_enrolment(self.state, enrolment())
+        self.registry = Registry(self.relay_state)
+        self.registry.invite("home", TOKEN, now=0, lifetime=9, port_range=range(11111, 11112))
+        self.registry.redeem(TOKEN, key.public, 0)
+        self.now = 0.0
+        self.understands, self.answers = True, True
+        self.rotations = 0  # since the backup
+        self.back_up()
+        self.boot()
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        self.registry.close()
+        self.folder.cleanup()
+
+    # The relay
+
+    @rule(understands=st.booleans())
+    def install_another_relay(self, understands: bool) -> None:
+        self.understands = understands
+
+    @rule()
+    def back_up(self) -> None:
+        self.registry.close()
+        shutil.copy(self.relay_state.path / FILE, self.backup)
+        self.registry = Registry(self.relay_state)
+        self.rotations = 0
+
+    @precondition(lambda self: self.rotations <= 1)
+    @rule()
+    def put_back(self) -> None:
+        """A state of at most one key ago: the agent has two."""
+        self.registry.close()
+        shutil.copy(self.backup, self.relay_state.path / FILE)
+        self.registry = Registry(self.relay_state)
+
+    # The agent
+
+    @rule()
+    def boot(self) -> None:
+        self.agent = Keys(
+            load_own(self.state),
+            Relay(hosts=(), key=bytes(32)),
+            remember=lambda _: None,
+            remember_own=self.save,
+        )
+        self.full = False
+
+    def save(self, own: Any) -> None:
+        if self.full:
+            raise StateError("no space left on the disk")
+        save_accepted(self.state, own)
+
+    @rule(fails_at=st.sampled_from([None, 0, 1]))
+    def rotate(self, fails_at: int | None) -> None:
+        """The agent dies with the power, so it boots."""
+        before = load_own(self.state).newest.public
+        steps, write = 0, StateFolder.write
+
+        def failing(*arguments: Any, **options: Any) -> None:
+            nonlocal steps
+            if steps == fails_at:
+                raise StateError("the power failed")
+            steps += 1
+            write(*arguments, **options)
+
+        with self.patch.context() as patch:
+            patch.setattr(StateFolder, "write", failing)
+            try:
+                self.agent.own = rotate(self.state)
+            except StateError:
+                self.boot()
+                self.rotations += fails_at == 1  # its former key was overwritten
+        self.rotations += load_own(self.state).newest.public != before
+
+    @rule(full=st.booleans(), answers=st.booleans())
+    def come(self, full: bool, answers: bool) -> None:
+        self.full, self.answers = full, answers
+        self.now += 10
+        if not answers:
+            with pytest.raises(LinkLost):
+                run(self.agent.attach(lambda: HELLO))
+            return
+        run(self.agent.attach(lambda: HELLO))  # never denied
+        if self.understands:
+            assert self.agent.own.accepted
+            (agent,) = self.registry.agents()
+            assert agent.public_key == self.agent.own.newest.public
+            former = self.agent.own.former
+            if former is not None:
+                assert self.registry.revoked_name(former.public) == "home"
+
+    async def shake(self, _: Relay, *, static: StaticKey, hello: Any) -> tuple[Link, Welcome]:
+        """What the relay does with an agent's keys."""
+        if self.registry.agent_by_key(static.public) is None:
+            revoked = self.registry.revoked_name(static.public)
+            code = DenialCode.UNKNOWN_AGENT if revoked is None else DenialCode.REVOKED
+            raise LinkDenied(code, code.name)
+        successor, taken = hello().successor, None
+        if self.understands and successor is not None:
+            try:
+                self.registry.succeed(static.public, successor, self.now)
+            except Refused as exc:
+                raise AssertionError("nothing speaks against it") from exc
+            taken = successor
+        if not self.answers:
+            raise LinkLost("before the welcome")
+        welcome = partial(Welcome, session=bytes(16), resumed=False, received=0, limits=LIMITS)
+        return cast("Link", None), welcome(
+            name="home", ports=(), features=(), software="", agent_key=taken
+        )
+
+
+TestOwnRotation = OwnRotation.TestCase
+# Each step writes files and waits for the disk.
+TestOwnRotation.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
