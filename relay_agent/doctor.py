@@ -68,6 +68,7 @@ class Patient:
     enrolment: Enrolment = field(init=False)
     own: OwnKeys = field(init=False)
     services: tuple[Service, ...] = ()
+    silent: set[str] = field(default_factory=set)  # the services whose target does not answer
 
 
 async def _check_enrolment(patient: Patient) -> Finding:
@@ -271,12 +272,14 @@ async def _check_target(patient: Patient) -> Finding:
                 found.append(f"{service.name}: {service.target} answers")
             except DialFailed as exc:
                 wrong.append(f"{service.name}: {exc}")
+                patient.silent.add(service.name)
             continue
         try:
             banner = await read_banner(service.target.host, service.target.port, deadline)
             found.append(f"{service.name}: {service.target} shows {banner}")
         except NoBanner as exc:
             wrong.append(f"{service.name}: {exc}")
+            patient.silent.add(service.name)
     text = "; ".join(found + wrong)
     return failed(text, _START_TARGET) if wrong else ok(text)
 
@@ -354,7 +357,8 @@ async def _check_visit(patient: Patient) -> Finding:
     status = patient.running or {}
     host = status["link"]["address"].rpartition(":")[0].strip("[]")
     found, wrong = [], []
-    for service in patient.services:
+    # A visit to a target that does not answer says nothing of the way to it.
+    for service in (one for one in patient.services if one.name not in patient.silent):
         port, deadline = service.port or 0, trio.current_time() + VISIT_TIMEOUT
         if not _is_ssh(service):
             try:
@@ -368,6 +372,8 @@ async def _check_visit(patient: Patient) -> Finding:
             found.append(f"port {port} shows {banner}")
         except NoBanner as exc:
             wrong.append(str(exc))
+    if not found and not wrong:
+        return note("not tried, as no target answers", "mend that first")
     text = "; ".join(found + wrong)
     return failed(text, _OPEN_PORT) if wrong else ok(text)
 

@@ -279,7 +279,7 @@ async def _check_agents(patient: Patient) -> Finding:
             f"{len(away)} of {len(patient.agents)} agents are away: {shown}",
             "if one should be here, run this where it is: relay-agent doctor",
         )
-    return ok(f"all {len(patient.agents)} agents are attached")
+    return ok(f"all that are enrolled ({len(patient.agents)}) are attached")
 
 
 async def _check_service(_: Patient) -> Finding:

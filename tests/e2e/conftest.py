@@ -102,6 +102,9 @@ def _run_house(folder: Path, dropbear: SshServer, openssh: SshServer) -> Iterato
             )
         )
         agent.start(*ports)
+        # Read as well as written, so that tests can tell what comes later from it.
+        for port in ports:
+            relay.process.wait_for_line(rf" port-open .*\bport={port}\b")
         yield House(
             relay=relay,
             agent=agent,

@@ -36,7 +36,7 @@ def test_all_is_well_and_nobody_is_disturbed(house: House) -> None:
         assert "a registry with 1 agent" in found["state"]["found"]
         assert f"{LOOPBACK}:{house.relay.port}" in found["listening"]["found"]
         assert found["ports"]["found"].startswith("3 of 3 granted ports are open")
-        assert found["agents"]["found"] == "all 1 agents are attached"
+        assert found["agents"]["found"] == "all that are enrolled (1) are attached"
         assert "descriptors are in use" in found["files"]["found"]
         visitor.sendall(b"still here")
         assert receive(accepted, 10) == b"still here"
