@@ -10,7 +10,8 @@ LinkLost               the link; its session lives                 transport.lin
 NoAnswer               the attempt under this key of the relay     agent, which may have another
 SessionLost            the session and its streams                 the owner of the session
 LinkDenied             the attempt to attach                       agent's redial loop
-LocalProtocolError     an invariant of ours: a bug, never caught   nobody
+LocalProtocolError     an invariant of ours: a bug                 nobody, but at the relay
+                                                                   containment, which tells of it
 =====================  ==========================================  =======================
 
 The loss of one stream is not an error but an event (`session.StreamReset`): it happens all day.

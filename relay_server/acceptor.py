@@ -24,6 +24,7 @@ from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from relay_server.agents import Agents
+from relay_server.containment import contained
 from relay_server.doorway import Caller, Doorway
 from relay_server.keys import RelayKeys
 from relay_server.registry import Agent, TokenRefused
@@ -89,7 +90,7 @@ class Acceptor:
         caller: Caller,
         scope: trio.CancelScope,
     ) -> None:
-        with sock:
+        with sock, contained(address=source[0]):
             known = None
             try:
                 with scope:

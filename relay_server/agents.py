@@ -26,6 +26,7 @@ from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
 from protocol.transport.waiting import wait_until
+from relay_server.containment import contained
 from relay_server.kept import KeptSockets
 from relay_server.keys import RelayKeys
 from relay_server.ports import Ports
@@ -219,7 +220,9 @@ class Agents:
             software=hello.software,
         )
         received = hello.resume.received if welcome.resumed and hello.resume else 0
-        await endpoint.carry(arrival.link, received)
+        with contained(agent=presence.name):
+            await endpoint.carry(arrival.link, received)
+        raise SessionLost("a fault of the relay, which its log tells of")
 
     def _on_link_down(
         self, presence: Presence, endpoint: Endpoint, why: LinkLost | SessionLost

@@ -13,6 +13,7 @@ from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
+from relay_server.containment import contained
 from relay_server.gate import Gate
 from relay_server.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
 from relay_server.listeners import Listener
@@ -53,7 +54,7 @@ async def visit(
             prepare_spliced(sock)
         except OSError:  # gone already
             return
-        with one.scope:
+        with one.scope, contained(one.lose_session, **one.about):
             refused = await one.run(sock)
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
@@ -207,6 +208,11 @@ class _Visit:
             endpoint, splice = self._joined
             endpoint.session.reset(splice.stream, ResetCode.REFUSED)
             endpoint.flush()
+
+    def lose_session(self) -> None:
+        """After a fault of ours: what the session's state is worth, nobody knows."""
+        if self._joined is not None and self._presence.endpoint is self._joined[0]:
+            self._presence.end_session()
 
     def _ending(self) -> Ending:
         """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""

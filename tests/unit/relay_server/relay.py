@@ -6,6 +6,7 @@ time, waiting does. (An autojump clock would jump while bytes are under way.)
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 import sqlite3
@@ -30,6 +31,7 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
 from protocol.transport.sockets import prepare_spliced
+from relay_server import containment
 from relay_server.accept import accept_forever, listen
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
@@ -94,6 +96,33 @@ async def was_reset(sock: socket.socket) -> bool:
                 return True
 
 
+class Faults(logging.Handler):
+    """The contained ones: in no test may there be more than it asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._met: list[logging.LogRecord] = []
+        self._logger = logging.getLogger(containment.__name__)
+
+    def __enter__(self) -> Faults:
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        assert not self._met, [logging.Formatter().format(one) for one in self._met]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._met.append(record)
+
+    async def take(self) -> logging.LogRecord:
+        """The one that there is, once it is there."""
+        await until(lambda: self._met)
+        (one,) = self._met
+        self._met.clear()
+        return one
+
+
 @dataclass
 class Relay:
     config: ServerConfig
@@ -103,6 +132,7 @@ class Relay:
     keys: RelayKeys
     port: int  # where agents dial
     nursery: trio.Nursery
+    faults: Faults
     leftovers: list[socket.socket | Link] = field(default_factory=list)  # closed in the end
 
     @property
@@ -145,12 +175,17 @@ async def running(folder: Path, **changes: Any) -> AsyncIterator[Relay]:
     defaults: dict[str, Any] = {"bind": LOOPBACK}
     config = ServerConfig(**(defaults | changes))
     keys = RelayKeys(StaticKey.generate())
-    with closing(Registry(state)) as registry, listen(LOOPBACK, 0, dual_stack=False) as sock:
+    with (
+        closing(Registry(state)) as registry,
+        listen(LOOPBACK, 0, dual_stack=False) as sock,
+        Faults() as faults,
+    ):
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, keys, nursery, KeptSockets())
             acceptor = Acceptor(config, registry, keys, agents, nursery)
             nursery.start_soon(accept_forever, sock, acceptor.on_caller)
-            relay = Relay(config, registry, agents, acceptor, keys, sock.getsockname()[1], nursery)
+            port = sock.getsockname()[1]
+            relay = Relay(config, registry, agents, acceptor, keys, port, nursery, faults)
             yield relay
             nursery.cancel_scope.cancel()
         for one in relay.leftovers:
