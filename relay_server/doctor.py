@@ -114,23 +114,21 @@ def _foreign(state: StateFolder) -> list[str]:
 
 
 async def _check_relay(patient: Patient) -> Finding:
-    locked = ""
+    patient.running, wrong = None, ""
     with trio.move_on_after(SETTLE_TIMEOUT):
-        while True:
+        while patient.running is None:
             try:
                 patient.running = ask(patient.state.path / SOCKET, "status")
-            except CommandFailed as exc:
-                return failed(str(exc), f"look at its log, and start it anew: {how_to_start()}")
-            if patient.running is not None:
-                break
-            try:
-                with patient.state.lock(LOCK):
-                    return failed("no relay runs with this state folder", how_to_start())
+                if patient.running is None:
+                    with patient.state.lock(LOCK):
+                        return failed("no relay runs with this state folder", how_to_start())
+            except CommandFailed as exc:  # a busy machine may need more than one attempt
+                wrong = str(exc)
             except StateError as exc:
-                locked = str(exc)
+                wrong = f"no relay answers, but one may run: {exc}"
             await trio.sleep(_GLANCE)
     if patient.running is None:
-        return failed(f"no relay answers, but one may run: {locked}", "its log says why")
+        return failed(wrong, f"look at its log, and start it anew: {how_to_start()}")
     version, age = patient.running["version"], span(patient.running["age"])
     if version != __version__:
         return note(

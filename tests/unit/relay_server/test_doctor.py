@@ -14,6 +14,7 @@ import trio.testing
 from protocol import __version__
 from protocol.noise import StaticKey
 from protocol.process.address import HostPort
+from protocol.process.command import CommandFailed
 from protocol.process.examination import Finding, Verdict
 from protocol.process.state import StateFolder
 from relay_server import doctor
@@ -204,6 +205,22 @@ async def test_one_that_does_not_answer(
         finding = await take(patient, "relay")
     assert finding.verdict is Verdict.FAILED
     assert "one may run" in finding.found
+
+
+async def test_one_that_hangs(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    asked = []
+
+    def hangs(path: Path, command: str) -> None:
+        asked.append(command)
+        raise CommandFailed("the running process does not answer")
+
+    monkeypatch.setattr(doctor, "ask", hangs)
+    finding = await take(patient, "relay")
+    assert finding.verdict is Verdict.FAILED
+    assert finding.found == "the running process does not answer"
+    assert len(asked) > 1
 
 
 # Ports
