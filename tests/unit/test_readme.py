@@ -1,0 +1,100 @@
+"""README and its translation say the same, as far as a program can see; commands are understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay_agent import cli as agent_cli
+from relay_server import cli as server_cli
+
+ROOT = Path(__file__).parents[2]
+ENGLISH, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+PARSERS = {"relay-server": server_cli._parser(), "relay-agent": agent_cli._parser()}
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code(text: str) -> list[str]:
+    """The lines of its code blocks."""
+    return [line for line in text.splitlines() if line.startswith("    ")]
+
+
+def inline(text: str) -> Counter[str]:
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+    return Counter(re.findall(r"`([^`\n]+)`", prose))
+
+
+def links(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\]\(([^)]+)\)", text))
+
+
+def shape(text: str) -> list[str]:
+    """Headings, rows of tables, items of lists and code, one after the other."""
+    marks = (("#", "heading"), ("|", "row"), ("- ", "item"), ("    ", "code"))
+    return [
+        kind
+        for line in text.splitlines()
+        for mark, kind in marks
+        if re.match(rf"{re.escape(mark)}", line)
+    ]
+
+
+def test_both_have_the_same_parts() -> None:
+    assert shape(CHINESE) == shape(ENGLISH)
+    levels = [re.findall(r"^(#+) ", text, re.M) for text in (ENGLISH, CHINESE)]
+    assert levels[0] == levels[1]
+
+
+def test_both_have_the_same_commands_and_output() -> None:
+    assert code(CHINESE) == code(ENGLISH)
+
+
+def test_both_name_the_same_options_files_and_commands() -> None:
+    assert inline(CHINESE) - inline(ENGLISH) == Counter()
+    # Of two in one row, the translation may name `server.toml` once.
+    assert set(inline(ENGLISH)) == set(inline(CHINESE))
+
+
+def test_each_leads_to_the_other_and_both_to_the_same_documents() -> None:
+    ours, theirs = links(ENGLISH), links(CHINESE)
+    assert (ours.pop("README.zh-CN.md"), theirs.pop("README.md")) == (1, 1)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in links(document.read_text()):
+        if not re.match(r"https?:|#", target):
+            assert (document.parent / target.partition("#")[0]).exists(), target
+
+
+def commands(text: str) -> Iterator[str]:
+    """Whatever is told to be typed of ours, without what stands for something."""
+    typed = [*inline(text), *re.findall(r"^(?:    |\S*)[$#] (.*)$", text, re.M)]
+    for one in typed:
+        found = re.match(r"(?:sudo )?(relay-(?:server|agent) [^|#;&]+)", one)
+        if found and not re.search(r"…|\.\.\.|\b[A-Z]{3,}\b|N$|\\$|\bCOMMAND\b", found[1]):
+            yield found[1]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_understood(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in commands(document.read_text()):
+        program, *arguments = shlex.split(command)
+        if len(arguments) == 1:  # it may be only named
+            arguments.append("--help")
+        status: object = 0
+        try:
+            PARSERS[program].parse_args(arguments)
+        except SystemExit as end:
+            status = end.code
+        assert status == 0, f"{command}: {capsys.readouterr().err}"
+
+
+def test_commands_are_found() -> None:
+    assert len(set(commands(ENGLISH))) > 15
