@@ -55,6 +55,8 @@ class Gate:
             while visitor.standing is Standing.WAITS and self._may_wait(visitor, came + patience):
                 await trio.sleep(ASK_AGAIN)
                 self._look()
+            if visitor.standing is Standing.WAITS:
+                self.guard.insist(visitor, trio.current_time())
             # It may have been evicted in the turn in which it came.
             await trio.lowlevel.checkpoint_if_cancelled()
             ours = visitor.standing in (Standing.WAITS, Standing.GONE)

@@ -21,11 +21,14 @@ small difference says nothing.
                                    worse; or has had its time to log in, or to begin, and is not two
                                    grades better. Of several the worst grade goes, then who has had
                                    its time, then who has sent the least, then the oldest
-    one who came too many for      the worst grade goes, of those the oldest
-    the line
+    whoever's patience is over     gets the place of the worst, in that order and however good that
+                                   one is, if its own source has none
+    one who came too many for      the worst grade goes, of those one whose source has a place, then
+    the line                       the oldest
 
-Time that a holder takes beyond its own counts like visitors, so a place is nobody's for long.
-At worst a bad grade costs a place at a cap: nobody is refused for it.
+Time that a holder takes beyond its own counts like visitors, so a place is nobody's for long. At
+worst a bad grade costs the wait: a source without a place is refused for it only where more are in
+line than may be, while another has one.
 """
 
 from __future__ import annotations
@@ -188,7 +191,8 @@ class Guard:
         self.seat(now)
         if len(self._line) > self.caps.waiting:
             # Of equals the first, which is the oldest.
-            self._evict(max(self._line, key=lambda one: one.grade_at(now)), now)
+            worst = max(self._line, key=lambda one: (one.grade_at(now), one.source.has_place))
+            self._evict(worst, now)
         return visitor
 
     def seat(self, now: float) -> None:
@@ -211,14 +215,14 @@ class Guard:
                     continue
                 else:  # who is after this one has no better claim
                     return
-            del self._line[one]
-            source.waiting -= 1
-            if self.caps.without_young:
-                one.standing = Standing.GROWN
-                continue
-            self._young[one] = None
-            source.young += 1
-            one.standing, one.seated = Standing.YOUNG, now
+            self._give_place(one, now)
+
+    def insist(self, visitor: Visitor, now: float) -> None:
+        """Its patience is over: it gets a place, unless another of its source has one."""
+        self.seat(now)
+        if visitor.standing is Standing.WAITS and not visitor.source.has_place and self._young:
+            self._evict(max(self._young, key=lambda one: _badness(one, now)), now)
+            self._give_place(visitor, now)
 
     def may_wait(self, visitor: Visitor) -> bool:
         """Whether a place may come free for it: not where its source's are all established."""
@@ -257,6 +261,16 @@ class Guard:
             if has_grown(traffic, now - one.seated):
                 self._take_from_young(one)
 
+    def _give_place(self, visitor: Visitor, now: float) -> None:
+        del self._line[visitor]
+        visitor.source.waiting -= 1
+        if self.caps.without_young:
+            visitor.standing = Standing.GROWN
+            return
+        self._young[visitor] = None
+        visitor.source.young += 1
+        visitor.standing, visitor.seated = Standing.YOUNG, now
+
     def _take_from_young(self, visitor: Visitor) -> None:
         visitor.standing = Standing.GROWN
         visitor.source.young -= 1
@@ -291,10 +305,11 @@ def _worst(rivals: Iterable[Visitor], claim: int, now: float) -> Visitor | None:
             return True
         return one.overdue(now) >= 0 and grade > claim - APART
 
-    def badness(one: Visitor) -> tuple[int, bool, int]:
-        sent = one.traffic().sent
-        said = sent if sent >= LEAST_BYTES else 0
-        return one.grade_at(now), one.overdue(now) >= 0, -said
-
     # Of equals the first, which is the oldest.
-    return max(filter(may_go, rivals), key=badness, default=None)
+    return max(filter(may_go, rivals), key=lambda one: _badness(one, now), default=None)
+
+
+def _badness(one: Visitor, now: float) -> tuple[int, bool, int]:
+    sent = one.traffic().sent
+    said = sent if sent >= LEAST_BYTES else 0
+    return one.grade_at(now), one.overdue(now) >= 0, -said

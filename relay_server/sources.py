@@ -40,6 +40,10 @@ class Source:
     young: int = 0  # of them, with a place
     _settled: float = 0.0  # when `score` and `tries` were right
 
+    @property
+    def has_place(self) -> bool:
+        return self.visitors > self.waiting
+
     def burden_at(self, now: float) -> float:
         """To a part in a hundred: asked for everybody whenever somebody comes."""
         if now - self._settled >= _STALE:

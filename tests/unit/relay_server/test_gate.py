@@ -56,10 +56,23 @@ async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.Mo
         bot = await enter(gate, "bot")
         assert bot is not None
         gate.guard.leave(bot, trio.current_time(), Ending.THEIRS)
-    assert await enter(gate, "a", evicted=evicted) is not None
-    assert await enter(gate, "bot") is None, "a place is no bot's while a person may be logging in"
-    assert not evicted
+    person = await enter(gate, "a", evicted=evicted)
+    assert person is not None
+    late = list[Visitor | None]()
+
+    async def come() -> None:
+        late.append(await enter(gate, "bot"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come)
+        nursery.start_soon(come)
+        await trio.sleep(PATIENCE - ASK_AGAIN)
+        assert not evicted, "a place is no bot's while a person may be logging in"
+        assert late == []
     assert PATIENCE <= trio.current_time() < PATIENCE + 2 * ASK_AGAIN
+    # But it is refused only where another of its source has a place.
+    assert evicted == ["a"]
+    assert [one is None for one in late] == [False, True]
     assert gate.guard.waiting == 0
 
 

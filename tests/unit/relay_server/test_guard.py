@@ -352,6 +352,52 @@ def test_a_newcomer_may_be_the_one_who_goes() -> None:
     assert (person.standing, bot.standing) == (Standing.WAITS, Standing.GONE)
 
 
+def test_whose_patience_is_over_gets_the_worst_place_if_its_source_has_none() -> None:
+    door = door_of(young=3)
+    door.fail("bot", 4 * BOT)
+    door.fail("mistyped", 2)
+    places = [door.enter(host, sent=BEGUN_BYTES) for host in ("a", "mistyped", "b")]
+    bots = [door.come("bot") for _ in range(2)]
+    for one in bots:
+        assert one.place is not None
+        door.guard.insist(one.place, door.now)
+    assert [one.standing for one in bots] == [Standing.YOUNG, Standing.WAITS]
+    assert [one.evicted for one in places] == [False, True, False]
+
+
+def test_a_free_place_is_taken_before_anybody_goes() -> None:
+    door = door_of(young=2)
+    first, second = door.enter("a", sent=BEGUN_BYTES), door.enter("b", sent=BEGUN_BYTES)
+    late = door.come("c")
+    assert late.place is not None
+    door.leave(first)
+    door.guard.insist(late.place, door.now)
+    assert late.standing is Standing.YOUNG
+    assert not second.evicted
+
+
+def test_nobody_insists_where_those_of_its_source_are_established() -> None:
+    door = door_of(per_source=1, young=1)
+    grown = door.enter("a")
+    grown.let_in = True
+    late, other = door.come("a"), door.enter("b")
+    assert late.place is not None
+    door.guard.insist(late.place, door.now)
+    assert late.standing is Standing.WAITS
+    assert not other.evicted
+
+
+def test_of_too_many_alike_in_line_one_goes_whose_source_has_a_place() -> None:
+    door = door_of(young=2, waiting=2)
+    door.enter("a", sent=BEGUN_BYTES)
+    door.enter("c", sent=BEGUN_BYTES)
+    # By the time that the third comes each source bears two or three, which is one grade.
+    door.leave(door.come("b"), Ending.THEIRS)
+    alone, second = door.come("b"), door.come("a")
+    third = door.come("c")
+    assert (alone.evicted, second.evicted, third.evicted) == (False, True, False)
+
+
 def test_who_leaves_the_line_is_no_failure() -> None:
     door = door_of(young=1)
     door.enter("a")
@@ -488,6 +534,22 @@ class AnyGuard(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, SILENT_GRACE, GRACE, GROWN_SECONDS, TRY_HALF_LIFE]))
     def wait(self, seconds: float) -> None:
         self.door.wait(seconds)
+
+    @precondition(lambda self: self.those(Standing.WAITS))
+    @rule(data=st.data())
+    def lose_patience(self, data: st.DataObject) -> None:
+        """No source is refused while another has one of the places."""
+        one = data.draw(st.sampled_from(self.those(Standing.WAITS)))
+        logged_in = [other for other in self.door.inside if other.let_in]
+        self.door.wait(0.0)
+        has_place = any(
+            other.host == one.host and other.standing is not Standing.WAITS
+            for other in self.door.inside
+        )
+        assert one.place is not None
+        self.door.guard.insist(one.place, self.door.now)
+        assert has_place or one.standing is Standing.YOUNG
+        assert not any(other.evicted for other in logged_in)
 
     @invariant()
     def caps_hold(self) -> None:
