@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import logging
+import resource
 import socket
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from protocol.noise import Handshake, StaticKey, Suite
 from protocol.process.brake import LINES, PERIOD
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
-from relay_server.acceptor import REGISTRY_RETRY
+from relay_server.acceptor import REGISTRY_RETRY, Failure
 from relay_server.registry import Agent
 from tests.unit.relay_server.relay import (
     Relay,
@@ -420,6 +423,50 @@ async def test_cancelled_in_the_middle_of_a_handshake_the_place_is_free(relay: R
     assert len(doorway) == 0
     assert accepted.fileno() < 0
     at_agent.close()
+
+
+# A fleet
+
+FLEET = 2000
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Both ends of each link are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard >= 2 * FLEET + 500, f"this test needs more descriptors than {hard}"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+async def test_2000_agents_behind_one_address_are_here_at_once(
+    relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    """As time stands still, their address has no more attempts than the 64 that it begins with."""
+    log.set_level(logging.ERROR, logger="relay_server")
+    fleet = [Router(relay, StaticKey.generate()) for _ in range(FLEET)]
+    with closing(sqlite3.connect(relay.registry._path)) as db, db:
+        db.executemany(
+            "INSERT INTO agents (name, public_key, created, enrolled) VALUES (?, ?, 0, 0)",
+            [(f"agent-{number}", one.key.public) for number, one in enumerate(fleet)],
+        )
+    # More at once than may stand at the door, so some are turned away and come again.
+    dialling = trio.CapacityLimiter(2 * relay.config.half_open_per_source)
+
+    async def come(router: Router) -> None:
+        async with dialling:
+            while router.link is None:
+                with suppress(LinkLost):
+                    await router.attach(silent=True)
+
+    async with trio.open_nursery() as nursery:
+        for router in fleet:
+            nursery.start_soon(come, router)
+    await until(lambda: sum(one.tenure.attached for one in relay.agents.present) == FLEET)
+    assert relay.agents.tally.handshakes_failed.keys() == {Failure.TOO_MANY}
+    assert not any(one.link.over for one in fleet if one.link is not None)
 
 
 # Our key is another one
