@@ -26,7 +26,7 @@ from protocol.process.config import between, parse_count, parse_duration
 from relay_server.guard import Caps
 from relay_server.networks import Admission, Networks, parse_networks
 
-# Whose names look like this are SSH servers unless a table says otherwise.
+# Whose names look like this, in capitals too, are SSH servers unless a table says otherwise.
 SSH_NAMES: Final = "*ssh*"
 # Looked through for each visitor; more are better said by fewer patterns.
 MAX_TABLES: Final = 64
@@ -123,7 +123,7 @@ class GuardTable:
     patience: float | None = _one_of(between(parse_duration, "0s", "60s"))
 
     def over_defaults(self, service: str) -> Rules:
-        is_ssh = fnmatchcase(service, SSH_NAMES) if self.ssh is None else self.ssh
+        is_ssh = fnmatchcase(service.lower(), SSH_NAMES) if self.ssh is None else self.ssh
         default = FOR_SSH if is_ssh else FOR_OTHERS
         said = {one.name: getattr(self, one.name) for one in fields(self)}
         return Rules(

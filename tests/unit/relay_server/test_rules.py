@@ -25,9 +25,9 @@ def load(folder: Path, toml: str) -> ServerConfig:
 
 
 def test_without_any_table_the_name_tells_an_ssh_server() -> None:
-    for service in ("ssh", "sshd", "my-ssh2"):
+    for service in ("ssh", "sshd", "my-ssh2", "SSH", "OpenSSH"):
         assert rules_for({}, "home", service) == FOR_SSH
-    for service in ("web", "SSH", "shell"):
+    for service in ("web", "shell"):
         assert rules_for({}, "home", service) == FOR_OTHERS
 
 
