@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+# What makes a connection, by the last part of its name.
+DIALS = {"connect", "connect_ex", "create_connection", "open_tcp_stream", "open_unix_socket"}
 
 
 def test_every_module_of_the_core_is_under_its_contract() -> None:
@@ -17,3 +21,21 @@ def test_every_module_of_the_core_is_under_its_contract() -> None:
     ]
     modules = {path.stem for path in (ROOT / "protocol").glob("*.py")} - {"__init__"}
     assert listed == [[f"protocol.{name}" for name in sorted(modules)]]
+
+
+def test_the_relay_dials_nobody() -> None:
+    """What it opens is its database. Commands of the owner's ask its control socket, and one, which
+    the running relay is no part of, tries the addresses that the owner named."""
+    calls = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(node.func)}"
+        for package in ("relay_server", "protocol")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in DIALS
+    }
+    assert calls == {
+        "relay_server/registry.py: sqlite3.connect",
+        "protocol/process/ask.py: sock.connect",
+        "relay_server/doctor.py: trio.open_tcp_stream",
+    }
+    assert "socket.AF_UNIX" in (ROOT / "protocol/process/ask.py").read_text()
