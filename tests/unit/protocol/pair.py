@@ -27,8 +27,9 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.frame import HEADER_SIZE, FrameType
+from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
 from protocol.hello import Limits
+from protocol.intake import BURST_FRAMES
 from protocol.liveness import Verdict
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
@@ -139,6 +140,8 @@ class Side:
         self.publications: set[int] = set()  # at the agent: confirmed; at the relay: asked for
         self.events: list[Event] = []
         self.wire: deque[bytes] = deque()  # under way to the other side
+        self.woken: deque[Half] = deque()  # readers that were called and have not run yet
+        self.busy = False  # their tasks wait for their turn
         self.capacity = 10**9  # bytes the wire takes before the socket is full
         self.wire_bytes = 0
         self.lost = False  # what is sent goes nowhere
@@ -252,9 +255,19 @@ class Pair:
             moved = self.flush(side)
             for stream in side.session.take_ready():
                 half = side.halves.get(stream)
-                if half is not None and half.waiting:
-                    half.waiting = False
-                    moved |= self.pump(side, half)
+                if half is not None and half.waiting and half not in side.woken:
+                    side.woken.append(half)
+            if not side.busy:
+                moved |= self.run_woken(side)
+
+    def run_woken(self, side: Side, count: int | None = None) -> bool:
+        """The turn of `count` readers that were called, or of all; whether that moved anything."""
+        moved = False
+        for _ in range(len(side.woken) if count is None else min(count, len(side.woken))):
+            half = side.woken.popleft()
+            half.waiting = False
+            moved |= self.pump(side, half)
+        return moved
 
     def deliver(self, to: Side, count: int | None = None) -> int:
         """Hand over frames as one read of the link would; returns how many."""
@@ -290,6 +303,7 @@ class Pair:
         """Whatever was broken is whole again, and what waited has arrived."""
         for side in self.sides:
             side.capacity = 10**9
+            side.busy = False
         if not self.attached or self.relay.lost or self.agent.lost:
             self.resume()
         for side in self.sides:
@@ -385,16 +399,16 @@ class Pair:
 
     def pump(self, side: Side, half: Half) -> bool:
         """Read the socket as a splice does: allowance first, then as much as there is."""
-        session, moved = side.session, False
+        session, moved, frames = side.session, False, 1
         while not (half.waiting or half.finished or half.over or half.reset_came is not None):
-            allowance = session.allowance(half.stream)
+            allowance = session.allowance(half.stream, frames)
             if not allowance:
                 half.waiting = True
                 break
             count = min(allowance, half.intent)
             if count:
                 self._send(side, half, count)
-                moved = True
+                moved, frames = True, BURST_FRAMES if count == allowance else 1
             elif half.want_fin:
                 session.finish(half.stream)
                 half.finished = True
@@ -405,10 +419,12 @@ class Pair:
         return moved
 
     def _send(self, side: Side, half: Half, count: int) -> None:
-        buffer = side.pool.take()
-        data = pattern(half.flow, half.written, count)
-        buffer[HEADER_SIZE : HEADER_SIZE + count] = data
-        if side.session.send(half.stream, [buffer], count):
+        buffers = []
+        for offset in range(0, count, MAX_PAYLOAD):
+            data = pattern(half.flow, half.written + offset, min(count - offset, MAX_PAYLOAD))
+            buffers.append(side.pool.take())
+            buffers[-1][HEADER_SIZE : HEADER_SIZE + len(data)] = data
+        for buffer in side.session.send(half.stream, buffers, count):
             side.pool.give(buffer)
         half.written += count
         half.intent -= count
@@ -456,6 +472,9 @@ class Pair:
         for side in self.sides:
             for half in side.halves.values():
                 assert half.intent == 0, f"{side.name} is stuck with {half}"
+                # Nothing is under way that could call it.
+                asleep = half.waiting and not half.over and half.reset_came is None
+                assert not asleep, f"{side.name} has forgotten {half}"
                 if half.want_fin and half.reset_came is None and not half.reset:
                     assert half.finished, f"{side.name} cannot finish {half}"
                 if not half.over and not half.want_fin and half.reset_came is None:

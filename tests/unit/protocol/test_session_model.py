@@ -114,6 +114,15 @@ class SessionModel(RuleBasedStateMachine):
             self.pair.reset(side, half.stream)
         side.capacity = capacity
 
+    @rule(relay=side_of, busy=st.booleans())
+    def be_busy(self, relay: bool, busy: bool) -> None:
+        """Readers that are called run later, as tasks do, or at once."""
+        self.side(relay).busy = busy
+
+    @rule(relay=side_of, count=st.integers(1, 3))
+    def run_woken(self, relay: bool, count: int) -> None:
+        self.pair.run_woken(self.side(relay), count)
+
     @rule(relay=side_of, data=st.data())
     def adapt_record_size(self, relay: bool, data: st.DataObject) -> None:
         self.side(relay).session.record_size = data.draw(st.sampled_from(self.records))
