@@ -195,6 +195,7 @@ class Welcome:
     ports: tuple[int, ...]
     features: tuple[str, ...]
     software: str
+    clock: int | None = None  # the relay's, since the epoch, for those who only ask
     successor: bytes | None = None
     agent_key: bytes | None = None
 
@@ -209,6 +210,8 @@ class Welcome:
             "features": self.features,
             "software": self.software,
         }
+        if self.clock is not None:
+            body["clock"] = self.clock
         if self.successor is not None:
             body["successor"] = self.successor
         if self.agent_key is not None:
@@ -227,6 +230,7 @@ class Welcome:
             ports=fields.integers("ports", 1, 65535, most=MAX_PORTS),
             features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
             software=fields.text("software", 0, MAX_TEXT),
+            clock=fields.integer("clock", 0, U64_MAX) if "clock" in fields else None,
             successor=_key(fields, "successor"),
             agent_key=_key(fields, "agent_key"),
         )

@@ -71,7 +71,7 @@ example:
 """
 _STATUS: Final = """\
 Ask the agent that runs on this machine how its link, its ports and its
-visitors are.
+visitors are. If it does not run or has no link: relay-agent doctor.
 """
 _STATUS_EXAMPLES: Final = """\
 examples:
@@ -89,6 +89,8 @@ _DOCTOR_EXAMPLES: Final = """\
 examples:
   relay-agent doctor
   relay-agent doctor --json
+
+What its findings mean, with examples: docs/troubleshooting.md
 """
 _ROTATE: Final = """\
 Give this agent a new key, from time to time or when the old one may be in wrong

@@ -18,7 +18,7 @@ import trio
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
 from protocol.hello import ID_SIZE, INQUIRY, Hello, Welcome
-from protocol.process.address import HostPort, is_address
+from protocol.process.address import HostPort, is_address, parse_host_port
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed
 from protocol.process.config import ConfigError
@@ -48,6 +48,8 @@ CONNECT_TIMEOUT: Final = 5.0
 # ports.
 SETTLE_TIMEOUT: Final = 3.0
 _GLANCE: Final = 0.2
+# Beyond the way of the answer, what is odd about two clocks.
+_SAME_TIME: Final = 60
 # No clock that runs right is before this software was written (2025-12-01).
 _WRITTEN: Final = 1_764_547_200
 # As an SSH client begins: the relay may hold who is silent, and refuse who is something else.
@@ -67,7 +69,8 @@ class Patient:
     denial: LinkDenied | None = None
     enrolment: Enrolment = field(init=False)
     own: OwnKeys = field(init=False)
-    services: tuple[Service, ...] = ()
+    filed: tuple[Service, ...] = ()  # as the files say
+    services: tuple[Service, ...] = ()  # as the running agent serves them, if there is one
     silent: set[str] = field(default_factory=set)  # the services whose target does not answer
 
 
@@ -76,11 +79,12 @@ async def _check_enrolment(patient: Patient) -> Finding:
         patient.config = load_config(patient.state, patient.config_file)
         patient.enrolment = load_enrolment(patient.state)
         patient.own = load_own(patient.state)
-        patient.services = patient.config.services_over(patient.enrolment.services)
+        patient.filed = patient.config.services_over(patient.enrolment.services)
+        patient.services = patient.filed
     except ConfigError as exc:
-        return failed(str(exc), "put that right, or join again with: relay-agent join")
+        return failed(str(exc), "once that is done, run this again")
     except StateError as exc:
-        return failed(str(exc), "put that right, or run this as the agent's user")
+        return failed(str(exc), "once that is done, run this again, as the agent's user")
     hosts = ", ".join(map(str, patient.enrolment.relay.hosts))
     return ok(f"this is {patient.enrolment.name}, whose relay is {hosts}")
 
@@ -95,7 +99,9 @@ async def _check_agent(patient: Patient) -> Finding:
             except CommandFailed as exc:
                 return failed(str(exc), f"look at its log, and start it anew: {how_to_start()}")
             if patient.running is not None:
-                return ok(f"an agent runs here since {span(patient.running['age'])}")
+                # It may have been given others as options, or not have read the files again.
+                patient.services = _served(patient.running) or patient.filed
+                return ok(f"an agent runs here for {span(patient.running['age'])}")
             try:
                 with patient.state.lock(LOCK_FILE):
                     return failed("no agent runs here", f"start it: {how_to_start()}")
@@ -105,6 +111,13 @@ async def _check_agent(patient: Patient) -> Finding:
     return failed(
         f"no agent answers here, but one may run: {locked}",
         f"its log says why (no-control-socket); once that is put right: {how_to_start()}",
+    )
+
+
+def _served(status: dict[str, Any]) -> tuple[Service, ...]:
+    return tuple(
+        Service(one["service"], parse_host_port(one["target"]), one["port"])
+        for one in status["services"]
     )
 
 
@@ -185,8 +198,8 @@ async def _check_connect(patient: Patient) -> Finding:
 
 
 _NOBODY_LISTENS: Final = (
-    "the machine is there, but no relay listens on that port: start it on the VPS (systemctl start"
-    " relay-server, or relay-server run); its first line says where it listens"
+    "the machine is there, but no relay listens on that port: start it on the VPS; where it does"
+    " listen, and whether a firewall is in the way, says relay-server doctor there"
 )
 _NO_ANSWER: Final = (
     "a firewall drops it: open the port on the VPS and at its provider; if the network here blocks"
@@ -244,7 +257,7 @@ _DENIED: Final[dict[int, str]] = {
     DenialCode.REVOKED: "if that was a mistake, on the VPS: relay-server invite NAME; here:"
     " relay-agent join",
 }
-_BUSY: Final = "the relay is at one of its limits; the log on the VPS says which"
+_BUSY: Final = "the relay cannot take it now; on the VPS, its log and relay-server doctor say why"
 
 
 async def _check_ports(patient: Patient) -> Finding:
@@ -294,15 +307,27 @@ def _is_ssh(service: Service) -> bool:
     return "ssh" in service.name
 
 
-async def _check_clock(_: Patient) -> Finding:
+async def _check_clock(patient: Patient) -> Finding:
     now = time.time()
-    text = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(now))
+    text = f"it says {_date(now)}"
+    relays = None if patient.welcome is None else patient.welcome.clock
+    if relays is not None and abs(now - relays) > _SAME_TIME:
+        return note(f"{text}, the relay's says {_date(relays)}", _SET_CLOCK)
     if now < _WRITTEN:
-        return note(
-            f"it says {text}, which is past",
-            "the agent does not need it; logs are easier to read with NTP",
-        )
-    return ok(f"it says {text}")
+        return note(f"{text}, which is past", _SET_CLOCK)
+    return ok(text if relays is None else f"{text}, as the relay's")
+
+
+_SET_CLOCK: Final = (
+    "the agent and its keys do not need a clock; only its log is easier to read once NTP has set it"
+)
+
+
+def _date(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+    except (OverflowError, ValueError):  # it may be the relay's to say
+        return "something that is no date"
 
 
 async def _check_buffers(patient: Patient) -> Finding:
@@ -336,6 +361,15 @@ async def _check_link(patient: Patient) -> Finding:
             f"{text}, but the relay does not serve {why}",
             "on the VPS: relay-server status; a port that another program holds is tried again"
             " every 2 s",
+        )
+    served, filed = (
+        {(one.name, one.target, one.port) for one in services}
+        for services in (_served(status), patient.filed)
+    )
+    if served != filed:
+        return note(
+            f"{text}; it serves other services than its files say",
+            "if that is not by --service: relay-agent reload",
         )
     return ok(text)
 
@@ -375,19 +409,25 @@ async def _check_visit(patient: Patient) -> Finding:
     if not found and not wrong:
         return note("not tried, as no target answers", "mend that first")
     text = "; ".join(found + wrong)
-    return failed(text, _OPEN_PORT) if wrong else ok(text)
+    if not wrong:
+        return ok(text)
+    unreached = any(why in one for one in wrong for why in ("refused", "no answer", "unreachable"))
+    return failed(text, _OPEN_PORT if unreached else _TURNED_AWAY)
 
 
 _OPEN_PORT: Final = (
-    "refused or no answer: open the port in the firewall of the VPS and at its provider; closed"
-    " without a banner: see relay-server status there for whom the guard refused"
+    "open the port in the firewall of the VPS and at its provider, or ignore this if only the"
+    " network here blocks it"
+)
+_TURNED_AWAY: Final = (
+    "the relay lets nobody in from here: relay-server status on the VPS counts whom it refused and"
+    " why (its guard, or what allow, deny or relay-server restrict say)"
 )
 
 
 STEPS: Final[tuple[Step[Patient], ...]] = (
     Step("enrolment", _check_enrolment),
     Step("agent", _check_agent, needs=("enrolment",)),
-    Step("clock", _check_clock),
     Step("buffers", _check_buffers),
     Step("target", _check_target, needs=("enrolment",)),
     Step("name", _check_name, needs=("enrolment",)),
@@ -396,6 +436,7 @@ STEPS: Final[tuple[Step[Patient], ...]] = (
     Step("handshake", _check_handshake, needs=("connect",)),
     Step("key", _check_key, needs=("handshake",)),
     Step("ports", _check_ports, needs=("key",)),
+    Step("clock", _check_clock),
     Step("link", _check_link, needs=("agent",)),
-    Step("visit", _check_visit, needs=("link",)),
+    Step("visit", _check_visit, needs=("ports", "link")),
 )

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import secrets
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -114,8 +115,9 @@ class Agents:
     async def _inform(self, arrival: Arrival, agent: Agent) -> None:
         """It only asks, so nothing may change for whoever is attached with the same key."""
         nothing = secrets.token_bytes(ID_SIZE)
+        welcome = self._welcome(arrival, agent, nothing, resumed=False, received=0)
         with contextlib.suppress(LinkLost):
-            await arrival.welcome(self._welcome(arrival, agent, nothing, resumed=False, received=0))
+            await arrival.welcome(replace(welcome, clock=int(time.time())))
 
     def _welcome(
         self,

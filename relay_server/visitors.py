@@ -184,7 +184,8 @@ class _Visit:
             return str(exc)
         if stream is None:
             return "too many streams"
-        splice = endpoint.join(stream, self.about)
+        about = {**self.about, "port": self._listener.port}
+        splice = endpoint.join(stream, about)
         if self._rules.guarded and self._rules.ssh:
             splice.overhear = self._login.hear
         self._joined = endpoint, splice

@@ -52,6 +52,8 @@ def amount(count: int) -> str:
 def milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
+    if seconds < 0.00005:
+        return "under 0.1 ms"
     return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
 
 

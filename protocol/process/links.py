@@ -35,13 +35,10 @@ def service_name(name: str) -> str:
     return f"{name:.{_SERVICE}}"
 
 
-def stream_lines(
-    streams: Sequence[Mapping[str, Any]], service: str, *, at_relay: bool
-) -> list[str]:
-    """Each stream of `service`: visitor, age, and bytes as the visitor sees them."""
-    ours = [one for one in streams if one["service"] == service]
+def stream_lines(streams: Sequence[Mapping[str, Any]], *, at_relay: bool) -> list[str]:
+    """Each stream of one service: visitor, age, and bytes as the visitor sees them."""
     lines = []
-    for one in ours[:_MOST_STREAMS]:
+    for one in streams[:_MOST_STREAMS]:
         sent, received = one["from_socket"], one["to_socket"]
         if not at_relay:  # whose socket is the target's
             sent, received = received, sent
@@ -50,6 +47,6 @@ def stream_lines(
             f"{one['source']:<39} {span(one['age']):>6}"
             f"  sent {amount(sent):>6}  received {amount(received):>6}"
         )
-    if len(ours) > _MOST_STREAMS:
-        lines.append(f"and {len(ours) - _MOST_STREAMS} more")
+    if len(streams) > _MOST_STREAMS:
+        lines.append(f"and {len(streams) - _MOST_STREAMS} more")
     return lines

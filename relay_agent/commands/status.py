@@ -16,7 +16,7 @@ from protocol.process.state import StateFolder
 def command(options: argparse.Namespace, state: StateFolder) -> None:
     status = ask(state.path / SOCKET, "status")
     if status is None:
-        raise CommandFailed("the agent is not running; start it: relay-agent run")
+        raise CommandFailed("the agent is not running; start it, or see: relay-agent doctor")
     say(json.dumps(status, indent=2) + "\n" if options.json else lay_out(status, Paint.of()))
 
 
@@ -29,21 +29,26 @@ def lay_out(status: dict[str, Any], paint: Paint) -> str:
     ]
     if status["failure"]:
         lines.append(wrapped(f"cannot attach: {status['failure']}", "  ", "    "))
-    for one in status["services"]:
-        lines.append(
-            f"{one['service']} at {one['target']} on port {one['port']}  {_state(one, paint)}"
-        )
+    services = status["services"]
+    for one in services:
+        state = _state(one, status["attached"], paint)
+        lines.append(f"{one['service']} at {one['target']} on port {one['port']}  {state}")
         if one["state"] == "refused":
             lines.append(wrapped(one["reason"], "    ", "    "))
-        streams = stream_lines(status["streams"], one["service"], at_relay=False)
-        lines += [f"  {line}" for line in streams]
+        streams = [stream for stream in status["streams"] if stream["service"] == one["service"]]
+        lines += [f"  {line}" for line in stream_lines(streams, at_relay=False)]
+    names = {one["service"] for one in services}
+    rest = [stream for stream in status["streams"] if stream["service"] not in names]
+    if rest:
+        lines.append("of services that are not published any more")
+        lines += [f"  {line}" for line in stream_lines(rest, at_relay=False)]
     return "\n".join(lines) + "\n"
 
 
-def _state(service: dict[str, Any], paint: Paint) -> str:
+def _state(service: dict[str, Any], attached: bool, paint: Paint) -> str:
     match service["state"]:
         case "open":
-            return paint("green", "open")
+            return paint("green", "open") if attached else paint("yellow", "open when last heard")
         case "refused":
             return paint("red", "refused")
     return paint("yellow", "not answered yet")

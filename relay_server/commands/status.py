@@ -95,7 +95,7 @@ def _status(state: StateFolder, name: str | None) -> dict[str, Any]:
         enrolled = [agent.name for agent in registry.agents()]
     status = ask(state.path / SOCKET, "status")
     if status is None:
-        raise CommandFailed("the relay is not running")
+        raise CommandFailed(f"the relay is not running; see: {PROGRAM} doctor")
     here = {one["name"] for one in status["agents"]}
     status["absent"] = sorted(set(enrolled) - here)
     if name is not None:
@@ -125,6 +125,8 @@ def lay_out(status: dict[str, Any], paint: Paint) -> str:
     if status["absent"]:
         absent = f"not here since the relay started: {', '.join(status['absent'])}"
         lines += ["", wrapped(absent, "", "  ")]
+    elif not agents:
+        lines.append(f"no agent is enrolled; invite one: {PROGRAM} invite NAME")
     return "\n".join(lines) + "\n"
 
 
@@ -132,9 +134,11 @@ def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
     first, *more = link_lines(agent["attached"], agent["link"], paint)
     lines = [f"{paint('bold', agent['name'])}  {first}", *more]
     for one in agent["services"]:
+        streams = [stream for stream in agent["streams"] if stream["port"] == one["port"]]
+        if one["state"] == "closed" and not streams and not one["refused"]:
+            continue
         lines.append(f"  {service_name(one['service'])} on port {one['port']}{_state(one, paint)}")
-        streams = stream_lines(agent["streams"], one["service"], at_relay=True)
-        lines += [f"    {line}" for line in streams]
+        lines += [f"    {line}" for line in stream_lines(streams, at_relay=True)]
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1]):
             lines.append(f"    refused {count}: {reason}")
     if agent["waiting"]:

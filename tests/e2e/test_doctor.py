@@ -79,7 +79,7 @@ def test_a_relay_that_does_not_run(own_house: House) -> None:
     own_house.agent.process.wait_for_line("dial-failed.*Connection refused")
     found = examined(own_house.agent, well=False)
     assert failures(found) == ["connect", "link"]
-    assert "relay-server run" in found["connect"]["advice"]
+    assert "relay-server doctor" in found["connect"]["advice"]
     assert "Connection refused" in found["link"]["found"]
 
 
@@ -162,6 +162,21 @@ def test_a_target_that_is_down(own_house: House) -> None:
     assert failures(found) == ["target"]
     assert found["visit"]["found"] == "not tried, as no target answers"
     assert "Connection refused" in found["target"]["found"]
+
+
+def test_an_agent_that_has_not_read_its_files_again(own_house: House) -> None:
+    own_house.agent.configure(services(("ssh", own_house.target.port, own_house.dropbear_port)))
+    found = examined(own_house.agent, well=True)
+    assert found["link"]["verdict"] == "note"
+    assert "relay-agent reload" in found["link"]["advice"]
+    assert f"port {own_house.raw_port} is open" in found["visit"]["found"]
+
+
+def test_a_visitor_whom_the_relay_turns_away(own_house: House) -> None:
+    assert own_house.relay.cli("restrict", "home", "--deny", "127.0.0.0/8").returncode == 0
+    found = examined(own_house.agent, well=False)
+    assert failures(found) == ["visit"]
+    assert "relay-server status" in found["visit"]["advice"]
 
 
 def test_a_port_that_another_program_holds(

@@ -65,6 +65,7 @@ def _welcome(data: bytes) -> None:
     assert all(1 <= port <= 65535 for port in welcome.ports)
     assert welcome.successor is None or len(welcome.successor) == 32
     assert welcome.agent_key is None or len(welcome.agent_key) == 32
+    assert welcome.clock is None or 0 <= welcome.clock <= U64_MAX
     _check_software(welcome.software, welcome.features)
     _check_limits(welcome.limits)
     assert Welcome.decode(welcome.encode()) == welcome

@@ -27,8 +27,9 @@ def test_amounts(count: int, text: str) -> None:
 
 
 def test_round_trips_and_times() -> None:
-    assert [milliseconds(each) for each in (None, 0.00021, 0.00996, 0.5)] == [
+    assert [milliseconds(each) for each in (None, 0.00004, 0.00021, 0.00996, 0.5)] == [
         "unknown",
+        "under 0.1 ms",
         "0.2 ms",
         "10 ms",
         "500 ms",

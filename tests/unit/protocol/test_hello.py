@@ -89,6 +89,7 @@ FIELDS: list[tuple[type[Any], str, list[Any], list[Any]]] = [
     (Welcome, "software", ["", "s" * 64], ["s" * 65, None]),
     (Welcome, "successor", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
     (Welcome, "agent_key", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
+    (Welcome, "clock", [0, U64], [-1, 0.5, None]),
     (Denial, "code", [1, 255], [0, 256, None]),
     (Denial, "reason", ["", "r" * 256], ["r" * 257, "a\x1b[2J", None]),
     (Denial, "retry_after", [0, 0.0, 0.5, 86400.0], [-0.1, 86400.5, float("nan"), None]),
@@ -161,6 +162,7 @@ welcomes = st.builds(
     ports=st.lists(st.integers(1, 65535), max_size=256).map(tuple),
     features=features,
     software=printable_text(0, 64),
+    clock=st.none() | counts,
     successor=st.none() | st.binary(min_size=32, max_size=32),
     agent_key=st.none() | st.binary(min_size=32, max_size=32),
 )

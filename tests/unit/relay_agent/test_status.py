@@ -72,7 +72,7 @@ def test_what_is_in_the_way() -> None:
         attached=False,
         failure="vps.example.net:7022: connection refused",
         link=LINK | {"last_cut": cut, "age": 61.0},
-        services=[SSH | {"state": "asked"}, refused],
+        services=[SSH | {"state": "asked"}, SSH | {"service": "old"}, refused],
         streams=[],
     )
     assert lines[2:] == [
@@ -81,9 +81,17 @@ def test_what_is_in_the_way() -> None:
         "  last cut 1m1s ago: no sign of life",
         "  cannot attach: vps.example.net:7022: connection refused",
         "ssh at 127.0.0.1:22 on port 11111  not answered yet",
+        "old at 127.0.0.1:22 on port 11111  open when last heard",
         "web at 127.0.0.1:80 on port 80  refused",
         "    the relay did not grant this agent port 80; on the relay: relay-server",
         "    invite home",
+    ]
+
+
+def test_streams_of_a_service_that_went_are_told_of_all_the_same() -> None:
+    assert shown(services=[])[-2:] == [
+        "of services that are not published any more",
+        "  198.51.100.7                               59s  sent    2 B  received    1 B",
     ]
 
 

@@ -768,6 +768,7 @@ async def test_whoever_only_asks_is_answered_and_changes_nothing(relay: Relay) -
         before = relay.presence(router).tenure.session
         welcome = await router.again().attach(features=(INQUIRY,), silent=True)
         assert (welcome.name, welcome.ports) == ("home", (port,))
+        assert welcome.clock is not None
         assert is_attached(router)
         assert relay.presence(router).tenure.session == before
         await send_all(visitor, b"on")

@@ -13,7 +13,14 @@ from protocol.process.state import StateFolder
 from relay_server.commands import status as module
 from relay_server.commands.status import lay_out
 
-STREAM = {"service": "ssh", "source": "198.51.100.7", "age": 720.0, "from_socket": 1, "stream": 1}
+STREAM = {
+    "service": "ssh",
+    "port": 11111,
+    "source": "198.51.100.7",
+    "age": 720.0,
+    "from_socket": 1,
+    "stream": 1,
+}
 LINK = {
     "address": "203.0.113.5:41022",
     "rtt": 0.0231,
@@ -71,8 +78,10 @@ def test_an_agent_that_is_away_and_what_the_guard_did() -> None:
             "refused": {"the source is denied": 3, "too many visitors from there": 12},
         },
         SSH | {"service": "old", "port": 8081, "state": "closed"},
+        SSH | {"port": 8082, "state": "closed"},  # it has moved, and a visitor is left
     ]
-    away = HOME | {"attached": False, "services": services, "streams": [], "waiting": 2}
+    left = STREAM | {"port": 8082, "to_socket": 5}
+    away = HOME | {"attached": False, "services": services, "streams": [left], "waiting": 2}
     assert shown(away)[3:] == [
         "home  away for 2h5m, resumed 4 times",
         "  last at 203.0.113.5:41022",
@@ -81,7 +90,8 @@ def test_an_agent_that_is_away_and_what_the_guard_did() -> None:
         "  web on port 8080  another program holds it",
         "    refused 12: too many visitors from there",
         "    refused 3: the source is denied",
-        "  old on port 8081  closed",
+        "  ssh on port 8082  closed",
+        "    198.51.100.7                               12m  sent    1 B  received    5 B",
         "  2 visitors waiting for the agent",
     ]
 
@@ -92,7 +102,10 @@ def test_many_streams_are_summed_up() -> None:
 
 
 def test_no_agent() -> None:
-    assert shown()[1] == "0 agents attached, 0 away, 0 visitors"
+    assert shown()[1:] == [
+        "0 agents attached, 0 away, 0 visitors",
+        "no agent is enrolled; invite one: relay-server invite NAME",
+    ]
 
 
 def test_those_who_never_came_are_named() -> None:
@@ -111,6 +124,7 @@ def test_the_longest_of_everything_has_room_on_80_columns() -> None:
     address = "2001:db8:1234:5678:9abc:def0:1234:5678"
     stream = STREAM | {
         "service": "s" * 64,
+        "port": 65535,
         "source": address,
         "age": 86400 * 99 + 3600 * 23,
         "from_socket": 999_499_999_999,
