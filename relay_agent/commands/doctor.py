@@ -7,7 +7,8 @@ import argparse
 from protocol.process import logs
 from protocol.process.examination import conduct
 from protocol.process.state import StateFolder
-from relay_agent.doctor import STEPS, Patient
+from relay_agent.doctor import STEPS
+from relay_agent.patient import Patient
 
 
 def command(options: argparse.Namespace, state: StateFolder) -> int:
