@@ -40,6 +40,8 @@ MAX_FEATURES: Final = 32
 MAX_FEATURE: Final = 32  # characters
 MAX_REASON: Final = 256  # characters: one log line
 MAX_PORTS: Final = 256
+MAX_HOSTS: Final = 8  # as an invitation has
+MAX_HOST: Final = 261  # characters: a name of 253, a port and what is around them
 MIN_TOKEN: Final = 16  # bytes: the 128 bits below which guessing is not out of the question
 MAX_TOKEN: Final = 64
 MAX_STREAMS: Final = 65535  # open at once: more than one address has visitors' ports for
@@ -53,6 +55,8 @@ MAX_RETRY_AFTER: Final = 86_400.0  # seconds: no denial keeps an agent away for 
 
 # Features. "rotation": the sender knows what `successor` means, in a welcome and in a hello.
 ROTATION: Final = "rotation"
+# "moving": the agent keeps the `hosts` of a welcome.
+MOVING: Final = "moving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +188,8 @@ class Welcome:
 
     `name` is what the relay calls the agent, `ports` what it may publish. `successor` is the key to
     know the relay by from now on, told over links made under one that it replaces. `agent_key` is
-    the successor in the hello, now that it is the agent's key.
+    the successor in the hello, now that it is the agent's key. `hosts` are where else the relay may
+    be found, as HOST:PORT; None from a relay that does not tell.
     """
 
     session: bytes
@@ -198,6 +203,7 @@ class Welcome:
     clock: int | None = None  # the relay's, since the epoch, for those who only ask
     successor: bytes | None = None
     agent_key: bytes | None = None
+    hosts: tuple[str, ...] | None = None
 
     def encode(self) -> bytes:
         body: dict[str, object] = {
@@ -216,6 +222,8 @@ class Welcome:
             body["successor"] = self.successor
         if self.agent_key is not None:
             body["agent_key"] = self.agent_key
+        if self.hosts is not None:
+            body["hosts"] = self.hosts
         return encode_map(body)
 
     @classmethod
@@ -233,6 +241,7 @@ class Welcome:
             clock=fields.integer("clock", 0, U64_MAX) if "clock" in fields else None,
             successor=_key(fields, "successor"),
             agent_key=_key(fields, "agent_key"),
+            hosts=_hosts(fields),
         )
         fields.finish()
         return value
@@ -240,6 +249,10 @@ class Welcome:
 
 def _key(fields: Fields, name: str) -> bytes | None:
     return fields.octets(name, KEY_SIZE, KEY_SIZE) if name in fields else None
+
+
+def _hosts(fields: Fields) -> tuple[str, ...] | None:
+    return fields.texts("hosts", 1, MAX_HOST, most=MAX_HOSTS) if "hosts" in fields else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from protocol import __version__
 from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, ROTATION, Hello, Resume, Welcome
+from protocol.hello import ID_SIZE, MOVING, ROTATION, Hello, Resume, Welcome
 from protocol.process import control
 from protocol.process.address import HostPort, is_address
 from protocol.process.ask import SOCKET
@@ -243,7 +243,7 @@ class Agent:
             instance=self._instance,
             epoch=self._epoch,
             software=SOFTWARE,
-            features=(ROTATION,),
+            features=(ROTATION, MOVING),
             limits=self._config.limits(),
             resume=resume,
         )
@@ -257,6 +257,7 @@ class Agent:
         self._last_failure = ""
         since = trio.current_time()
         rivals: list[_Outcome] = []
+        self._keys.hear(welcome)
         if self._keys.follow(welcome):
             link.close()
             outcome = await self._try_to_attach(self._hello)
@@ -436,7 +437,9 @@ class Agent:
 
     def ways(self) -> list[str]:
         """The addresses whose way from here matters."""
-        literal = [host.host for host in self._keys.relay.hosts if is_address(host.host)]
+        relay = self._keys.relay
+        hosts = (*relay.hosts, *relay.further)
+        literal = [host.host for host in hosts if is_address(host.host)]
         return [self._relay_address, *literal] if self._relay_address else literal
 
     def status(self) -> dict[str, object]:
@@ -450,7 +453,7 @@ class Agent:
             "version": __version__,
             "age": round(now - self._began, 1),
             "name": self._name,
-            "relay": [str(host) for host in self._keys.relay.hosts],
+            "relay": [str(host) for host in (*self.relay.hosts, *self.relay.further)],
             "attached": link is not None,
             "failure": self._last_failure,  # to attach; empty once there is a link
             "link": {

@@ -29,22 +29,29 @@ class Relay:
     """Where the relay is and how it proves that it is the one.
 
     `successor` is the key that it has told us to know it by from now on. `key` is for as long as
-    that one has never worked.
+    that one has never worked. `further` are hosts where it has told us to look for it as well.
     """
 
     hosts: Sequence[HostPort]
     key: bytes
     successor: bytes | None = None
+    further: Sequence[HostPort] = ()
 
 
 async def attach(
-    relay: Relay, *, static: StaticKey, hello: Callable[[], Hello]
+    relay: Relay,
+    *,
+    static: StaticKey,
+    hello: Callable[[], Hello],
+    patience: float = ATTACH_TIMEOUT,
 ) -> tuple[Link, Welcome]:
-    """A link that the relay welcomed. `hello` is asked right before it commits to the link.
+    """A link that the relay welcomed at one of its `hosts`.
+
+    `hello` is asked right before it commits to the link.
 
     Raises LinkDenied with the relay's reason, LinkLost with one line for anything else.
     """
-    deadline = trio.current_time() + ATTACH_TIMEOUT
+    deadline = trio.current_time() + patience
     try:
         sock = plain(await dial(relay.hosts, deadline=deadline))
     except DialFailed as exc:
@@ -70,7 +77,7 @@ async def attach(
         sock.close()
         raise
     sock.close()
-    raise LinkLost(f"no answer to the handshake within {ATTACH_TIMEOUT:g} s")
+    raise LinkLost(f"no answer to the handshake within {patience:g} s")
 
 
 def preferred_suite(cpuinfo: Path = Path("/proc/cpuinfo")) -> Suite:

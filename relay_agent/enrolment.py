@@ -100,13 +100,13 @@ def save_enrolment(state: StateFolder, enrolment: Enrolment) -> None:
 
 
 def save_relay(state: StateFolder, relay: Relay) -> None:
-    """Change by which keys the saved enrolment knows its relay. Raises StateError."""
+    """Change what the relay has told us of itself in the saved enrolment. Raises StateError."""
     try:
         enrolment = load_enrolment(state)
     except ConfigError as error:  # an editor's slip, while we run
         raise StateError(str(error)) from None
-    # Only the keys: the hosts may have been edited since `relay` was loaded.
-    kept = replace(enrolment.relay, key=relay.key, successor=relay.successor)
+    # Not the hosts, which may have been edited since `relay` was loaded.
+    kept = replace(relay, hosts=enrolment.relay.hosts)
     state.write(ENROLMENT_FILE, _as_toml(replace(enrolment, relay=kept)))
 
 
@@ -118,7 +118,12 @@ def load_enrolment(state: StateFolder) -> Enrolment:
     services = tuple(
         Service(name, table.target, table.port) for name, table in file.services.items()
     )
-    relay = Relay(hosts=file.hosts, key=file.relay_key, successor=file.relay_successor)
+    relay = Relay(
+        hosts=file.hosts,
+        key=file.relay_key,
+        successor=file.relay_successor,
+        further=file.further_hosts,
+    )
     return Enrolment(name=file.name, relay=relay, services=services)
 
 
@@ -146,6 +151,7 @@ class _EnrolmentFile:
     relay_key: bytes = field(metadata={"parse": _relay_key})
     services: dict[str, ServiceTable]
     relay_successor: bytes | None = field(default=None, metadata={"parse": _relay_key})
+    further_hosts: tuple[HostPort, ...] = field(default=(), metadata={"parse": _hosts})
 
     def __post_init__(self) -> None:
         for name, table in self.services.items():
@@ -163,6 +169,9 @@ def _as_toml(enrolment: Enrolment) -> str:
     ]
     if enrolment.relay.successor is not None:
         lines.append(f"relay_successor = {_quoted(enrolment.relay.successor.hex())}")
+    if enrolment.relay.further:
+        further = ", ".join(_quoted(str(host)) for host in enrolment.relay.further)
+        lines.append(f"further_hosts = [{further}]")
     lines.append("[services]")
     for service in enrolment.services:
         lines += [

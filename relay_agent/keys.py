@@ -1,4 +1,4 @@
-"""Which key proves this agent, and which the relay, while either rotates from one to the next.
+"""Which key proves this agent, which the relay, and where that is: also while it rotates or moves.
 
 The agent's own keys and their files are in `own`. The relay's:
 
@@ -7,27 +7,35 @@ The agent's own keys and their files are in `own`. The relay's:
 Who tells of a successor has just proved to hold the key that we trust; nothing else vouches for it.
 While there are both, the successor is tried first. Until it has worked once the old key stays good:
 the relay may have been put back to an older state.
+
+The same goes for further hosts: only a relay that has just proved its key can tell of them, and
+whoever answers there has to prove it as well. They are tried after those of the enrolment, until
+they have answered; from then on whichever answered last is tried first.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from protocol.errors import DenialCode, LinkDenied, NoAnswer
+from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
 from protocol.hello import Hello, Welcome
+from protocol.process.address import HostPort, parse_host_port
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.link import Link
-from relay_agent.attachment import Relay, attach
+from relay_agent.attachment import ATTACH_TIMEOUT, Relay, attach
 from relay_agent.own import OwnKeys
 
 log = logging.getLogger(__name__)
 
 # The relay does not take that key of ours, or not any more.
 _OTHER_KEY: Final = (DenialCode.UNKNOWN_AGENT, DenialCode.REVOKED)
+# Where the relay did not answer last. Name, TCP and handshake take a second or two of a sound path,
+# and meanwhile it may be back in the other place.
+ELSEWHERE_TIMEOUT: Final = 5.0
 
 
 class Keys:
@@ -46,19 +54,39 @@ class Keys:
         self._remember = remember
         self._told = False  # that the successor is not answered
         self._unsaved = False  # that the successor has worked
+        self._has_moved = False  # to one of the further hosts
 
     async def attach(self, hello: Callable[[], Hello]) -> tuple[Link, Welcome]:
-        """As `attachment.attach`, under the relay's newest key that answers."""
-        attached = await self._under_newest(hello)
+        """As `attachment.attach`, under the relay's newest key that answers, wherever it is."""
+        attached = await self._wherever(hello)
         if self._unsaved:
             self._unsaved = not self._save(self.relay)
         return attached
 
-    async def _under_newest(self, hello: Callable[[], Hello]) -> tuple[Link, Welcome]:
-        if self.relay.successor is not None:
-            newest = replace(self.relay, key=self.relay.successor, successor=None)
+    async def _wherever(self, hello: Callable[[], Hello]) -> tuple[Link, Welcome]:
+        places = [self.relay.hosts, self.relay.further]
+        if self._has_moved and self.relay.further:
+            places.reverse()
+        try:
+            return await self._under_newest(places[0], hello, ATTACH_TIMEOUT)
+        except LinkLost as exc:
+            if not places[1]:
+                raise
             try:
-                attached = await self._attach(newest, hello)
+                attached = await self._under_newest(places[1], hello, ELSEWHERE_TIMEOUT)
+            except LinkLost as also:
+                raise LinkLost(f"{exc}; {also}") from also
+        self._has_moved = not self._has_moved
+        return attached
+
+    async def _under_newest(
+        self, hosts: Sequence[HostPort], hello: Callable[[], Hello], patience: float
+    ) -> tuple[Link, Welcome]:
+        there = replace(self.relay, hosts=hosts)
+        if there.successor is not None:
+            newest = replace(there, key=there.successor, successor=None)
+            try:
+                attached = await self._attach(newest, hello, patience)
             except NoAnswer as exc:
                 # Once a process: it may go on like this for days.
                 level = logging.DEBUG if self._told else logging.WARNING
@@ -70,13 +98,15 @@ class Keys:
                 self.relay = replace(self.relay, key=newest.key, successor=None)
                 self._unsaved = True
                 return attached
-        return await self._attach(self.relay, hello)
+        return await self._attach(there, hello, patience)
 
-    async def _attach(self, relay: Relay, hello: Callable[[], Hello]) -> tuple[Link, Welcome]:
+    async def _attach(
+        self, relay: Relay, hello: Callable[[], Hello], patience: float
+    ) -> tuple[Link, Welcome]:
         """Under the key of ours that the relay is known to take, or else under the other one."""
         own = self.own
         if own.former is None:
-            return await attach(relay, static=own.newest, hello=hello)
+            return await attach(relay, static=own.newest, hello=hello, patience=patience)
 
         def vouching() -> Hello:
             return replace(hello(), successor=own.newest.public)
@@ -85,12 +115,12 @@ class Keys:
         first, second = (newest, former) if own.accepted else (former, newest)
         static = first[0]
         try:
-            link, welcome = await attach(relay, static=static, hello=first[1])
+            link, welcome = await attach(relay, static=static, hello=first[1], patience=patience)
         except LinkDenied as exc:
             if exc.code not in _OTHER_KEY:
                 raise
             static = second[0]
-            link, welcome = await attach(relay, static=static, hello=second[1])
+            link, welcome = await attach(relay, static=static, hello=second[1], patience=patience)
         if static is own.newest or welcome.agent_key == own.newest.public:
             self._accepted(own)
         return link, welcome
@@ -118,6 +148,22 @@ class Keys:
         self.relay = told
         event(log, logging.INFO, "relay-key-rotated", public=successor.hex())
         return True
+
+    def hear(self, welcome: Welcome) -> None:
+        """Keep where else the relay says that it can be found."""
+        if welcome.hosts is None:
+            return
+        try:
+            further = tuple(parse_host_port(text) for text in welcome.hosts)
+        except ValueError as exc:
+            event(log, logging.WARNING, "relay-hosts-unusable", reason=str(exc))
+            return
+        if further == tuple(self.relay.further):
+            return
+        # Also if it cannot be saved: then it is told again with the next link.
+        self.relay = replace(self.relay, further=further)
+        if self._save(self.relay):
+            event(log, logging.INFO, "relay-hosts-told", hosts=[str(host) for host in further])
 
     def _save(self, relay: Relay) -> bool:
         try:

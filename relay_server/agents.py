@@ -17,7 +17,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkLost, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, INQUIRY, ROTATION, Denial, Hello, Limits, Welcome
+from protocol.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
 from protocol.liveness import LATE
 from protocol.process.address import HostPort
 from protocol.process.logs import event
@@ -70,6 +70,7 @@ class Agents:
         self._pool = BufferPool()
         self.replay_cap = ReplayCap(config.replay_total)
         self._limits = _limits(config)
+        self._announced = registry.announced()
 
     def reconfigure(self, config: ServerConfig) -> None:
         """For whoever comes, and whatever begins, from now on."""
@@ -136,10 +137,11 @@ class Agents:
             limits=self._limits,
             name=agent.name,
             ports=agent.ports,
-            features=(ROTATION,),
+            features=(ROTATION, MOVING),
             software=f"ssh-relay {__version__}",
             successor=self._keys.successor(arrival.relay_key),
             agent_key=agent_key,
+            hosts=tuple(map(str, self._announced)),
         )
 
     # From here on the agent has the presence: nothing waits until the welcome is on its way.
@@ -185,6 +187,7 @@ class Agents:
         presence.goodbye = None
         presence.relay_key = arrival.relay_key
         presence.rotates = ROTATION in hello.features
+        presence.told = self._announced if MOVING in hello.features else None
         welcome = self._welcome(
             arrival,
             agent,
@@ -342,6 +345,7 @@ class Agents:
 
         Raises StateError if the registry cannot be read.
         """
+        self._announced = self._registry.announced()
         for presence in list(self._present.values()):
             agent = self._registry.agent_by_key(presence.key)
             if agent is None:
@@ -350,20 +354,14 @@ class Agents:
                 self._forget(presence, "the agent is revoked")
             else:
                 self._ports.keep_granted(presence, agent)
+                if presence.told not in (None, self._announced):
+                    _renew_link(presence, "the relay is to be found elsewhere as well")
 
     def renew_links(self) -> None:
-        """Our key is another one: have those who know a former one come again, and be told.
-
-        Their sessions go on over the next link.
-        """
+        """Our key is another one: have those who know a former one come again, and be told."""
         for presence in list(self._present.values()):
-            endpoint = presence.endpoint
-            if endpoint is None or not presence.tenure.attached or not presence.rotates:
-                continue
-            if self._keys.successor(presence.relay_key) is not None:
-                endpoint.session.close_link(CloseCode.RESTARTING)
-                endpoint.flush()
-                endpoint.drop_link("the relay's key was rotated")
+            if presence.rotates and self._keys.successor(presence.relay_key) is not None:
+                _renew_link(presence, "the relay's key was rotated")
 
     def _forget(self, presence: Presence, reason: str) -> None:
         self._ports.close_all(presence, reason)
@@ -399,6 +397,8 @@ class Agents:
                 ],
                 # Whether it will follow by itself, and soon.
                 "following": presence.rotates and presence.tenure.attached,
+                # Whether it knows where else we may be; None if it does not listen.
+                "told": None if presence.told is None else presence.told == self._announced,
             }
             for presence in self._present.values()
         ]
@@ -414,3 +414,11 @@ def _limits(config: ServerConfig) -> Limits:
         stream_window=config.stream_window,
         session_window=config.session_window,
     )
+
+
+def _renew_link(presence: Presence, reason: str) -> None:
+    """Have the agent come again, to be told; its session goes on over the next link."""
+    if presence.endpoint is not None and presence.tenure.attached:
+        presence.endpoint.session.close_link(CloseCode.RESTARTING)
+        presence.endpoint.flush()
+        presence.endpoint.drop_link(reason)

@@ -14,8 +14,11 @@ from protocol.process.state import StateFolder, default_state_dir
 from relay_server.commands import (
     agents,
     doctor,
+    export,
+    import_relay,
     invitations,
     invite,
+    move,
     reload,
     restrict,
     revoke,
@@ -49,6 +52,9 @@ _COMMANDS: Final = (
     restrict,
     rotate_key,
     revoke,
+    export,
+    import_relay,
+    move,
 )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from protocol.frame import CloseCode
+from protocol.process.address import HostPort
 from protocol.process.history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
@@ -36,6 +37,7 @@ class Presence:
     address: str = ""  # where the agent is, or was last
     relay_key: bytes = b""  # of ours, under which it came last
     rotates: bool = False  # whether it understands that we have another one
+    told: tuple[HostPort, ...] | None = None  # where else we may be; None if it does not listen
     history: LinkHistory = field(default_factory=LinkHistory)  # on trio's clock
     goodbye: CloseCode | None = None
     held: int = 0  # visitors waiting unread

@@ -31,6 +31,7 @@ import json
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,14 @@ class Registry:
         with self._errors():
             return int(_value(self._reader, "PRAGMA data_version"))
 
+    def snapshot(self) -> bytes:
+        """The whole database as it is at one moment, whoever writes."""
+        with tempfile.TemporaryDirectory() as folder, self._errors():
+            file = Path(folder) / FILE
+            with contextlib.closing(sqlite3.connect(file)) as copy:
+                self._reader.backup(copy)
+            return file.read_bytes()
+
     # Changing
 
     def invite(
@@ -438,6 +447,13 @@ class Registry:
     def remember_hosts(self, hosts: Sequence[HostPort]) -> None:
         self._remember("hosts", [[one.host, one.port] for one in hosts])
 
+    def announced(self) -> tuple[HostPort, ...]:
+        """Where else agents are told to look for the relay."""
+        return tuple(HostPort(host, port) for host, port in self._recall("announced", []))
+
+    def announce(self, hosts: Sequence[HostPort]) -> None:
+        self._remember("announced", [[one.host, one.port] for one in hosts])
+
     def link_ports(self) -> tuple[int, ...]:
         """The ports on which the server itself listens for agents."""
         return tuple(self._recall("link_ports", []))
@@ -540,6 +556,23 @@ class Registry:
             if reason is None:
                 raise
             raise StateError(reason) from None
+
+
+def restore(state: StateFolder, snapshot: bytes) -> None:
+    """Make what `Registry.snapshot` gave the registry in `state`. Raises StateError."""
+    file = state.claim(FILE)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / FILE
+        copy.write_bytes(snapshot)
+        try:
+            with (
+                contextlib.closing(sqlite3.connect(copy)) as source,
+                contextlib.closing(sqlite3.connect(file)) as target,
+            ):
+                source.backup(target)
+                target.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.DatabaseError as error:
+            raise StateError(_explain(file, error) or f"{file}: cannot be written") from None
 
 
 def _explain(path: Path, error: sqlite3.DatabaseError) -> str | None:

@@ -113,5 +113,9 @@ def ports_in_words(ports: Sequence[int]) -> str:
     return f"port{'s'[: len(ports) > 1]} {', '.join(map(str, ports))}"
 
 
+def agents_in_words(count: int) -> str:
+    return f"{count} agent{'s' if count != 1 else ''}"
+
+
 def port_list(ports: Sequence[int]) -> str:
     return str(ports[0]) if len(ports) == 1 else f"{ports[0]} +{len(ports) - 1}"

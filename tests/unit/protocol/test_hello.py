@@ -53,10 +53,11 @@ BODIES: dict[type[Any], dict[str, Any]] = {
         "software": "",
         "successor": bytes(32),
         "agent_key": bytes(32),
+        "hosts": ["vps.example.net:7022", "[2001:db8::1]:443"],
     },
     Denial: {"code": 5, "reason": "another process is attached", "retry_after": 30.0},
 }
-OPTIONAL = {"resume", "token", "successor", "agent_key"}
+OPTIONAL = {"resume", "token", "successor", "agent_key", "hosts"}
 each_body = pytest.mark.parametrize("cls", list(BODIES))
 
 # (class, path to the field, values at the edges, values beyond them or of another type)
@@ -87,6 +88,12 @@ FIELDS: list[tuple[type[Any], str, list[Any], list[Any]]] = [
     (Welcome, "ports", [[], [1], [65535] * 256], [[0], [65536], [1] * 257, ["1"], None]),
     (Welcome, "features", [[], ["f"] * 32], [["f"] * 33, [""], None]),
     (Welcome, "software", ["", "s" * 64], ["s" * 65, None]),
+    (
+        Welcome,
+        "hosts",
+        [[], ["h:1"] * 8, ["h" * 261]],
+        [["h:1"] * 9, ["h" * 262], [""], "h:1", None],
+    ),
     (Welcome, "successor", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
     (Welcome, "agent_key", [b"\xff" * 32], [bytes(31), bytes(33), "k" * 32, None]),
     (Welcome, "clock", [0, U64], [-1, 0.5, None]),
@@ -165,6 +172,7 @@ welcomes = st.builds(
     clock=st.none() | counts,
     successor=st.none() | st.binary(min_size=32, max_size=32),
     agent_key=st.none() | st.binary(min_size=32, max_size=32),
+    hosts=st.none() | st.lists(st.text("abc:[]1", min_size=1, max_size=9), max_size=8).map(tuple),
 )
 denials = st.builds(
     Denial,

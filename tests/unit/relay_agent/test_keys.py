@@ -14,6 +14,7 @@ import trio
 from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
 from protocol.hello import Denial, Hello, Welcome
 from protocol.noise import StaticKey
+from protocol.process.address import HostPort
 from protocol.process.state import StateError
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys
@@ -343,3 +344,109 @@ async def test_rotated_meanwhile_nothing_is_noted_of_the_newer_one(disk: Disk) -
         link, _ = await keys.attach(hello)
         link.close()
         assert (keys.own, disk.own) == (newer, [])
+
+
+# Where the relay is
+
+
+def keys_of(relay: Relay, disk: Disk) -> Keys:
+    return Keys(OwnKeys(MINE), relay, remember=disk.save, remember_own=disk.save_own)
+
+
+async def welcome_with(keys: Keys, *hosts: str) -> None:
+    keys.hear(replace(await attach(keys), hosts=hosts))
+
+
+async def test_what_the_relay_tells_of_itself_is_saved_once(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with a_relay(OLD) as relay:
+        keys = keys_of(known(relay, OLD), disk)
+        for _ in range(2):
+            await welcome_with(keys, "new.example.net:7022", "[2001:db8::9]:443")
+        further = (HostPort("new.example.net", 7022), HostPort("2001:db8::9", 443))
+        assert keys.relay.further == further
+        assert [one.further for one in disk.saved] == [further]
+        assert len(events(caplog, "relay-hosts-told")) == 1
+        await welcome_with(keys)
+        assert disk.saved[-1].further == ()
+
+
+async def test_a_relay_that_tells_nothing_or_nonsense_changes_nothing(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_relay(OLD) as relay:
+        elsewhere = replace(known(relay, OLD), further=(HostPort("127.0.0.1", relay.port),))
+        keys = keys_of(elsewhere, disk)
+        welcome = await attach(keys)
+        keys.hear(replace(welcome, hosts=None))
+        keys.hear(replace(welcome, hosts=("a b:1",)))
+        assert keys.relay == elsewhere
+        assert not disk.saved
+        assert len(events(caplog, "relay-hosts-unusable")) == 1
+
+
+async def test_what_cannot_be_saved_counts_until_the_end_of_the_process(disk: Disk) -> None:
+    disk.full = True
+    async with a_relay(OLD) as relay:
+        keys = keys_of(known(relay, OLD), disk)
+        await welcome_with(keys, "new.example.net:7022")
+        assert keys.relay.further == (HostPort("new.example.net", 7022),)
+
+
+def closed_port() -> HostPort:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return HostPort("127.0.0.1", sock.getsockname()[1])
+
+
+async def test_where_it_answered_last_it_is_sought_first(disk: Disk) -> None:
+    async with a_relay(OLD) as before, a_relay(OLD) as after:
+        further = (HostPort("127.0.0.1", after.port),)
+        keys = keys_of(replace(known(before, OLD), further=further), disk)
+        await attach(keys)
+        assert (before.callers, after.callers) == (1, 0)
+        # Another relay has its address now: it does not hold the key.
+        before.keys = [NEWER]
+        await attach(keys)
+        assert (before.callers, after.callers) == (2, 1)
+        await attach(keys)
+        assert (before.callers, after.callers) == (2, 2)
+        # And back.
+        before.keys, after.keys = [OLD], [NEWER]
+        for _ in range(2):
+            await attach(keys)
+        assert (before.callers, after.callers) == (4, 3)
+
+
+async def test_a_place_that_denies_is_the_relay_and_no_other_is_sought(disk: Disk) -> None:
+    async with a_relay(OLD) as before, a_relay(OLD) as after:
+        further = (HostPort("127.0.0.1", after.port),)
+        keys = keys_of(replace(known(before, OLD), further=further), disk)
+        before.greetings = [before.denying(99)]
+        with pytest.raises(LinkDenied):
+            await attach(keys)
+        assert after.callers == 0
+
+
+async def test_where_nobody_answers_both_places_are_told(disk: Disk) -> None:
+    here, there = closed_port(), closed_port()
+    relay = Relay(hosts=[here], key=OLD.public, further=(there,))
+    keys = keys_of(relay, disk)
+    with pytest.raises(LinkLost, match=rf"{here}: Connection refused; {there}: Connection ref"):
+        await attach(keys)
+
+
+async def test_both_places_are_asked_under_both_keys(disk: Disk) -> None:
+    """A relay that rotated its key and moved while we were away."""
+    async with a_relay(NEW, OLD) as after:
+        relay = Relay(
+            hosts=[closed_port()],
+            key=OLD.public,
+            successor=NEW.public,
+            further=(HostPort("127.0.0.1", after.port),),
+        )
+        keys = keys_of(relay, disk)
+        await attach(keys)
+        assert keys.relay == replace(relay, key=NEW.public, successor=None)
+        assert disk.saved == [keys.relay]

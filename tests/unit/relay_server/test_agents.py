@@ -14,6 +14,7 @@ from protocol.frame import CloseCode
 from protocol.hello import INQUIRY, Resume
 from protocol.liveness import DEAD_AFTER, LATE
 from protocol.noise import StaticKey
+from protocol.process.address import HostPort
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival
 from protocol.transport.sockets import receive_exactly, send_all
@@ -675,6 +676,7 @@ async def test_the_overview(relay: Relay, mock_clock: Clock) -> None:
         "refused": {},
         "services": [{"service": "ssh", "port": port, "refused": {}}],
         "following": True,
+        "told": None,
     }
     await router.cut()
     (entry,) = relay.agents.overview()
@@ -876,3 +878,23 @@ async def test_a_successor_that_cannot_be_taken_leaves_the_old_key_as_it_was(
         "the disk fails",
     ]
     assert (await other.attach()).name == "cabin"
+
+
+async def test_agents_that_listen_are_told_where_else_the_relay_is(relay: Relay) -> None:
+    listening, deaf = relay.enrol("listening"), relay.enrol("deaf")
+    listening.features = ("rotation", "moving")
+    assert (await listening.attach()).hosts == ()
+    await deaf.attach()
+    relay.registry.announce([HostPort("new.example.net", 7022)])
+    relay.agents.refresh()
+    # It comes again, and its session goes on; the other one is left alone.
+    await until(lambda: listening.ended)
+    assert not deaf.ended
+    welcome = await listening.resume()
+    assert welcome.resumed
+    assert welcome.hosts == ("new.example.net:7022",)
+    relay.agents.refresh()
+    await quiet()
+    assert len(listening.ended) == 1
+    told = {one["name"]: one["told"] for one in relay.agents.overview()}
+    assert told == {"listening": True, "deaf": None}

@@ -606,6 +606,51 @@ def test_revoking_beside_a_server_that_fails(run: Run, state: StateFolder) -> No
     )
 
 
+# export
+
+
+def test_no_terminal_is_shown_the_keys(
+    run: Run, state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol(state, "home", 1)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status, out, err = run("export", "-")
+    assert (status, out) == (1, "")
+    assert "expected a file or a pipe" in err
+
+
+def test_a_file_that_cannot_be_written_is_named(run: Run, state: StateFolder) -> None:
+    enrol(state, "home", 1)
+    status, _, err = run("export", "/dev/none/relay.backup")
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("relay-server: /dev/none/relay.backup: ")
+
+
+# move
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.example", "--cancel"]])
+def test_move_wants_a_host_or_none(run: Run, state: StateFolder, arguments: list[str]) -> None:
+    status, _, err = run("move", *arguments)
+    assert (status, err) == (1, "relay-server: expected HOST, or --cancel\n")
+
+
+def test_a_move_while_the_relay_is_not_running_is_told_later(run: Run, state: StateFolder) -> None:
+    enrol(state, "home", 1)
+    with Registry(state) as registry:
+        registry.remember_link_ports([443])
+    assert run("move", "a.example", "[::1]:5") == (
+        0,
+        "",
+        "to be told when they are here next: home\n",
+    )
+    with Registry(state) as registry:
+        assert registry.announced() == (HostPort("a.example", 443), HostPort("::1", 5))
+    assert run("move", "--cancel")[0] == 0
+    with Registry(state) as registry:
+        assert registry.announced() == ()
+
+
 # reload
 
 
