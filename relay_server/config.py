@@ -20,6 +20,7 @@ from protocol.process.config import (
     parse_duration,
     parse_size,
 )
+from protocol.process.limits import descriptor_limit
 from relay_server.networks import Admission, Networks, parse_network, parse_networks
 from relay_server.rules import GuardTable, Rules, check_patterns, rules_for
 
@@ -171,6 +172,10 @@ class ServerConfig:
     # Visitors whom the guard does not count: programs of this machine itself, or a front that
     # passes all its visitors on from there, which is no stranger with one address.
     uncounted: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
+    # Of one agent together, whatever the guard makes of them: each holds a descriptor from accept
+    # on. None: a quarter of those that the system allows us, so that one agent's crowd, and even
+    # three of them, leave the others their links.
+    visitors_per_agent: int | None = _read_by(between(parse_count, 1, 2**20), None)
     # What holds at services with such a name; see rules.py.
     guard: dict[str, GuardTable] = field(default_factory=dict)
 
@@ -204,6 +209,11 @@ class ServerConfig:
 
     def rules(self, agent: str, service: str) -> Rules:
         return rules_for(self.guard, agent, service)
+
+    @property
+    def most_visitors(self) -> int:
+        """Of one agent."""
+        return self.visitors_per_agent or max(1, descriptor_limit() // 4)
 
     @property
     def link_ports(self) -> tuple[int, ...]:

@@ -40,7 +40,8 @@ class Presence:
     told: tuple[HostPort, ...] | None = None  # where else we may be; None if it does not listen
     history: LinkHistory = field(default_factory=LinkHistory)  # on trio's clock
     goodbye: CloseCode | None = None
-    held: int = 0  # visitors waiting unread
+    visitors: int = 0  # with a socket here, whatever becomes of them
+    held: int = 0  # of them, waiting unread
     gates: dict[int, Gate] = field(default_factory=dict)  # by port; they outlive its listener
     _changed: trio.Event = field(default_factory=trio.Event)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -49,7 +51,7 @@ async def visit(
     """Carry one visitor from accept to the end. Owns `sock`."""
     one = _Visit(config, tally, presence, listener, source)
     refused: str | None = None
-    with sock:
+    with sock, _counted(presence):
         try:
             prepare_spliced(sock)
         except OSError:  # gone already
@@ -97,6 +99,8 @@ class _Visit:
         refused = self._turned_away()
         if refused is not None:
             return refused
+        if self._presence.visitors > self._config.most_visitors:
+            return "too many visitors of this agent"
         if host in self._config.uncounted or not self._rules.guarded:
             return await self._carry(sock)
         visitor = await self.gate.enter(
@@ -225,6 +229,15 @@ class _Visit:
         splice = self._joined[1]
         is_theirs = splice.reset_by_peer in (None, _BY_TARGET)
         return Ending.THEIRS if is_theirs else Ending.OURS
+
+
+@contextmanager
+def _counted(presence: Presence) -> Iterator[None]:
+    presence.visitors += 1
+    try:
+        yield
+    finally:
+        presence.visitors -= 1
 
 
 def _gate_of(rules: Rules, presence: Presence, listener: Listener) -> Gate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -58,10 +59,15 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def descriptor_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 def descriptors() -> dict[str, int]:
     """How many this process has, and may have."""
     listed = sum(1 for _ in Path("/proc/self/fd").iterdir())
     return {
         "descriptors": listed - 1,  # one is that of the listing
-        "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "descriptor_limit": descriptor_limit(),
     }

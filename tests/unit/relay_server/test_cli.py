@@ -612,6 +612,7 @@ def test_revoking_beside_a_server_that_fails(run: Run, state: StateFolder) -> No
 def test_no_terminal_is_shown_the_keys(
     run: Run, state: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    state.ensure()
     enrol(state, "home", 1)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     status, out, err = run("export", "-")
@@ -620,6 +621,7 @@ def test_no_terminal_is_shown_the_keys(
 
 
 def test_a_file_that_cannot_be_written_is_named(run: Run, state: StateFolder) -> None:
+    state.ensure()
     enrol(state, "home", 1)
     status, _, err = run("export", "/dev/none/relay.backup")
     assert (status, err.count("\n")) == (1, 1)
@@ -636,6 +638,7 @@ def test_move_wants_a_host_or_none(run: Run, state: StateFolder, arguments: list
 
 
 def test_a_move_while_the_relay_is_not_running_is_told_later(run: Run, state: StateFolder) -> None:
+    state.ensure()
     enrol(state, "home", 1)
     with Registry(state) as registry:
         registry.remember_link_ports([443])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from protocol.errors import ResetCode, SessionLost
 from protocol.events import StreamOpened
 from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.config import ServerConfig
 from relay_server.gate import ARRIVALS
 from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
@@ -692,6 +694,41 @@ async def test_of_others_than_ssh_servers_only_many_of_one_source_are_too_many(
         pairs.append(await visited_by(relay, router, port))
         for visitor in (another, *(visitor for visitor, _ in pairs)):
             visitor.close()
+
+
+async def test_one_agents_crowd_leaves_room_for_the_others(tmp_path: Path) -> None:
+    """At all its ports together; those who wait for it count too."""
+    async with running(tmp_path, visitors_per_agent=3) as relay:
+        router, other = relay.enrol("home"), relay.enrol("work")
+        ports = [free_port() for _ in range(3)]
+        relay.invite("home", *ports[:2])
+        relay.invite("work", ports[2])
+        for one, served in ((router, ports[:2]), (other, ports[2:])):
+            await one.attach()
+            for port in served:
+                await one.serve(port, f"web{port}")
+        inside = [await visited_by(relay, router, port) for port in (*ports[:2], ports[0])]
+        assert await was_reset(come(relay, router, ports[1]))
+        assert relay.presence(router).refused == {"too many visitors of this agent": 1}
+        inside.append(await visited_by(relay, other, ports[2]))
+        for sock in inside.pop(0):
+            sock.close()
+        await until(lambda: relay.presence(router).visitors == 2)
+        await router.cut()
+        waiting = come(relay, router, ports[0])
+        await until(lambda: relay.presence(router).held == 1)
+        assert await was_reset(come(relay, router, ports[0]))
+        for sock in (waiting, *(sock for pair in inside for sock in pair)):
+            sock.close()
+
+
+def test_by_default_that_is_a_quarter_of_the_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, most in ((65536, 16384), (1024, 256), (3, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert ServerConfig().most_visitors == most
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert ServerConfig().most_visitors > 2**31
+    assert ServerConfig(visitors_per_agent=5).most_visitors == 5
 
 
 async def test_the_first_table_that_fits_says_whom_a_service_admits(tmp_path: Path) -> None:
