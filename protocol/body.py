@@ -106,10 +106,7 @@ class Fields:
         return _text(key, self._take(key), shortest, longest)
 
     def octets(self, key: str, shortest: int, longest: int) -> bytes:
-        value = self._take(key)
-        if type(value) is not bytes or not shortest <= len(value) <= longest:
-            raise _unexpected(key, f"{_span(shortest, longest)} bytes")
-        return value
+        return _octets(key, self._take(key), shortest, longest)
 
     def integers(self, key: str, low: int, high: int, *, most: int) -> tuple[int, ...]:
         return tuple(_integer(key, value, low, high) for value in self._array(key, most))
@@ -117,17 +114,28 @@ class Fields:
     def texts(self, key: str, shortest: int, longest: int, *, most: int) -> tuple[str, ...]:
         return tuple(_text(key, value, shortest, longest) for value in self._array(key, most))
 
+    def octet_strings(
+        self, key: str, shortest: int, longest: int, *, most: int
+    ) -> tuple[bytes, ...]:
+        return tuple(_octets(key, value, shortest, longest) for value in self._array(key, most))
+
+    def maps(self, key: str, *, most: int) -> tuple[Fields, ...]:
+        """Nested maps, each to be taken and finished like this one."""
+        return tuple(self._nested(key, value) for value in self._array(key, most))
+
     def map(self, key: str) -> Fields:
         """A nested map, to be taken and finished like this one."""
-        value = self._take(key)
-        if type(value) is not dict:
-            raise _unexpected(key, "a map")
-        return Fields(value, strict=self._strict)
+        return self._nested(key, self._take(key))
 
     def finish(self) -> None:
         """Every field is taken: what is left is unknown, and refused if strict."""
         if self._strict and self._fields:
             raise RemoteProtocolError(f"{len(self._fields)} unknown fields in a body")
+
+    def _nested(self, key: str, value: object) -> Fields:
+        if type(value) is not dict:
+            raise _unexpected(key, "a map")
+        return Fields(value, strict=self._strict)
 
     def _array(self, key: str, most: int) -> list[object]:
         value = self._take(key)
@@ -146,6 +154,12 @@ def _integer(key: str, value: object, low: int, high: int) -> int:
     # `type() is`, because a bool is an int to isinstance.
     if type(value) is not int or not low <= value <= high:
         raise _unexpected(key, f"an integer from {low} to {high}")
+    return value
+
+
+def _octets(key: str, value: object, shortest: int, longest: int) -> bytes:
+    if type(value) is not bytes or not shortest <= len(value) <= longest:
+        raise _unexpected(key, f"{_span(shortest, longest)} bytes")
     return value
 
 

@@ -14,6 +14,9 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgpack
+
+from protocol.body import Fields
 from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
 from protocol.events import (
@@ -32,6 +35,7 @@ from protocol.hello import Limits
 from protocol.intake import BURST_FRAMES
 from protocol.liveness import Verdict
 from protocol.replay import ReplayCap
+from protocol.saved import export, restore
 from protocol.session import Session, SessionOptions
 from protocol.stream import End, Sent, Stream
 
@@ -128,14 +132,7 @@ class Side:
         self.profile = profile
         self.pool = PoisonedPool()
         self.cap = cap
-        options = SessionOptions(
-            limits=profile.limits(),
-            window_limit=profile.window_limit,
-            replay_limit=profile.replay_limit,
-            replay_cap=cap,
-            pool=self.pool,
-        )
-        self.session = Session(relay=name == "relay", options=options, peer=peer)
+        self.session = Session(relay=name == "relay", options=self.options(), peer=peer)
         self.halves: dict[int, Half] = {}
         self.publications: set[int] = set()  # at the agent: confirmed; at the relay: asked for
         self.events: list[Event] = []
@@ -147,6 +144,15 @@ class Side:
         self.lost = False  # what is sent goes nowhere
         self.verdicts: list[Verdict] = []
         self.timer = 0.0  # what the deadline was when last asked for
+
+    def options(self) -> SessionOptions:
+        return SessionOptions(
+            limits=self.profile.limits(),
+            window_limit=self.profile.window_limit,
+            replay_limit=self.profile.replay_limit,
+            replay_cap=self.cap,
+            pool=self.pool,
+        )
 
     def deadline(self) -> float:
         """The session's; it never comes nearer without being said to."""
@@ -234,6 +240,20 @@ class Pair:
         side.wire.clear()
         side.wire_bytes = 0
         side.session.detach()
+        self.serve(side)
+
+    def hand_over(self, side: Side) -> None:
+        """Another process goes on with `side`: all it has is the sockets and what was saved."""
+        self.notice(side)
+        packed = msgpack.packb(export(side.session))
+        side.session.discard()
+        side.pool = PoisonedPool()
+        saved = Fields(msgpack.unpackb(packed), strict=True)
+        side.session = restore(saved, relay=side.name == "relay", options=side.options())
+        assert msgpack.packb(export(side.session)) == packed
+        for half in side.halves.values():
+            half.waiting = False
+            self.pump(side, half)
         self.serve(side)
 
     def flush(self, side: Side) -> bool:

@@ -174,6 +174,21 @@ class SessionModel(RuleBasedStateMachine):
             if then in (side.name, "both"):
                 self.pair.notice(side)
 
+    @rule(
+        side=side_of,
+        to_relay=few,
+        to_agent=few,
+        then=st.sampled_from(["silence", "half", "resume"]),
+    )
+    def hand_over(self, side: bool, to_relay: int, to_agent: int, then: str) -> None:
+        """Another process goes on with one side."""
+        self.pair.cut(to_relay, to_agent)
+        self.pair.hand_over(self.side(side))
+        if then == "half":
+            self.pair.half_resume()
+        elif then == "resume":
+            self.pair.resume()
+
     @rule()
     def heal(self) -> None:
         self.pair.heal()
