@@ -10,8 +10,8 @@ What is left out is made anew: readers ask for their allowance again, streams th
 queued wake in the order of their ids, and a window grows only after one more update, since times
 are of another clock.
 
-The map has exactly these keys. Whatever the session's parts come to mean, a process that cannot
-read it must be able to tell: `FORMAT` rises with every change.
+The map has exactly these keys. A change of what they mean needs another format
+(protocol.process.handover), so that a process that would misread it can tell.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from protocol.session import Session, SessionOptions
 from protocol.stream import End, Sent, Stream
 from protocol.window import ReceiveWindow, SendWindow
 
-FORMAT: Final = 1
 # Frames in one list: memory bounds them by far, this one only what is read.
 _MOST_FRAMES: Final = 2**24
 # A window, and the sum of all that was refunded on top of a full credit.

@@ -196,6 +196,11 @@ class Session:
     def open_streams(self) -> int:
         return len(self._streams)
 
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Their ids, in the order in which they were opened."""
+        return tuple(self._streams)
+
     def open(self, publication: int, source: tuple[str, int]) -> int | None:
         """Relay only: open a stream for a visitor from `source`; None at a limit.
 

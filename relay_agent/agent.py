@@ -312,6 +312,8 @@ class Agent:
         except LinkLost as exc:
             event(log, logging.WARNING, "link-down", reason=str(exc))
             self._history.went(trio.current_time(), str(exc))
+            if self._serving is not None and self._serving.relay_gone:
+                self._end_session()
         except SessionLost as exc:
             event(log, logging.ERROR, "session-lost", reason=str(exc))
             self._history.went(trio.current_time(), str(exc))

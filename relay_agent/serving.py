@@ -18,7 +18,7 @@ from protocol.events import (
     PublicationRefused,
     StreamOpened,
 )
-from protocol.frame import Refused
+from protocol.frame import CloseCode, Refused
 from protocol.process.logs import event
 from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
@@ -59,6 +59,7 @@ class Serving:
         self._most_sockets = 2 * max_streams
         self._nursery = nursery
         self._outcome = outcome
+        self.relay_gone = False  # with its session, and not only the link
         self._published: dict[int, Service] = {}
         # By publication. The last answer, so that a relay that repeats itself fills no log: None
         # or why it was refused. And the wait until a refused one is tried again.
@@ -81,7 +82,8 @@ class Serving:
         elif isinstance(happened, PublicationRefused):
             self._refused(happened.refused)
         elif isinstance(happened, PeerClosing):
-            event(log, logging.INFO, "relay-closing")
+            self.relay_gone = happened.code is CloseCode.GONE
+            event(log, logging.INFO, "relay-closing", restarting=not self.relay_gone)
 
     def services(self) -> list[dict[str, object]]:
         """What became of each publication, for JSON."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol import __version__
+from protocol.body import Fields
 from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkLost, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
@@ -23,6 +24,7 @@ from protocol.process.address import HostPort
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.replay import ReplayCap
+from protocol.saved import restore
 from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
@@ -65,7 +67,7 @@ class Agents:
         self._keys = keys
         self._nursery = nursery
         self.tally = Tally()
-        self._ports = Ports(config, registry, nursery, kept, self.tally)
+        self.ports = Ports(config, registry, nursery, kept, self.tally)
         self._present: dict[bytes, Presence] = {}
         self._pool = BufferPool()
         self.replay_cap = ReplayCap(config.replay_total)
@@ -77,7 +79,7 @@ class Agents:
         self._config = config
         self.replay_cap.limit = config.replay_total
         self._limits = _limits(config)
-        self._ports.reconfigure(config)
+        self.ports.reconfigure(config)
 
     # Arriving
 
@@ -182,7 +184,7 @@ class Agents:
             presence.reset_streams()
             resume, session = False, secrets.token_bytes(ID_SIZE)
             endpoint = presence.endpoint = self._new_endpoint(presence, hello.limits)
-            self._nursery.start_soon(self._ports.close_orphans, presence, endpoint)
+            self._nursery.start_soon(self.ports.close_orphans, presence, endpoint)
         tenure.accept(hello, session)
         presence.goodbye = None
         presence.relay_key = arrival.relay_key
@@ -262,16 +264,35 @@ class Agents:
             if not keeper.cancel_called:
                 self._forget(presence, "the agent stayed away")
 
-    def _new_endpoint(self, presence: Presence, peer: Limits) -> Endpoint:
-        options = SessionOptions(
+    def take_back(self, presence: Presence, session: Fields) -> Endpoint:
+        """Go on with a session of another process of ours, once its agent is back.
+
+        Raises SessionLost.
+        """
+        options = self._session_options()
+        restored = restore(session, relay=True, options=options)
+        endpoint = presence.endpoint = self._endpoint_of(presence, restored)
+        self._present[presence.key] = presence
+        presence.detached_now("the relay restarted")
+        self._nursery.start_soon(self._wait_for_return, presence, presence.take_over())
+        return endpoint
+
+    def _session_options(self) -> SessionOptions:
+        return SessionOptions(
             limits=self._limits,
             window_limit=self._config.stream_window_max,
             replay_limit=self._config.replay,
             replay_cap=self.replay_cap,
             pool=self._pool,
         )
-        session = Session(relay=True, options=options, peer=peer)
+
+    def _endpoint_of(self, presence: Presence, session: Session) -> Endpoint:
         return Endpoint(session, pool=self._pool, on_event=partial(self._on_event, presence))
+
+    def _new_endpoint(self, presence: Presence, peer: Limits) -> Endpoint:
+        return self._endpoint_of(
+            presence, Session(relay=True, options=self._session_options(), peer=peer)
+        )
 
     # Another process with the same key
 
@@ -330,9 +351,9 @@ class Agents:
 
     def _on_event(self, presence: Presence, happened: Event) -> None:
         if isinstance(happened, PublishRequested):
-            self._ports.publish(presence, happened.publish)
+            self.ports.publish(presence, happened.publish)
         elif isinstance(happened, PublicationWithdrawn):
-            self._ports.withdraw(presence, happened.publication)
+            self.ports.withdraw(presence, happened.publication)
         elif isinstance(happened, PeerClosing):
             presence.goodbye = happened.code
             if happened.code is CloseCode.GONE and presence.endpoint is not None:
@@ -353,7 +374,7 @@ class Agents:
                 presence.expel()
                 self._forget(presence, "the agent is revoked")
             else:
-                self._ports.keep_granted(presence, agent)
+                self.ports.keep_granted(presence, agent)
                 if presence.told not in (None, self._announced):
                     _renew_link(presence, "the relay is to be found elsewhere as well")
 
@@ -364,14 +385,14 @@ class Agents:
                 _renew_link(presence, "the relay's key was rotated")
 
     def _forget(self, presence: Presence, reason: str) -> None:
-        self._ports.close_all(presence, reason)
+        self.ports.close_all(presence, reason)
         del self._present[presence.key]
 
-    def say_goodbye(self) -> None:
+    def say_goodbye(self, code: CloseCode) -> None:
         """The relay is going away: tell every agent, so that none waits for a timeout."""
         for presence in self._present.values():
             if presence.endpoint is not None and presence.tenure.attached:
-                presence.endpoint.session.close_link(CloseCode.RESTARTING)
+                presence.endpoint.session.close_link(code)
                 presence.endpoint.flush()
 
     @property

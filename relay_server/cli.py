@@ -25,6 +25,7 @@ from relay_server.commands import (
     rotate_key,
     run,
     status,
+    upgrade,
 )
 from relay_server.commands.options import PROGRAM, Command, add_state_option
 from relay_server.registry import Refused
@@ -55,6 +56,7 @@ _COMMANDS: Final = (
     export,
     import_relay,
     move,
+    upgrade,
 )
 
 

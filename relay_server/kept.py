@@ -29,6 +29,7 @@ class KeptSockets:
     def __init__(self, started_with: Iterable[tuple[str, socket.socket]] = ()) -> None:
         """`started_with` is what `systemd.take_sockets` gave."""
         self.links: list[socket.socket] = []
+        self._open: dict[str, socket.socket] = {}
         self._unclaimed: dict[str, socket.socket] = {}
         self._leaving = False
         for name, sock in started_with:
@@ -46,21 +47,29 @@ class KeptSockets:
         if sock is None:
             sock = listen(host, port, dual_stack=dual_stack)
             # FDPOLL=0: a listening socket has no end that the manager should look for.
-            name = f"FDNAME={_name(*sock.getsockname()[:2])}"
+            name = f"FDNAME={_name_of(sock)}"
             notify("FDSTORE=1", "FDPOLL=0", name, descriptors=[sock.fileno()])
+        self._open[_name_of(sock)] = sock
         return sock
 
     def close(self, sock: socket.socket) -> None:
         """Close one that `listen` gave, here and in the store."""
         if sock.fileno() < 0:
             return
+        self._open.pop(_name_of(sock), None)
         if not self._leaving:
-            notify("FDSTOREREMOVE=1", f"FDNAME={_name(*sock.getsockname()[:2])}")
+            notify("FDSTOREREMOVE=1", f"FDNAME={_name_of(sock)}")
         stop_accepting(sock)
 
     def leave(self) -> None:
         """The process ends: what is closed from here on stays in the store, for the next one."""
         self._leaving = True
+
+    def left(self) -> list[tuple[str, int]]:
+        """All that are open, by name, for a process that does not get them out of the store."""
+        named = [*self._open.items(), *self._unclaimed.items()]
+        named += [(LINK, sock) for sock in self.links]
+        return [(name, sock.fileno()) for name, sock in named if sock.fileno() >= 0]
 
     def close_unclaimed(self) -> list[str]:
         """Close what nobody asked for; returns the addresses."""
@@ -74,6 +83,10 @@ class KeptSockets:
 
 
 _PREFIX: Final = "listen-"
+
+
+def _name_of(sock: socket.socket) -> str:
+    return _name(*sock.getsockname()[:2])
 
 
 def _name(host: str, port: int) -> str:

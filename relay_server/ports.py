@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from protocol.body import Fields
 from protocol.errors import RefusalCode
 from protocol.frame import Publish
+from protocol.hello import MAX_TEXT
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.endpoint import Endpoint
@@ -17,7 +19,7 @@ from relay_server.kept import KeptSockets
 from relay_server.listeners import Listener, PortUnavailable
 from relay_server.presence import Presence
 from relay_server.tally import Tally
-from relay_server.visitors import visit
+from relay_server.visitors import Visit, visit
 
 if TYPE_CHECKING:
     import socket
@@ -74,6 +76,28 @@ class Ports:
         listener.service = publish.service
         listener.publication = publish.publication
         self._confirm(presence, listener)
+
+    def take_back(self, presence: Presence, sock: socket.socket, saved: Fields) -> int | None:
+        """Go on with a visitor of another process of ours; its stream, if it has one by now.
+
+        Raises RemoteProtocolError.
+        """
+        port = saved.integer("at", 1, 65535)
+        service = saved.text("service", 1, MAX_TEXT)
+        source = saved.text("host", 1, MAX_TEXT), saved.integer("port", 0, 65535)
+        listener = presence.listeners.get(port)
+        if "splice" in saved and presence.endpoint is not None:
+            # Its port may be closed by now, or serve something else; streams go on.
+            listener = Listener(port, service)
+            one = Visit(self._config, self._tally, presence, listener, sock, source)
+            splice = one.restore(presence.endpoint, saved)
+            self._nursery.start_soon(one.go_on, splice)
+            return splice.stream
+        if listener is None:
+            sock.close()
+        else:
+            self._on_visitor(presence, listener, sock, source)
+        return None
 
     def withdraw(self, presence: Presence, publication: int) -> None:
         for listener in list(presence.listeners.values()):

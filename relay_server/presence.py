@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,6 +24,9 @@ from protocol.transport.link import Link
 from relay_server.gate import Gate
 from relay_server.listeners import Listener
 from relay_server.takeover import Tenure
+
+if TYPE_CHECKING:
+    from relay_server.visitors import Visit
 
 
 @dataclass(slots=True, eq=False)
@@ -40,8 +44,8 @@ class Presence:
     told: tuple[HostPort, ...] | None = None  # where else we may be; None if it does not listen
     history: LinkHistory = field(default_factory=LinkHistory)  # on trio's clock
     goodbye: CloseCode | None = None
-    visitors: int = 0  # with a socket here, whatever becomes of them
-    held: int = 0  # of them, waiting unread
+    visits: set[Visit] = field(default_factory=set)
+    held: int = 0  # visitors waiting unread
     gates: dict[int, Gate] = field(default_factory=dict)  # by port; they outlive its listener
     _changed: trio.Event = field(default_factory=trio.Event)
 

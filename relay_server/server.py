@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol import __version__
+from protocol.frame import CloseCode
 from protocol.process import control
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
 from protocol.process.config import ConfigError
+from protocol.process.handover import has_store, take_left
 from protocol.process.limits import descriptors, raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
-from protocol.process.systemd import notify, take_sockets
+from protocol.process.systemd import notify
 from protocol.process.terminal import Terminal
 from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
+from relay_server.handover import Found, leave_to_manager, upgrade
 from relay_server.kept import UNCLAIMED_SECONDS, KeptSockets
 from relay_server.keys import RelayKeys, retire_unneeded
 from relay_server.reload import Reload
@@ -56,17 +59,23 @@ async def serve(
     read: Callable[[], ServerConfig] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT; SIGHUP: `read` the configuration again, if it can be.
+    SIGUSR2: become what is installed now.
+
+    Under a manager with an FD store SIGTERM may mean a restart, so sessions are left there; where
+    it does not start us again, it closes them. SIGINT is the end of them.
 
     Raises CommandFailed if a port cannot be had, StateError if the control socket cannot.
     """
     with contextlib.ExitStack() as stack:
-        kept = KeptSockets(take_sockets())
+        found = Found(take_left())
+        kept = KeptSockets(found.others)
         # A socket unit knows better than the defaults where agents dial in.
         sockets = [stack.enter_context(sock) for sock in kept.links] or [
             stack.enter_context(_listen(kept, address)) for address in config.listen
         ]
         try:
-            await _run(config, state, registry, keys, kept, sockets, read or (lambda: config))
+            read = read or (lambda: config)
+            await _run(config, state, registry, keys, kept, found, sockets, read)
         except BaseExceptionGroup as group:
             # What a nursery wraps; the command line expects the one.
             told, rest = group.split(StateError)
@@ -81,14 +90,18 @@ async def _run(
     registry: Registry,
     keys: RelayKeys,
     kept: KeptSockets,
+    found: Found,
     sockets: Sequence[socket.socket],
     read: Callable[[], ServerConfig],
 ) -> None:
     raise_descriptor_limit()
     terminal = Terminal()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(
+        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2
+    ) as signals:
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, keys, nursery, kept)
+            found.restore(agents, registry)
             acceptor = Acceptor(config, registry, keys, agents, nursery)
             refresh = partial(_refresh, state, keys, agents)
             reload = Reload(config, read, registry, partial(_reconfigure, agents, acceptor))
@@ -112,13 +125,18 @@ async def _run(
                 if number == signal.SIGHUP and not terminal.is_gone:
                     nursery.start_soon(_reload_as_told, reload)
                     continue
+                if number == signal.SIGUSR2:
+                    await upgrade(agents, kept, read)
+                    continue
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
             notify("STOPPING=1")
             kept.leave()
+            if number == signal.SIGTERM and has_store():
+                leave_to_manager(agents)
             for sock in sockets:
                 stop_accepting(sock)
-            agents.say_goodbye()
+            agents.say_goodbye(CloseCode.GONE)
             await trio.sleep(DRAIN)
             nursery.cancel_scope.cancel()
 
@@ -230,7 +248,18 @@ def _commands(
         outcome = await reload()
         return {"changed": outcome.changed, "restart": outcome.restart}
 
-    return {"agents": show, "status": status, "refresh": refresh, "reload": read_again}
+    def make_way(_: control.Request) -> control.Request:
+        # After this answer: the turn ends before a signal is looked at.
+        signal.raise_signal(signal.SIGUSR2)
+        return {}
+
+    return {
+        "agents": show,
+        "status": status,
+        "refresh": refresh,
+        "reload": read_again,
+        "upgrade": make_way,
+    }
 
 
 async def _watch_registry(registry: Registry, refresh: Callable[[], None]) -> None:

@@ -51,6 +51,9 @@ class Tally:
             service = OTHER_SERVICES
         self.visitors[service] += 1
         self._carried[splice] = service
+        # What the process before us has carried is not counted again.
+        self._ended[0] -= splice.sent
+        self._ended[1] -= splice.delivered
         try:
             yield
         finally:

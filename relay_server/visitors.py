@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from protocol.body import Fields
 from protocol.errors import ResetCode, SessionLost
+from protocol.frame import MAX_STREAM
 from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
@@ -49,15 +51,15 @@ async def visit(
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
-    one = _Visit(config, tally, presence, listener, source)
+    one = Visit(config, tally, presence, listener, sock, source)
     refused: str | None = None
-    with sock, _counted(presence):
+    with one.here():
         try:
             prepare_spliced(sock)
         except OSError:  # gone already
             return
         with one.scope, contained(one.lose_session, **one.about):
-            refused = await one.run(sock)
+            refused = await one.run()
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
         one.gate.refused[EVICTED] += 1
@@ -69,19 +71,21 @@ async def visit(
         await one.gate.tell_refused(one.about, refused)
 
 
-class _Visit:
+class Visit:
     def __init__(
         self,
         config: ServerConfig,
         tally: Tally,
         presence: Presence,
         listener: Listener,
+        sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
         self._config = config
         self._tally = tally
         self._presence = presence
         self._listener = listener
+        self.sock = sock
         self._source = source
         self.about = {"agent": presence.name, "service": listener.service, "source": source[0]}
         self._rules = config.rules(presence.name, listener.service)
@@ -93,16 +97,43 @@ class _Visit:
         self._joined: tuple[Endpoint, Splice] | None = None
         self._login = Login()
 
-    async def run(self, sock: socket.socket) -> str | None:
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """While the socket is open."""
+        self._presence.visits.add(self)
+        try:
+            with self.sock:
+                yield
+        finally:
+            self._presence.visits.discard(self)
+
+    def export(self) -> dict[str, object] | None:
+        """For `Ports.take_back`; without a splice of one who waits. None if it is about to end."""
+        if self.scope.cancel_called or self.sock.fileno() < 0:
+            return None
+        host, port = self._source
+        saved: dict[str, object] = {
+            "at": self._listener.port,
+            "service": self._listener.service,
+            "host": host,
+            "port": port,
+        }
+        if self._joined is None:
+            return saved
+        splice = self._joined[1]
+        exported = splice.export()
+        return exported and saved | {"stream": splice.stream, "splice": exported}
+
+    async def run(self) -> str | None:
         """Carry the visitor, or say why not."""
         host = self._source[0]
         refused = self._turned_away()
         if refused is not None:
             return refused
-        if self._presence.visitors > self._config.most_visitors:
+        if len(self._presence.visits) > self._config.most_visitors:
             return "too many visitors of this agent"
         if host in self._config.uncounted or not self._rules.guarded:
-            return await self._carry(sock)
+            return await self._carry()
         visitor = await self.gate.enter(
             host, patience=self._rules.patience, traffic=self.traffic, evict=self._evict
         )
@@ -110,7 +141,7 @@ class _Visit:
             return "too many visitors from there"
         ending = Ending.OURS
         try:
-            refused = await self._hold(sock) or await self._carry(sock)
+            refused = await self._hold() or await self._carry()
             ending = self._ending()
         finally:
             self.gate.guard.leave(visitor, trio.current_time(), ending)
@@ -122,26 +153,42 @@ class _Visit:
         lists = (self._config.admission, self._rules.admission, self._listener.admission)
         return next(filter(None, (one.refusal(host) for one in lists)), None)
 
-    async def _hold(self, sock: socket.socket) -> str | None:
+    async def _hold(self) -> str | None:
         """Until it begins as an SSH client does, or has had its time to; else why it is refused."""
         if not self._rules.hold:
             return None
         with trio.move_on_after(self._rules.hold) as scope:
             with self._listener.ending(scope):
-                await wait_opening(sock)
+                await wait_opening(self.sock)
         # A task woken in the turn in which it is evicted runs once more.
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._opening = look(sock, waited=not scope.cancelled_caught)
+        self._opening = look(self.sock, waited=not scope.cancelled_caught)
         return _REFUSED_OPENINGS.get(self._opening)
 
-    async def _carry(self, sock: socket.socket) -> str | None:
+    async def _carry(self) -> str | None:
         ready = await self._wait_ready()
         splice = ready if isinstance(ready, str) else self._open(ready)
         if isinstance(splice, str):
             return splice
         told = self.gate.tell_arrival(self.about, splice.stream)
+        await self._see_through(splice, told=told)
+        return None
+
+    def restore(self, endpoint: Endpoint, saved: Fields) -> Splice:
+        """What another process has begun, for `go_on`. Raises RemoteProtocolError."""
+        splice = endpoint.join(saved.integer("stream", 0, MAX_STREAM), self.about)
+        splice.restore(saved.map("splice"))
+        self._joined = endpoint, splice
+        return splice
+
+    async def go_on(self, splice: Splice) -> None:
+        """Carry it on to its end; no guard counts it any more."""
+        with self.here(), self.scope, contained(self.lose_session, **self.about):
+            await self._see_through(splice, told=True)
+
+    async def _see_through(self, splice: Splice, *, told: bool) -> None:
         with self._tally.carrying(self._listener.service, splice):
-            await splice.run(sock)
+            await splice.run(self.sock)
         # It may have been evicted in the turn in which it ended.
         await trio.lowlevel.checkpoint_if_cancelled()
         grown = has_grown(self.traffic(), trio.current_time() - self._came)
@@ -156,7 +203,6 @@ class _Visit:
             reset=splice.reset_by_peer,
             **({"login": "seen"} if self._login.seen else {}),
         )
-        return None
 
     async def _wait_ready(self) -> Endpoint | str:
         """The session to open a stream in, or why there is none."""
@@ -229,15 +275,6 @@ class _Visit:
         splice = self._joined[1]
         is_theirs = splice.reset_by_peer in (None, _BY_TARGET)
         return Ending.THEIRS if is_theirs else Ending.OURS
-
-
-@contextmanager
-def _counted(presence: Presence) -> Iterator[None]:
-    presence.visitors += 1
-    try:
-        yield
-    finally:
-        presence.visitors -= 1
 
 
 def _gate_of(rules: Rules, presence: Presence, listener: Listener) -> Gate:

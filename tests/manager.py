@@ -18,7 +18,10 @@ DESCRIPTORS: Final = 253  # a message takes no more (SCM_MAX_FD)
 _LAUNCH: Final = """
 import fcntl, os, sys
 names, descriptors, *argv = sys.argv[1:]
-high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 500) for number in descriptors.split()]
+given = list(map(int, descriptors.split()))
+high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 500) for number in given]
+for number in given:
+    os.close(number)
 for place, number in enumerate(high, 3):
     os.dup2(number, place, inheritable=True)
 listen = {"LISTEN_PID": os.getpid(), "LISTEN_FDS": len(high), "LISTEN_FDNAMES": names}
@@ -71,6 +74,8 @@ class Manager:
             name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
             if "FDSTORE=1" in lines:
                 self.store += [(name, descriptor) for descriptor in descriptors]
+            elif "BARRIER=1" in lines:
+                os.close(descriptors[0])
             if "FDSTOREREMOVE=1" in lines:
                 for entry in [one for one in self.store if one[0] == name]:
                     os.close(entry[1])

@@ -17,10 +17,11 @@ from typing import Final
 _FIRST: Final = 3
 
 
-def notify(*lines: str, descriptors: Sequence[int] = ()) -> None:
+def notify(*lines: str, descriptors: Sequence[int] = (), wait: float = 0.0) -> None:
     """Send `lines` such as READY=1, and with them copies of `descriptors`.
 
     A manager that does not listen is none of our trouble: whatever the socket answers is ignored.
+    One too busy for a line will find the next; what must not be missed may `wait` so many seconds.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
@@ -32,8 +33,7 @@ def notify(*lines: str, descriptors: Sequence[int] = ()) -> None:
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
     ):
-        # Never waits: a manager too busy for a line will find the next one.
-        sock.setblocking(False)
+        sock.settimeout(wait)
         sock.sendmsg(["\n".join(lines).encode()], rights if descriptors else [], 0, address)
 
 
@@ -48,10 +48,10 @@ def watchdog_seconds(environment: MutableMapping[str, str] = os.environ) -> floa
     return int(text) / 1e6 if text.isdecimal() and int(text) else None
 
 
-def take_sockets(
+def take_descriptors(
     environment: MutableMapping[str, str] = os.environ, *, first: int = _FIRST
-) -> list[tuple[str, socket.socket]]:
-    """The sockets we were started with, by name: of socket units, or out of the FD store.
+) -> list[tuple[str, int]]:
+    """What we were started with, by name: of socket units, or out of the FD store.
 
     Once only: they are not for our children, nor for a second look.
     """
@@ -62,9 +62,6 @@ def take_sockets(
         return []
     taken = []
     for number in range(int(count)):
-        descriptor = first + number
-        os.set_inheritable(descriptor, False)
-        sock = socket.socket(fileno=descriptor)
-        sock.setblocking(False)
-        taken.append((names[number] if number < len(names) else "unknown", sock))
+        os.set_inheritable(first + number, False)
+        taken.append((names[number] if number < len(names) else "unknown", first + number))
     return taken

@@ -23,15 +23,18 @@ read it all yet and still sends window updates.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
 
+from protocol.body import Fields
 from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
+from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_WINDOW
+from protocol.hello import U64_MAX
 from protocol.intake import BURST_FRAMES
 from protocol.record import lazy_area
 from protocol.session import Session
@@ -124,6 +127,40 @@ class Splice:
     def inbound_finished(self) -> bool:
         """Whether the peer's FIN came: what it sent is complete, delivered or not."""
         return self._fin
+
+    # For the process that goes on with it, in whose hands the socket is then
+
+    def export(self) -> dict[str, object] | None:
+        """What `restore` takes; None if it is about to end. No task may run after this."""
+        if self._scope.cancel_called or self._sock is None or self._sock.fileno() < 0:
+            return None
+        saved: dict[str, object] = {
+            "age": max(0.0, trio.current_time() - self.began),
+            "sent": self.sent,
+            "delivered": self.delivered,
+            "deaf": self.deaf,
+            "backlog": self._backlog,
+            "fin": self._fin,
+            "eof": self._eof,
+            "inbound_over": self._inbound_over.is_set(),
+        }
+        return saved if self._reset is None else saved | {"reset": self._reset}
+
+    def restore(self, saved: Fields) -> None:
+        """Go on as the one that was exported, once it is run. Raises RemoteProtocolError."""
+        self.began = trio.current_time() - saved.number("age", 0.0, math.inf)
+        self.sent = saved.integer("sent", 0, U64_MAX)
+        self.delivered = saved.integer("delivered", 0, U64_MAX)
+        self.deaf = saved.boolean("deaf")
+        self._backlog += saved.octets("backlog", 0, MAX_WINDOW)
+        self._fin = saved.boolean("fin")
+        self._eof = saved.boolean("eof")
+        self._reset = saved.integer("reset", 0, 255) if "reset" in saved else None
+        if saved.boolean("inbound_over"):
+            self._inbound_over.set()
+        saved.finish()
+        if self._eof or self._reset is not None:
+            self._reading.cancel()
 
     # Called by the endpoint; none waits
 

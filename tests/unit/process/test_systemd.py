@@ -3,12 +3,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from protocol.process.systemd import notify, take_sockets, watchdog_seconds
+from protocol.process.systemd import notify, take_descriptors, watchdog_seconds
 from tests.manager import Manager
 
 # Where no test runner has a descriptor of its own.
@@ -45,6 +46,17 @@ def test_a_manager_too_busy_or_gone_stops_nobody(manager: Manager) -> None:
     assert len(manager.take()) < 10_000, "some found no room, and nothing waited"
     manager.close()
     notify("WATCHDOG=1")
+
+
+def test_what_must_not_be_missed_waits_for_room(manager: Manager) -> None:
+    for _ in range(10_000):
+        notify("WATCHDOG=1")
+    with ThreadPoolExecutor() as others:
+        told = others.submit(notify, "FDSTOREREMOVE=1", wait=30.0)
+        came: list[list[str]] = []
+        while not told.done():
+            came += [lines for lines, _ in manager.take()]
+    assert ["FDSTOREREMOVE=1"] in [*came, *(lines for lines, _ in manager.take())]
 
 
 @pytest.mark.parametrize("address", [None, "", "nowhere", "vsock:2:1234"])
@@ -92,15 +104,14 @@ def given() -> Iterator[list[socket.socket]]:
 
 def test_sockets_come_with_their_names_and_only_once(given: list[socket.socket]) -> None:
     environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a"}
-    taken = take_sockets(environment, first=FIRST)
+    taken = take_descriptors(environment, first=FIRST)
     assert [name for name, _ in taken] == ["a", "unknown"]
-    for (_, sock), original in zip(taken, given, strict=True):
-        with sock:
+    for (_, descriptor), original in zip(taken, given, strict=True):
+        assert not os.get_inheritable(descriptor)
+        with socket.socket(fileno=descriptor) as sock:
             assert sock.getsockname() == original.getsockname()
-            assert not sock.get_inheritable()
-            assert not sock.getblocking()
     assert environment == {}
-    assert take_sockets(environment, first=FIRST) == []
+    assert take_descriptors(environment, first=FIRST) == []
 
 
 @pytest.mark.parametrize(
@@ -114,5 +125,5 @@ def test_sockets_come_with_their_names_and_only_once(given: list[socket.socket])
 def test_what_is_for_another_process_is_left_alone(
     environment: dict[str, str], given: list[socket.socket]
 ) -> None:
-    assert take_sockets(environment, first=FIRST) == []
+    assert take_descriptors(environment, first=FIRST) == []
     assert environment == {}

@@ -81,17 +81,21 @@ def test_the_limits_that_the_peer_was_told_outlive_another_configuration() -> No
     assert export(read(dict(saved), pair.relay)) == saved
 
 
-def test_a_window_that_had_an_update_due_has_it_still() -> None:
+def test_windows_that_had_an_update_due_have_it_still() -> None:
     pair = Pair(SMALL, SMALL)
-    stream = pair.opened()
-    pair.write(pair.agent, stream, 10**4)
+    streams = [pair.opened(), pair.opened()]
+    for stream in streams:
+        pair.write(pair.agent, stream, 10**4)
     pair.settle()
     pair.notice(pair.relay)
-    pair.read(pair.relay, stream, 500)
+    for stream in streams:
+        pair.read(pair.relay, stream, 500)
     pair.hand_over(pair.relay)
+    assert pair.relay.session.streams == tuple(streams)
     pair.resume()
     pair.settle()
-    assert pair.relay.halves[stream].delivered > SMALL.stream_window
+    for stream in streams:
+        assert pair.relay.halves[stream].delivered > SMALL.stream_window
 
 
 Spoil = Callable[[dict[str, Any]], object]

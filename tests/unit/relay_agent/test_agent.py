@@ -275,6 +275,25 @@ async def test_a_relay_that_forgot_the_session_gets_a_new_one(logged: Logged) ->
             sock.close()
 
 
+@pytest.mark.parametrize("code", [CloseCode.GONE, CloseCode.RESTARTING])
+async def test_a_relay_that_is_gone_takes_its_session_along_and_one_that_restarts_does_not(
+    code: CloseCode, logged: Logged
+) -> None:
+    async with a_house() as house:
+        await house.attached()
+        visitor, accepted = await house.visit()
+        house.relay.now.session.close_link(code)
+        house.relay.now.flush()
+        await until(lambda: logged("relay-closing"))
+        house.relay.cut()
+        if code is CloseCode.GONE:
+            assert await is_reset(accepted)
+        await until(lambda: len(house.relay.hellos) == 2)
+        assert (house.relay.hellos[1].resume is None) == (code is CloseCode.GONE)
+        for sock in (visitor, accepted):
+            sock.close()
+
+
 async def test_a_session_that_is_not_ours_is_not_taken(logged: Logged) -> None:
     async with a_house() as house:
         await house.attached()

@@ -36,6 +36,7 @@ from relay_server.accept import accept_forever, listen
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
+from relay_server.handover import Found
 from relay_server.kept import KeptSockets
 from relay_server.keys import RelayKeys
 from relay_server.presence import Presence
@@ -169,7 +170,10 @@ class Relay:
 
 
 @asynccontextmanager
-async def running(folder: Path, **changes: Any) -> AsyncIterator[Relay]:
+async def running(
+    folder: Path, *, found: Found | None = None, **changes: Any
+) -> AsyncIterator[Relay]:
+    """`found`: what the relay before it in this folder has left."""
     state = StateFolder(folder / "relay")
     state.ensure()
     defaults: dict[str, Any] = {"bind": LOOPBACK}
@@ -182,6 +186,8 @@ async def running(folder: Path, **changes: Any) -> AsyncIterator[Relay]:
     ):
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, keys, nursery, KeptSockets())
+            if found is not None:
+                found.restore(agents, registry)
             acceptor = Acceptor(config, registry, keys, agents, nursery)
             nursery.start_soon(accept_forever, sock, acceptor.on_caller)
             port = sock.getsockname()[1]
@@ -208,6 +214,12 @@ class Router:
     relay_key: StaticKey | None = None  # the one it knows, if not the current
     features: tuple[str, ...] = ("rotation",)
     targets: list[socket.socket] = field(default_factory=list)  # far ends, one a stream
+    # What it runs in, and what is closed in the end, unless it outlives the relay.
+    nursery: trio.Nursery = field(init=False)
+    leftovers: list[socket.socket | Link] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nursery, self.leftovers = self.relay.nursery, self.relay.leftovers
 
     def again(self) -> Router:
         return Router(self.relay, self.key)
@@ -249,7 +261,7 @@ class Router:
         except BaseException:
             sock.close()
             raise
-        self.relay.leftovers.append(link)
+        self.leftovers.append(link)
         self.link, self.session = link, welcome.session
         if not welcome.resumed:
             self.events = []  # ids of publications begin anew
@@ -266,7 +278,7 @@ class Router:
         endpoint, link = self.endpoint, self.link
         assert endpoint is not None
         assert link is not None
-        self.relay.nursery.start_soon(self._carry, endpoint, link, received)
+        self.nursery.start_soon(self._carry, endpoint, link, received)
         await until(lambda: endpoint.link is link)
 
     async def resume(self, **options: Any) -> Welcome:
@@ -335,6 +347,7 @@ class Router:
         """A new visitor on `port` and the target's far end of its stream."""
         count = len(self.targets)
         visitor = caller_of(port)
+        self.leftovers.append(visitor)
         await until(lambda: len(self.targets) > count)
         return visitor, self.targets[count]
 
@@ -346,5 +359,5 @@ class Router:
             prepare_spliced(at_agent)
             splice = self.endpoint.join(event.stream)
             self.targets.append(target)
-            self.relay.leftovers.append(target)
-            self.relay.nursery.start_soon(splice.run, at_agent)
+            self.leftovers.append(target)
+            self.nursery.start_soon(splice.run, at_agent)

@@ -690,7 +690,7 @@ async def test_when_the_relay_leaves_it_says_so_to_all_that_are_attached(relay: 
     await here.attach()
     await away.attach()
     await away.cut()
-    relay.agents.say_goodbye()
+    relay.agents.say_goodbye(CloseCode.RESTARTING)
     await until(lambda: here.events)
     assert [getattr(one, "code", None) for one in here.events] == [CloseCode.RESTARTING]
 

@@ -37,11 +37,26 @@ def test_bytes_of_those_who_are_here_and_of_those_who_went() -> None:
 
 
 def test_a_visitor_who_is_cut_is_counted_as_any_other() -> None:
-    tally, splice = Tally(), Splice(sent=5)
-    with pytest.raises(ConnectionError), tally.carrying("ssh", splice):
-        raise ConnectionError
+    tally, splice = Tally(), Splice()
+
+    def carry() -> None:
+        with tally.carrying("ssh", splice):
+            splice.sent = 5
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        carry()
     assert tally.received == 5
     assert tally.present == {"ssh": 0}
+
+
+def test_what_the_process_before_carried_is_not_counted_again() -> None:
+    tally, splice = Tally(), Splice(sent=5, delivered=70)
+    with tally.carrying("ssh", splice):
+        assert (tally.received, tally.sent) == (0, 0)
+        splice.sent += 3
+        assert (tally.received, tally.sent) == (3, 0)
+    assert (tally.received, tally.sent) == (3, 0)
 
 
 def test_only_so_many_services_are_told_apart() -> None:

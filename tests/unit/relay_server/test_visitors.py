@@ -227,8 +227,8 @@ async def test_who_is_accepted_as_the_port_closes_is_reset_at_once(
     presence = relay.presence(router)
     listener = presence.listeners[port]
     visitor, accepted = tcp_pair()
-    relay.agents._ports._on_visitor(presence, listener, accepted, ("203.0.113.9", 1))
-    relay.agents._ports.close(presence, listener, "withdrawn")
+    relay.agents.ports._on_visitor(presence, listener, accepted, ("203.0.113.9", 1))
+    relay.agents.ports.close(presence, listener, "withdrawn")
     assert await was_reset(visitor)
     assert told(log, "visitor-refused")[0]["reason"] == "the port is closed"
 
@@ -263,7 +263,7 @@ def come(
     if says:
         visitor.send(says)
     presence = relay.presence(router)
-    relay.agents._ports._on_visitor(presence, presence.listeners[port], accepted, (host, 4711))
+    relay.agents.ports._on_visitor(presence, presence.listeners[port], accepted, (host, 4711))
     return visitor
 
 

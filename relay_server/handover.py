@@ -1,0 +1,212 @@
+"""What a relay leaves to the next one, so that an upgrade drops no login; and what it finds.
+
+Left are each agent's session, its publications, and its visitors with their sockets. Agents come
+back by themselves: they dial as after any loss of a link, and their sessions are there.
+
+    leave   agents are told and links dropped, so that no session moves any more; then all in one
+            go, without a turn for any task in between: what is saved is what is
+    find    at the start, before anybody is accepted
+
+Not left: who is at the door, what the guards know (those who have a stream are counted by none any
+more), and listeners that no session publishes. What cannot be read is reset, and told in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from protocol.body import Fields
+from protocol.errors import RemoteProtocolError, ResetCode, SessionLost
+from protocol.frame import MAX_STREAM, CloseCode, Publish
+from protocol.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
+from protocol.noise import KEY_SIZE
+from protocol.process import handover
+from protocol.process.config import ConfigError
+from protocol.process.handover import STATE, Named, StateUnreadable
+from protocol.process.logs import event
+from protocol.process.state import StateError
+from protocol.saved import export
+from relay_server.presence import Presence
+from relay_server.takeover import DISPLACED_KEPT
+
+if TYPE_CHECKING:
+    from relay_server.agents import Agents
+    from relay_server.kept import KeptSockets
+    from relay_server.registry import Agent, Registry
+
+log = logging.getLogger(__name__)
+
+VISITOR: Final = "visitor"
+
+
+async def upgrade(agents: Agents, kept: KeptSockets, read: Callable[[], object]) -> None:
+    """Become what is installed now. Returns if that cannot be; then all goes on.
+
+    `read` raises ConfigError for a configuration that the next one could not start with.
+    """
+    left: Named = []
+    try:
+        read()
+        reason = await handover.why_not("relay_server.server")
+    except ConfigError as exc:
+        reason = str(exc)
+    if not reason:
+        try:
+            left = _leave(agents)
+            handover.replace_process([*kept.left(), *left])
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+    for name, descriptor in left:
+        if name == STATE:
+            os.close(descriptor)
+    event(log, logging.ERROR, "upgrade-failed", reason=reason)
+
+
+def leave_to_manager(agents: Agents) -> None:
+    """End, and leave the sessions in the FD store. Returns if that cannot be."""
+    try:
+        handover.store(_leave(agents))
+    except OSError as exc:
+        event(log, logging.ERROR, "sessions-lost", reason=exc.strerror or str(exc))
+    else:
+        # No task may run again: it could read from a socket, or write to it, what is saved already.
+        os._exit(0)
+
+
+def _leave(agents: Agents) -> Named:
+    """The state and all visitors' sockets, for a carrier. Raises OSError.
+
+    From here on nothing may run, unless the carrier fails.
+    """
+    agents.say_goodbye(CloseCode.RESTARTING)
+    sockets: Named = []
+    state = handover.write_state(_records(agents.present, sockets))
+    event(log, logging.INFO, "handing-over", visitors=len(sockets))
+    return [(STATE, state), *sockets]
+
+
+def _records(present: list[Presence], sockets: Named) -> Iterator[dict[str, object]]:
+    for presence in present:
+        endpoint, tenure = presence.endpoint, presence.tenure
+        if endpoint is None or tenure.session is None:
+            continue
+        endpoint.drop_link("the relay restarts")
+        visits = []
+        for visit in presence.visits:
+            saved = visit.export()
+            if saved is not None:
+                visits.append(saved | {"socket": handover.cookie(visit.sock)})
+                sockets.append((VISITOR, visit.sock.fileno()))
+        yield {
+            "key": presence.key,
+            "address": presence.address,
+            "relay_key": presence.relay_key,
+            "rotates": presence.rotates,
+            "instance": tenure.instance,
+            "epoch": tenure.epoch,
+            "id": tenure.session,
+            "displaced": list(tenure.displaced),
+            "session": export(endpoint.session),
+            "publications": [
+                {"id": one.publication, "service": one.service, "port": one.port}
+                for one in presence.listeners.values()
+                if one.publication
+            ],
+            "visits": visits,
+        }
+
+
+class Found:
+    """What was left to this process; `others` are the descriptors that are not sessions'."""
+
+    def __init__(self, left: Named) -> None:
+        self.others: list[tuple[str, socket.socket]] = []
+        self._states = [descriptor for name, descriptor in left if name == STATE]
+        self._visitors: dict[int, socket.socket] = {}  # by cookie
+        for name, descriptor in left:
+            sock = None if name == STATE else handover.as_socket(descriptor)
+            if sock is not None and name == VISITOR:
+                # One who was held at the door wakes up late (`opening`).
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+                self._visitors[handover.cookie(sock)] = sock
+            elif sock is not None:
+                self.others.append((name, sock))
+        if self._states or self._visitors:
+            # First of all: whatever we stumble over must not be there at the next start.
+            handover.forget(STATE, VISITOR)
+
+    def restore(self, agents: Agents, registry: Registry) -> None:
+        """Go on with the sessions; whatever has none is reset."""
+        for state in self._states:
+            try:
+                for record in handover.read_state(state):
+                    self._restore_one(record, agents, registry)
+            except StateUnreadable as exc:
+                event(log, logging.WARNING, "sessions-lost", reason=str(exc))
+        self._states.clear()
+        for sock in self._visitors.values():
+            sock.close()
+        self._visitors.clear()
+
+    def _restore_one(self, record: bytes, agents: Agents, registry: Registry) -> None:
+        name = None
+        try:
+            saved = handover.unpack(record)
+            key = saved.octets("key", KEY_SIZE, KEY_SIZE)
+            agent = registry.agent_by_key(key)
+            if agent is not None:  # not revoked meanwhile
+                name = agent.name
+                self._go_on(agent, key, saved, agents)
+        except (StateUnreadable, StateError, SessionLost, RemoteProtocolError) as exc:
+            event(log, logging.WARNING, "session-lost", agent=name, reason=str(exc))
+
+    def _go_on(self, agent: Agent, key: bytes, saved: Fields, agents: Agents) -> None:
+        presence = Presence(key, agent.name)
+        presence.address = saved.text("address", 0, MAX_TEXT)
+        presence.relay_key = saved.octets("relay_key", 0, KEY_SIZE)
+        presence.rotates = saved.boolean("rotates")
+        tenure = presence.tenure
+        tenure.instance = saved.octets("instance", ID_SIZE, ID_SIZE)
+        tenure.epoch = saved.integer("epoch", 0, U64_MAX)
+        tenure.session = saved.octets("id", ID_SIZE, ID_SIZE)
+        displaced = saved.octet_strings("displaced", ID_SIZE, ID_SIZE, most=DISPLACED_KEPT)
+        tenure.displaced.extend(displaced)
+        publications = [_publish(one) for one in saved.maps("publications", most=MAX_PORTS)]
+        visits = saved.maps("visits", most=MAX_STREAMS)
+        session = saved.map("session")
+        saved.finish()
+        endpoint = agents.take_back(presence, session)
+        # As when the agent asks: the lists may have changed, or the port be taken.
+        for publish in publications:
+            agents.ports.publish(presence, publish)
+        spliced = {self._rejoin(agents, presence, visit) for visit in visits}
+        for stream in endpoint.session.streams:
+            if stream not in spliced:
+                endpoint.splices.pop(stream, None)
+                endpoint.session.reset(stream, ResetCode.ABORTED)
+
+    def _rejoin(self, agents: Agents, presence: Presence, saved: Fields) -> int | None:
+        """The stream of the visitor that goes on; None if it has none, or cannot."""
+        sock = self._visitors.pop(saved.integer("socket", 0, U64_MAX), None)
+        if sock is None:  # there was no room for it in the store
+            return None
+        try:
+            return agents.ports.take_back(presence, sock, saved)
+        except RemoteProtocolError as exc:
+            sock.close()
+            event(log, logging.WARNING, "visitor-lost", agent=presence.name, reason=str(exc))
+            return None
+
+
+def _publish(saved: Fields) -> Publish:
+    publish = Publish(
+        publication=saved.integer("id", 1, MAX_STREAM),
+        service=saved.text("service", 1, MAX_TEXT),
+        port=saved.integer("port", 1, 65535),
+    )
+    saved.finish()
+    return publish
