@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +27,7 @@ from protocol.process.state import StateError, StateFolder
 from relay_server.commands.state import LOCK, existing_registry
 from relay_server.config import FILE, ServerConfig, load_config
 from relay_server.keys import load
+from relay_server.listening import accepts, bind_error, host_port, lowest_free, who_holds
 from relay_server.machine import (
     check_address,
     check_clock,
@@ -141,8 +140,8 @@ async def _check_relay(patient: Patient) -> Finding:
 async def _check_listening(patient: Patient) -> Finding:
     """Where agents dial in."""
     if patient.running is not None:
-        where = [_host_port(text) for text in patient.running["listening"]]
-        silent = [str(one) for one in where if not await _accepts(one)]
+        where = [host_port(text) for text in patient.running["listening"]]
+        silent = [str(one) for one in where if not await accepts(one)]
         text = f"agents can dial in at {', '.join(map(str, where))}"
         if silent:
             return failed(
@@ -154,10 +153,10 @@ async def _check_listening(patient: Patient) -> Finding:
     if patient.link_ports and set(patient.link_ports) != set(patient.config.link_ports):
         # The last relay was told others on its command line.
         wanted = tuple(HostPort("::", port) for port in patient.link_ports)
-    held = [one for one in wanted if _bind_error(one, dual_stack=True) == errno.EADDRINUSE]
+    held = [one for one in wanted if bind_error(one, dual_stack=True) == errno.EADDRINUSE]
     if held:
         shown = ", ".join(map(str, held))
-        return failed(f"another program holds {shown}", _who_holds(held))
+        return failed(f"another program holds {shown}", who_holds(held))
     return ok(f"{', '.join(map(str, wanted))} can be had")
 
 
@@ -177,63 +176,20 @@ async def _check_ports(patient: Patient) -> Finding:
         if port not in is_open
         for host in ([bind] if bind else ["0.0.0.0", "::"])  # noqa: S104 - as the relay does
     ]
-    held = [one for one in wanted if _bind_error(one) == errno.EADDRINUSE]
+    held = [one for one in wanted if bind_error(one) == errno.EADDRINUSE]
     if held:
         shown = ", ".join(map(str, sorted({one.port for one in held})))
-        return failed(f"another program holds port {shown}", _who_holds(held))
-    low = [port for port in ports if port not in is_open and port < _lowest_free()]
+        return failed(f"another program holds port {shown}", who_holds(held))
+    low = [port for port in ports if port not in is_open and port < lowest_free()]
     if low and patient.running is not None:
         return note(
-            f"ports below {_lowest_free()} are not for everybody: {', '.join(map(str, low))}",
+            f"ports below {lowest_free()} are not for everybody: {', '.join(map(str, low))}",
             "if the log says that it may not open them: docs/systemd.md, ports below 1024",
         )
     if not ports:
         return ok("no agent has a port yet")
     count = len(is_open & set(ports))
     return ok(f"{count} of {len(ports)} granted ports are open; nobody else has the others")
-
-
-async def _accepts(address: HostPort) -> bool:
-    host = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address.host, address.host)  # noqa: S104
-    with trio.move_on_after(SETTLE_TIMEOUT):
-        try:
-            await (await trio.open_tcp_stream(host, address.port)).aclose()
-        except OSError:
-            return False
-        return True
-    return False
-
-
-def _bind_error(address: HostPort, *, dual_stack: bool = False) -> int | None:
-    """Why the relay cannot have the port; None if it can. Who comes meanwhile finds nobody."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
-            sock.bind((address.host, address.port))
-    except OSError as exc:
-        return exc.errno
-    return None
-
-
-def _who_holds(addresses: Sequence[HostPort]) -> str:
-    ports = sorted({address.port for address in addresses})
-    shown = " or ".join(f"sport = :{port}" for port in ports[:3])
-    return f"see who it is: sudo ss -ltnp '{shown}'; stop it, or choose another port"
-
-
-def _lowest_free() -> int:
-    try:
-        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
-    except (OSError, ValueError):
-        return 1024
-
-
-def _host_port(text: str) -> HostPort:
-    host, _, port = text.rpartition(":")
-    return HostPort(host.strip("[]"), int(port))
 
 
 async def _check_files(patient: Patient) -> Finding:

@@ -22,6 +22,7 @@ from relay_server.accept import listen
 from relay_server.commands.state import LOCK
 from relay_server.doctor import LEAST_SPACE, MOST_NAMES, STEPS, Patient
 from relay_server.keys import load_or_make
+from relay_server.listening import accepts, lowest_free
 from relay_server.registry import Registry
 from tests.unit.relay_server.relay import LOOPBACK, free_port
 
@@ -243,8 +244,8 @@ async def test_where_agents_dial_in(patient: Patient, runs: Runs) -> None:
 async def test_a_wildcard_is_tried_at_home() -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
         port = sock.getsockname()[1]
-        assert await doctor._accepts(HostPort("::", port))
-        assert await doctor._accepts(HostPort("0.0.0.0", port))
+        assert await accepts(HostPort("::", port))
+        assert await accepts(HostPort("0.0.0.0", port))
 
 
 async def test_the_port_of_a_relay_that_is_to_be_started(patient: Patient) -> None:
@@ -283,7 +284,7 @@ async def test_public_ports_that_are_open_free_or_held(patient: Patient, runs: R
 
 async def test_ports_that_only_root_may_open(patient: Patient, runs: Runs) -> None:
     enrol(patient, "home", 1)
-    lowest = doctor._lowest_free()
+    lowest = lowest_free()
     runs(status(agent("home", attached=False)))
     await take(patient, "relay")
     finding = await take(patient, "ports")
