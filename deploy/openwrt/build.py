@@ -244,9 +244,10 @@ def main(folder: Path) -> None:
         (f"{NAME}_{__version__}_all.ipk", ipk(entries)),
         (f"{NAME}-{__version__}-{RELEASE}.apk", apk(entries)),
     ):
-        (folder / name).write_bytes(package)
+        path = folder / name
+        path.write_bytes(package)
         digest = hashlib.sha256(package).hexdigest()
-        sys.stdout.write(f"{digest}  {folder / name}  {len(package) / 1000:.0f} kB\n")
+        sys.stdout.write(f"{digest}  {os.path.relpath(path)}  {len(package) / 1000:.0f} kB\n")
 
 
 if __name__ == "__main__":
