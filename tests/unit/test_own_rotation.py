@@ -140,7 +140,9 @@ class OwnRotation(RuleBasedStateMachine):
             if former is not None:
                 assert self.registry.revoked_name(former.public) == "home"
 
-    async def shake(self, _: Relay, *, static: StaticKey, hello: Any) -> tuple[Link, Welcome]:
+    async def shake(
+        self, _: Relay, *, static: StaticKey, hello: Any, **__: object
+    ) -> tuple[Link, Welcome]:
         """What the relay does with an agent's keys."""
         if self.registry.agent_by_key(static.public) is None:
             revoked = self.registry.revoked_name(static.public)
