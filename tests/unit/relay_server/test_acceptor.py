@@ -452,8 +452,8 @@ async def test_2000_agents_behind_one_address_are_here_at_once(
             "INSERT INTO agents (name, public_key, created, enrolled) VALUES (?, ?, 0, 0)",
             [(f"agent-{number}", one.key.public) for number, one in enumerate(fleet)],
         )
-    # More at once than may stand at the door, so some are turned away and come again.
-    dialling = trio.CapacityLimiter(2 * relay.config.half_open_per_source)
+    # Some more at once than may stand at the door: those are turned away and come again.
+    dialling = trio.CapacityLimiter(relay.config.half_open_per_source + 4)
 
     async def come(router: Router) -> None:
         async with dialling:
