@@ -176,7 +176,7 @@ class Visit:
 
     def restore(self, endpoint: Endpoint, saved: Fields) -> Splice:
         """What another process has begun, for `go_on`. Raises RemoteProtocolError."""
-        splice = endpoint.join(saved.integer("stream", 0, MAX_STREAM), self.about)
+        splice = self._join(endpoint, saved.integer("stream", 0, MAX_STREAM))
         splice.restore(saved.map("splice"))
         self._joined = endpoint, splice
         return splice
@@ -234,13 +234,16 @@ class Visit:
             return str(exc)
         if stream is None:
             return "too many streams"
-        about = {**self.about, "port": self._listener.port}
-        splice = endpoint.join(stream, about)
+        splice = self._join(endpoint, stream)
         if self._rules.guarded and self._rules.ssh:
             splice.overhear = self._login.hear
         self._joined = endpoint, splice
         endpoint.flush()
         return splice
+
+    def _join(self, endpoint: Endpoint, stream: int) -> Splice:
+        """With what `status` lists a stream by."""
+        return endpoint.join(stream, {**self.about, "port": self._listener.port})
 
     # For the guard
 

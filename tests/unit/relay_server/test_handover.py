@@ -112,6 +112,7 @@ async def test_a_visitor_goes_on_as_if_nothing_had_been(
         assert [one.about["service"] for one in presence.visits] == ["ssh"]
         (stream,) = presence.status()["streams"]  # type: ignore[misc]
         assert (stream["from_socket"], stream["to_socket"]) == (9, 3)
+        assert stream["port"] == port, "status lists it there"
         visitor.close()
         assert await receive(target, 1) == b""
         target.close()
