@@ -713,7 +713,7 @@ async def test_one_agents_crowd_leaves_room_for_the_others(tmp_path: Path) -> No
         inside.append(await visited_by(relay, other, ports[2]))
         for sock in inside.pop(0):
             sock.close()
-        await until(lambda: relay.presence(router).visitors == 2)
+        await until(lambda: len(relay.presence(router).visits) == 2)
         await router.cut()
         waiting = come(relay, router, ports[0])
         await until(lambda: relay.presence(router).held == 1)
