@@ -23,7 +23,14 @@ from .openwrt_package import ROOT, unpack_package
 OLDEST_CRYPTOGRAPHY = ROOT / ".venv" / "oldest-cryptography" / "cryptography"
 FEED = ("python3-cryptography", "python3-msgpack")
 # Imports all that `join` and `run` import, and does nothing.
-IMPORT_ALL = "import relay_agent.cli, relay_agent.agent, relay_agent.join\n"
+# All of it: a command that is rarely given must not be the first to miss a module.
+IMPORT_ALL = """
+import importlib, pkgutil, relay_agent, protocol
+for package in (relay_agent, protocol):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
