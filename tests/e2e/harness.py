@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import pwd
-import random
 import re
 import shutil
 import signal
@@ -29,6 +28,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+
+from tests.ports import free_port as free_port
+from tests.ports import listens as listens
 
 if TYPE_CHECKING:
     from tests.manager import Manager
@@ -57,46 +59,6 @@ def eventually(probe: Callable[[], T | None], *, what: str, limit: float = LIMIT
 
 
 # --- Ports ---------------------------------------------------------------------------------------
-
-_handed_out: set[int] = set()
-# Not the shared generator, which hypothesis seeds alike in every run.
-_random = random.SystemRandom()
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses on any address of this machine.
-
-    It lies below the range from which the kernel takes ports for outgoing sockets, so none of
-    those can take it before its user binds it; the random start keeps test runs apart that
-    share the machine.
-    """
-    while True:
-        port = _random.randrange(20_000, 30_000)
-        if port not in _handed_out and _can_bind(port):
-            _handed_out.add(port)
-            return port
-
-
-def _can_bind(port: int) -> bool:
-    with socket.socket(socket.AF_INET) as probe:
-        try:
-            probe.bind(("0.0.0.0", port))
-        except OSError:
-            return False
-    return not listens(port)
-
-
-def listens(port: int) -> bool:
-    """Whether a socket of this machine listens on `port`, learned without touching it."""
-    listen_state, suffix = "0A", f":{port:04X}"
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        if not table.exists():  # no IPv6 in this kernel
-            continue
-        for line in table.read_text().splitlines()[1:]:
-            _, local, _, state, *_ = line.split()
-            if state == listen_state and local.endswith(suffix):
-                return True
-    return False
 
 
 def wait_until_listening(port: int, *, limit: float = LIMIT) -> None:

@@ -34,6 +34,7 @@ from relay_agent.keys import Keys
 from relay_agent.own import OwnKeys, load_own
 from relay_agent.reload import Reload, Settings
 from relay_agent.services import Service
+from tests.ports import free_port
 from tests.unit.relay_agent.relay import Target, TestRelay, events, until
 from tests.unit.relay_agent.test_backoff import Highest
 from tests.unit.transport.test_splice import is_reset, receive_to_end
@@ -131,8 +132,7 @@ async def test_without_a_name_or_a_relay_it_goes_on_trying(
             raise NotImplementedError
 
     trio.socket.set_custom_hostname_resolver(NoNames())
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        refusing = HostPort("127.0.0.1", server.getsockname()[1])
+    refusing = HostPort("127.0.0.1", free_port())
     relay = Relay(hosts=[HostPort("vps.example.net", 7022), refusing], key=KEY.public)
     async with a_house(relay_at=relay):
         await trio.sleep(120)
@@ -676,8 +676,7 @@ async def test_another_configuration_is_for_what_comes_next(logged: Logged) -> N
 
 
 async def test_without_a_link_a_signal_ends_it_at_once(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        refusing = HostPort("127.0.0.1", server.getsockname()[1])
+    refusing = HostPort("127.0.0.1", free_port())
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             relay = Relay(hosts=[refusing], key=KEY.public)
@@ -960,8 +959,7 @@ async def test_the_same_failure_is_told_once(
     jumping_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        refusing = HostPort("127.0.0.1", server.getsockname()[1])
+    refusing = HostPort("127.0.0.1", free_port())
     async with a_house(relay_at=Relay(hosts=[refusing], key=KEY.public)):
         await trio.sleep(600)
         assert len(events(caplog, "dial-failed")) == 1

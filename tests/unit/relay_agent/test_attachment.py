@@ -15,6 +15,7 @@ from protocol.noise import StaticKey, Suite
 from protocol.process.address import HostPort
 from protocol.transport.link import Link
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay, attach, preferred_suite
+from tests.ports import free_port
 from tests.unit.relay_agent.relay import LIMITS, TestRelay
 from tests.unit.transport.ends import cancelled_at
 
@@ -75,8 +76,7 @@ async def test_a_denial_says_why() -> None:
 
 
 async def test_no_relay_is_a_lost_link_with_the_dials_reason() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     with pytest.raises(LinkLost, match=f"127.0.0.1:{port}: Connection refused"):
         await attach_to(Relay(hosts=[HostPort("127.0.0.1", port)], key=KEY.public))
 

@@ -24,6 +24,7 @@ from relay_agent.config import AgentConfig
 from relay_agent.enrolment import load_enrolment, load_key
 from relay_agent.join import join
 from relay_agent.services import NoSshServer, Service
+from tests.ports import free_port
 from tests.unit.relay_agent.relay import TestRelay, until
 
 TOKEN = bytes(range(16))
@@ -206,8 +207,7 @@ async def test_a_denial_is_one_line_with_what_to_do(tmp_path: Path, code: int, h
 
 async def test_an_unreachable_relay_is_named(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         nowhere = Invitation(
             hosts=(("127.0.0.1", port),), relay_key=house.relay.key.public, token=TOKEN
         )
@@ -403,8 +403,7 @@ async def test_a_target_that_does_not_speak_first_is_proved_by_its_port(
 
 async def test_a_target_that_is_not_there_is_told(tmp_path: Path) -> None:
     async with a_house(tmp_path) as house:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            nowhere = HostPort("127.0.0.1", server.getsockname()[1])
+        nowhere = HostPort("127.0.0.1", free_port())
         line = await house.fails(Service("web", nowhere))
         assert line.startswith("nothing answers at the target of web: ")
         await house.works()

@@ -19,6 +19,7 @@ from protocol.process.state import StateError
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys
 from relay_agent.own import OwnKeys
+from tests.ports import free_port
 from tests.unit.relay_agent.relay import LIMITS, TestRelay, events
 
 MINE = StaticKey.generate()
@@ -396,8 +397,7 @@ async def test_what_cannot_be_saved_counts_until_the_end_of_the_process(disk: Di
 
 
 def closed_port() -> HostPort:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return HostPort("127.0.0.1", sock.getsockname()[1])
+    return HostPort("127.0.0.1", free_port())
 
 
 async def test_where_it_answered_last_it_is_sought_first(disk: Disk) -> None:

@@ -41,6 +41,7 @@ from relay_server.kept import KeptSockets
 from relay_server.keys import RelayKeys
 from relay_server.presence import Presence
 from relay_server.registry import Registry
+from tests.ports import free_port as free_port
 from tests.unit.transport.ends import LIMITS, new_session, tcp_pair
 
 # Real seconds; a test that needs them has failed.
@@ -59,11 +60,6 @@ async def until(condition: Callable[[], object]) -> None:
 async def quiet() -> None:
     """Until nothing happens any more; loopback needs no time, so a moment is enough."""
     await trio.testing.wait_all_tasks_blocked(0.01)
-
-
-def free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def told(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, Any]]:
