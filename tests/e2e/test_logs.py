@@ -55,7 +55,7 @@ def test_every_line_of_both_sides_is_an_event_that_is_listed(
     relay.start()
     agent.join(relay.invite("home", public), f"ssh={LOOPBACK}:{dropbear.port}@{public}")
     agent.configure(f'log_format = "{log_format}"\n')
-    agent.start(public)
+    agent.start().wait_for_line("service-up")
     assert read_banner(public).startswith(b"SSH-2.0-")
     agent.process.wait_for_line("visitor-out")
     agent.process.terminate()
