@@ -189,7 +189,8 @@ async def _check_ports(patient: Patient) -> Finding:
     if not ports:
         return ok("no agent has a port yet")
     count = len(is_open & set(ports))
-    return ok(f"{count} of {len(ports)} granted ports are open; nobody else has the others")
+    others = "; nobody else has the others" if count < len(ports) else ""
+    return ok(f"{count} of {len(ports)} granted ports are open{others}")
 
 
 async def _check_files(patient: Patient) -> Finding:
