@@ -21,9 +21,10 @@ from protocol.process.config import ConfigError, load
 from protocol.process.state import StateError, StateFolder
 from relay_server.config import FILE as CONFIG
 from relay_server.config import ServerConfig
+from relay_server.database import restore
 from relay_server.keys import FORMER, KEY, load_or_make
 from relay_server.registry import FILE as REGISTRY
-from relay_server.registry import Registry, restore
+from relay_server.registry import Registry
 
 # Read into memory. A registry of thousands of agents is a few MiB.
 MAX_SIZE: Final = 256 * 2**20
@@ -102,4 +103,4 @@ def put(state: StateFolder, files: Mapping[str, bytes]) -> None:
             continue  # what was written for this machine
         if name != REGISTRY:
             state.write_secret(name, data.decode())
-    restore(state, files[REGISTRY])
+    restore(state, REGISTRY, files[REGISTRY])

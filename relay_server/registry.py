@@ -1,9 +1,6 @@
 """The registry: which keys are whose, which ports they may publish, who is invited.
 
-SQLite in the state folder, so that the CLI and the server can use it at once. Reading and writing
-are apart: one long-lived connection reads, in the thread that opened the registry, and never waits
-for a writer (WAL); each change is one transaction over a connection of its own, so it may run in a
-worker thread while it waits for the disk. A change is there entirely or not at all.
+Where it is kept, and what a change is: `database`.
 
 An invitation's life, where `pending` is the only state that can still enrol somebody:
 
@@ -25,26 +22,20 @@ Time is the relay's clock, in seconds since the epoch, and an argument.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
+from relay_server.database import BUSY_TIMEOUT, Database, scalar
 from relay_server.networks import Admission, Networks, parse_networks
 
 FILE: Final = "registry.db"
-SCHEMA_VERSION: Final = 3
-_APPLICATION_ID: Final = 0x53524C59  # "SRLY": tells our database from somebody else's
-
 # Names go into logs and tables of 80 columns.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 # What WELCOME can tell an agent about.
@@ -56,8 +47,6 @@ MAX_NETWORKS: Final = 256
 # folder's owner invites, so this holds back a script gone wild, and nobody's guess: among so many
 # tokens of 128 bits one try in 2^116 hits.
 MAX_OUTSTANDING: Final = 4096
-# Another process's change takes milliseconds; more means that it hangs, and waiting does not help.
-BUSY_TIMEOUT: Final = 5.0
 # For a change that the server makes between two turns of its loop, where every link waits for it.
 _BRIEF_TIMEOUT: Final = 0.2
 # Between two keys of one agent: each leaves a revoked one behind, for ever. At this rate a rogue
@@ -68,54 +57,6 @@ _REMEMBER_UNUSED: Final = 30 * 86400.0
 
 _UNKNOWN: Final = "this invitation is unknown here; ask for a new one"
 _EXPIRED: Final = "this invitation has expired; ask for a new one"
-
-_SCHEMA: Final = """
-CREATE TABLE agents (
-    name TEXT PRIMARY KEY NOT NULL,
-    public_key BLOB UNIQUE,  -- NULL until enrolled
-    created REAL NOT NULL,
-    enrolled REAL,
-    relay_key BLOB  -- the newest of the relay's keys that it is known to have come under
-);
-CREATE TABLE ports (
-    port INTEGER PRIMARY KEY NOT NULL,
-    agent TEXT NOT NULL REFERENCES agents (name) ON DELETE CASCADE,
-    position INTEGER NOT NULL,  -- the one at 0 is the agent's ssh port
-    allow TEXT NOT NULL DEFAULT '[]',  -- JSON: networks that alone may visit, if any
-    deny TEXT NOT NULL DEFAULT '[]'  -- JSON: networks that may not
-);
-CREATE TABLE invitations (
-    token_hash BLOB PRIMARY KEY NOT NULL,
-    name TEXT NOT NULL,
-    state TEXT NOT NULL,
-    created REAL NOT NULL,
-    expires REAL NOT NULL,
-    public_key BLOB,  -- the key that redeemed it
-    relay_key BLOB  -- the relay's key that it carries
-);
-CREATE UNIQUE INDEX one_pending_each ON invitations (name) WHERE state = 'pending';
-CREATE TABLE revoked (
-    public_key BLOB PRIMARY KEY NOT NULL,
-    name TEXT NOT NULL,
-    revoked REAL NOT NULL
-);
-CREATE TABLE settings (
-    key TEXT PRIMARY KEY NOT NULL,
-    value TEXT NOT NULL  -- JSON
-);
-"""
-
-# What makes a registry of that version one of the next.
-_MIGRATIONS: Final = {
-    1: (
-        "ALTER TABLE ports ADD COLUMN allow TEXT NOT NULL DEFAULT '[]'",
-        "ALTER TABLE ports ADD COLUMN deny TEXT NOT NULL DEFAULT '[]'",
-    ),
-    2: (
-        "ALTER TABLE agents ADD COLUMN relay_key BLOB",
-        "ALTER TABLE invitations ADD COLUMN relay_key BLOB",
-    ),
-}
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a defect
@@ -161,28 +102,10 @@ def parse_name(text: str) -> str:
     return text
 
 
-class Registry:
+class Registry(Database):
     def __init__(self, state: StateFolder, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
         """Open the registry in `state`, making it if it is missing. Raises StateError."""
-        self._path = state.claim(FILE)
-        self._busy_timeout = busy_timeout
-        # One process at a time: switching to WAL does not wait for others as all else does.
-        with state.exclusively(), self._errors():
-            self._reader = self._connect(busy_timeout)
-            try:
-                self._prepare()
-            except BaseException:
-                self._reader.close()
-                raise
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(state, FILE, busy_timeout=busy_timeout)
 
     # Reading
 
@@ -238,21 +161,13 @@ class Registry:
         """
         with self._errors():
             query = "SELECT 1 FROM invitations WHERE token_hash = ?"
-            if _value(self._reader, query, (_hash(token),)) is None:
+            if scalar(self._reader, query, (_hash(token),)) is None:
                 raise TokenRefused(_UNKNOWN)
 
     def change_stamp(self) -> int:
         """A number that differs after each change, by whichever process or thread."""
         with self._errors():
-            return int(_value(self._reader, "PRAGMA data_version"))
-
-    def snapshot(self) -> bytes:
-        """The whole database as it is at one moment, whoever writes."""
-        with tempfile.TemporaryDirectory() as folder, self._errors():
-            file = Path(folder) / FILE
-            with contextlib.closing(sqlite3.connect(file)) as copy:
-                self._reader.backup(copy)
-            return file.read_bytes()
+            return int(scalar(self._reader, "PRAGMA data_version"))
 
     # Changing
 
@@ -373,13 +288,13 @@ class Registry:
         Does not wait for other writers for long. Raises Refused.
         """
         with self._change(_BRIEF_TIMEOUT) as db:
-            name = _value(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
+            name = scalar(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
             if name is None:
                 raise Refused("the old key is not an agent's any more")
-            holder = _value(db, "SELECT name FROM agents WHERE public_key = ?", (successor,))
+            holder = scalar(db, "SELECT name FROM agents WHERE public_key = ?", (successor,))
             if holder is not None or _revoked_name(db, successor) is not None:
                 raise Refused("the new key is, or was, that of an agent here")
-            last = _value(
+            last = scalar(
                 db, "SELECT max(revoked) FROM revoked WHERE name = ? AND revoked <= ?", (name, now)
             )
             if last is not None and now - last < _BETWEEN_SUCCESSORS:
@@ -480,7 +395,7 @@ class Registry:
 
     def _recall(self, key: str, default: Any) -> Any:
         with self._errors():
-            text = _value(self._reader, "SELECT value FROM settings WHERE key = ?", (key,))
+            text = scalar(self._reader, "SELECT value FROM settings WHERE key = ?", (key,))
         return default if text is None else json.loads(text)
 
     def _remember(self, key: str, value: object) -> None:
@@ -491,132 +406,6 @@ class Registry:
                 " SET value = excluded.value WHERE value IS NOT excluded.value",
                 (key, json.dumps(value)),
             )
-
-    # SQLite
-
-    def _connect(self, timeout: float) -> sqlite3.Connection:
-        # Transactions are begun and ended by our own hand.
-        db = sqlite3.connect(self._path, timeout=timeout, isolation_level=None)
-        try:
-            db.execute("PRAGMA foreign_keys = ON")
-            # An agent that was told it is enrolled stays so, also if the power fails.
-            db.execute("PRAGMA synchronous = FULL")
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _prepare(self) -> None:
-        db = self._reader
-        version = _value(db, "PRAGMA user_version")
-        if _value(db, "SELECT count(*) FROM sqlite_master") == 0 and version == 0:
-            db.execute("PRAGMA journal_mode = WAL")
-            with self._change() as change:
-                for statement in _SCHEMA.split(";"):
-                    change.execute(statement)
-                change.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif _value(db, "PRAGMA application_id") != _APPLICATION_ID:
-            raise StateError(f"{self._path}: this is another program's database")
-        elif version in _MIGRATIONS:
-            with self._change() as change:
-                for since in range(version, SCHEMA_VERSION):
-                    for statement in _MIGRATIONS[since]:
-                        change.execute(statement)
-                change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise StateError(
-                f"{self._path}: written by a newer relay-server (schema {version}, this one knows"
-                f" {SCHEMA_VERSION}); update this one"
-            )
-        # A page that rotted on the disk is better found now than by an agent that dials in. It is
-        # small: a few milliseconds for thousands of agents.
-        if _value(db, "PRAGMA quick_check(1)") != "ok":
-            raise StateError(_damaged(self._path))
-
-    @contextlib.contextmanager
-    def _change(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
-        timeout = self._busy_timeout if timeout is None else timeout
-        with self._errors(), contextlib.closing(self._connect(timeout)) as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-            # Closing undoes whatever did not come as far as this.
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """What SQLite says about the disk and the file becomes one line; bugs stay bugs."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            # The subclasses but one tell of wrong SQL and broken constraints.
-            if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
-                raise
-            reason = _explain(self._path, error)
-            if reason is None:
-                raise
-            raise StateError(reason) from None
-
-
-def restore(state: StateFolder, snapshot: bytes) -> None:
-    """Make what `Registry.snapshot` gave the registry in `state`. Raises StateError."""
-    file = state.claim(FILE)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / FILE
-        copy.write_bytes(snapshot)
-        try:
-            with (
-                contextlib.closing(sqlite3.connect(copy)) as source,
-                contextlib.closing(sqlite3.connect(file)) as target,
-            ):
-                source.backup(target)
-                target.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.DatabaseError as error:
-            raise StateError(_explain(file, error) or f"{file}: cannot be written") from None
-
-
-def _explain(path: Path, error: sqlite3.DatabaseError) -> str | None:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-    match code:
-        case sqlite3.SQLITE_FULL:
-            return f"{path}: no space left on the disk"
-        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-            return _damaged(path)
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"{path}: another process keeps it locked"
-        case sqlite3.SQLITE_IOERR if _is_full(path):
-            # A full disk is noticed in many places besides the one that says so.
-            return f"{path}: no space left on the disk"
-        case sqlite3.SQLITE_IOERR:
-            return f"{path}: the disk fails: {error}"
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            if _is_full(path):
-                return f"{path}: no space left on the disk"
-            return (
-                f"{path}: cannot be used by this user: {error};"
-                f" its folder's owner must own {path.name} and {path.name}-*"
-            )
-    return None
-
-
-def _damaged(path: Path) -> str:
-    return (
-        f"{path}: damaged, or not a database; put back a copy, or move it away and invite"
-        " every agent again"
-    )
-
-
-def _is_full(path: Path) -> bool:
-    try:
-        space = os.statvfs(path)
-    except OSError:
-        return False
-    return space.f_bavail == 0
-
-
-def _value(db: sqlite3.Connection, query: str, arguments: Sequence[object] = ()) -> Any:
-    row = db.execute(query, arguments).fetchone()
-    return None if row is None else row[0]
 
 
 def _hash(token: bytes) -> bytes:
@@ -685,7 +474,7 @@ def _admit(db: sqlite3.Connection, ports: Sequence[int], admission: Admission) -
 
 
 def _revoked_name(db: sqlite3.Connection, public_key: bytes) -> str | None:
-    name: str | None = _value(db, "SELECT name FROM revoked WHERE public_key = ?", (public_key,))
+    name: str | None = scalar(db, "SELECT name FROM revoked WHERE public_key = ?", (public_key,))
     return name
 
 
@@ -703,14 +492,14 @@ def _cancel(db: sqlite3.Connection, name: str) -> bool:
 def _outstanding(db: sqlite3.Connection, now: float, *, besides: str) -> int:
     """How many names other than `besides` are invited, and may still enrol."""
     query = "SELECT count(*) FROM invitations WHERE state = 'pending' AND expires > ? AND name != ?"
-    return int(_value(db, query, (now, besides)))
+    return int(scalar(db, query, (now, besides)))
 
 
 def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> None:
-    holder = _value(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
+    holder = scalar(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
     if holder not in (None, name):
         raise TokenRefused(f"this agent is enrolled as {holder} already")
-    former = _value(db, "SELECT public_key FROM agents WHERE name = ?", (name,))
+    former = scalar(db, "SELECT public_key FROM agents WHERE name = ?", (name,))
     if former not in (None, public_key):
         _revoke_key(db, former, name, now)
     db.execute(
@@ -722,7 +511,7 @@ def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> 
 def _grant(db: sqlite3.Connection, name: str, ports: Sequence[int], now: float) -> None:
     """In that order; those it has already keep what else is known of them."""
     for position, port in enumerate(ports):
-        holder = _value(db, "SELECT agent FROM ports WHERE port = ?", (port,))
+        holder = scalar(db, "SELECT agent FROM ports WHERE port = ?", (port,))
         if holder not in (None, name) and holder not in _release_lapsed(db, now, (holder,)):
             raise Refused(f"port {port} is granted to {holder}")
         db.execute(
@@ -758,7 +547,7 @@ def _release_lapsed(db: sqlite3.Connection, now: float, names: Sequence[str]) ->
     """Forget those of `names` that never enrolled and whose invitation expired."""
     released = set()
     for name in names:
-        expires = _value(
+        expires = scalar(
             db,
             "SELECT invitations.expires FROM invitations JOIN agents USING (name)"
             " WHERE name = ? AND state = 'pending' AND agents.public_key IS NULL",

@@ -34,7 +34,7 @@ def test_the_relay_dials_nobody() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in DIALS
     }
     assert calls == {
-        "relay_server/registry.py: sqlite3.connect",
+        "relay_server/database.py: sqlite3.connect",
         "protocol/process/ask.py: sock.connect",
         "relay_server/listening.py: trio.open_tcp_stream",
     }

@@ -1,16 +1,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
-import shutil
 import sqlite3
-import stat
-import subprocess
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,8 +34,6 @@ from relay_server.registry import (
 
 PORTS = range(11111, 11114)
 HOUR = 3600.0
-NOBODY = 65534
-ROOT = os.geteuid() == 0
 
 
 def token(number: int) -> bytes:
@@ -51,19 +42,6 @@ def token(number: int) -> bytes:
 
 def key(number: int) -> bytes:
     return bytes([number]) * 32
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> StateFolder:
-    state = StateFolder(tmp_path / "state")
-    state.ensure()
-    return state
-
-
-@pytest.fixture
-def registry(state: StateFolder) -> Iterator[Registry]:
-    with Registry(state) as registry:
-        yield registry
 
 
 def invite(
@@ -392,57 +370,6 @@ def test_changes_may_be_made_in_another_thread(registry: Registry) -> None:
     assert registry.agent_by_key(key(1)) is not None
 
 
-# Two processes at once
-
-WRITE = """
-import sys
-from pathlib import Path
-from protocol.process.state import StateFolder
-from relay_server.registry import Registry
-folder, first = Path(sys.argv[1]), int(sys.argv[2])
-state = StateFolder(folder)
-sys.stdin.readline()
-for number in range(first, first + 20):
-    with Registry(state) as registry:
-        token = bytes([number]) * 16
-        registry.invite(f"a{number}", token, now=0, lifetime=1, port_range=range(1, 99))
-"""
-
-
-def test_many_processes_open_and_write_at_once(state: StateFolder) -> None:
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITE, state.path, str(first)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for first in (0, 20, 40)
-    ]
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write(b"go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        _, errors = writer.communicate(timeout=60)
-        assert writer.returncode == 0, errors
-    with Registry(state) as registry:
-        invited = registry.invitations()
-    assert len(invited) == 60
-    assert sorted(one.ports[0] for one in invited) == list(range(1, 61))
-
-
-def test_a_writer_that_hangs_is_not_waited_for_without_end(state: StateFolder) -> None:
-    with Registry(state, busy_timeout=0.01) as registry:
-        agent = enrol(registry, "home", 1)
-        other = sqlite3.connect(state.path / FILE, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        assert registry.agent_by_key(key(1)) == agent  # readers do not wait at all
-        with pytest.raises(StateError, match=r"another process keeps it locked$"):
-            registry.revoke("home", 0.0)
-        other.close()
-        registry.revoke("home", 0.0)
-
-
 # Any sequence of commands
 
 
@@ -530,78 +457,6 @@ TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 
 
-# What may be wrong with the file
-
-
-def damaged(state: StateFolder) -> str:
-    with pytest.raises(StateError) as caught:
-        Registry(state)
-    line = str(caught.value)
-    assert line.startswith(f"{state.path / FILE}: ")
-    assert "\n" not in line
-    return line
-
-
-def test_what_is_no_database_is_refused_and_left_alone(state: StateFolder) -> None:
-    state.claim(FILE).write_bytes(b"no database, whatever its name says" * 99)
-    before = (state.path / FILE).read_bytes()
-    assert "damaged, or not a database; put back a copy" in damaged(state)
-    assert (state.path / FILE).read_bytes() == before
-
-
-@pytest.mark.parametrize("page", [1, 2, 3, 4])
-def test_a_damaged_page_is_noticed_at_the_start(state: StateFolder, page: int) -> None:
-    with Registry(state) as registry:
-        enrol(registry, "home", 1)
-    with (state.path / FILE).open("r+b") as file:
-        file.seek(page * 4096)
-        file.write(b"\xa5" * 4096)
-    assert "damaged" in damaged(state)
-
-
-def test_a_file_cut_short_is_noticed_at_the_start(state: StateFolder) -> None:
-    with Registry(state) as registry:
-        enrol(registry, "home", 1)
-    os.truncate(state.path / FILE, 4096 * 2)
-    assert "damaged" in damaged(state)
-
-
-def test_another_programs_database_is_refused(state: StateFolder) -> None:
-    with sqlite3.connect(state.claim(FILE)) as db:
-        db.execute("CREATE TABLE theirs (x)")
-    db.close()
-    assert "this is another program's database" in damaged(state)
-
-
-def test_a_newer_schema_is_refused(state: StateFolder) -> None:
-    Registry(state).close()
-    with sqlite3.connect(state.path / FILE) as db:
-        db.execute("PRAGMA user_version = 4")
-    db.close()
-    assert "newer relay-server (schema 4, this one knows 3); update this one" in damaged(state)
-
-
-def test_a_registry_of_the_first_schema_is_brought_up_to_date(state: StateFolder) -> None:
-    with Registry(state) as registry:
-        enrol(registry, "home", 1, 9000, 80)
-    with sqlite3.connect(state.path / FILE) as db:
-        db.execute("ALTER TABLE ports DROP COLUMN allow")
-        db.execute("ALTER TABLE ports DROP COLUMN deny")
-        db.execute("ALTER TABLE agents DROP COLUMN relay_key")
-        db.execute("ALTER TABLE invitations DROP COLUMN relay_key")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
-    with Registry(state) as registry:
-        agent = registry.agent("home")
-        assert agent is not None
-        assert (agent.ports, agent.admissions) == ((9000, 80), ())
-        registry.admit("home", SOME)
-    with Registry(state) as registry:
-        assert registry.agent("home") == dataclasses.replace(
-            agent, admissions=((9000, SOME), (80, SOME))
-        )
-
-
 # Who may visit
 
 SOME = Admission(allow=parse_networks(["203.0.113.0/24"]), deny=parse_networks(["203.0.113.9"]))
@@ -674,213 +529,6 @@ def test_a_token_without_its_agent_is_damage(registry: Registry, state: StateFol
     db.close()
     with pytest.raises(StateError, match=r"damaged: a token without its agent$"):
         registry.redeem(token(1), key(1), 0.0)
-
-
-def test_our_own_wrong_sql_is_no_fault_of_the_file(registry: Registry, state: StateFolder) -> None:
-    with sqlite3.connect(state.path / FILE) as db:
-        db.execute("ALTER TABLE agents RENAME TO gone")
-    db.close()
-    with pytest.raises(sqlite3.OperationalError):
-        registry.agents()
-    with pytest.raises(sqlite3.IntegrityError), registry._change() as change:
-        change.execute("INSERT INTO ports VALUES (1, 'nobody', 0, '[]', '[]')")
-    registry.close()
-    with pytest.raises(sqlite3.ProgrammingError):
-        registry.agents()
-
-
-def test_a_file_in_the_place_of_a_database_must_be_ordinary(state: StateFolder) -> None:
-    (state.path / FILE).symlink_to("/etc/passwd")
-    assert "expected an ordinary file" in damaged(state)
-
-
-@pytest.mark.parametrize(
-    ("code", "full", "said"),
-    [
-        (sqlite3.SQLITE_FULL, False, "no space left on the disk"),
-        (sqlite3.SQLITE_IOERR_WRITE, True, "no space left on the disk"),
-        (sqlite3.SQLITE_IOERR_WRITE, False, "the disk fails: odd"),
-        (sqlite3.SQLITE_CANTOPEN, True, "no space left on the disk"),
-        (sqlite3.SQLITE_CANTOPEN, False, "cannot be used by this user: odd; its folder's owner"),
-        (sqlite3.SQLITE_READONLY, False, "cannot be used by this user"),
-    ],
-)
-def test_errors_of_the_disk(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, code: int, full: bool, said: str
-) -> None:
-    error = sqlite3.OperationalError("odd")
-    error.sqlite_errorcode = code
-    monkeypatch.setattr("relay_server.registry._is_full", lambda _: full)
-    with pytest.raises(StateError, match=said), registry._errors():
-        raise error
-
-
-def test_a_failed_change_leaves_nothing(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connect = registry._connect
-
-    def small(timeout: float) -> sqlite3.Connection:
-        db = connect(timeout)
-        pages = db.execute("PRAGMA page_count").fetchone()[0]
-        db.execute(f"PRAGMA max_page_count = {pages}")
-        return db
-
-    monkeypatch.setattr(registry, "_connect", small)
-    with pytest.raises(StateError, match=r"no space left on the disk$"):
-        invite_many(registry)
-    names = [one.name for one in registry.invitations()]
-    assert names
-    for name in names:
-        agent = registry.agent(name)
-        assert agent is not None
-        assert len(agent.ports) == 1
-    assert registry.agent(f"name-{len(names) + 2}") is None
-    monkeypatch.setattr(registry, "_connect", connect)
-    enrol(registry, "home", 251, 1)
-
-
-def test_a_folder_that_went_away(registry: Registry, state: StateFolder) -> None:
-    shutil.rmtree(state.path)
-    with pytest.raises(StateError, match=r"cannot be used by this user"):
-        invite(registry, "home", 1)
-
-
-def test_all_files_are_for_the_owner_alone(registry: Registry, state: StateFolder) -> None:
-    invite(registry, "home", 1)
-    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state.path.iterdir()}
-    assert files == {FILE: 0o600, f"{FILE}-wal": 0o600, f"{FILE}-shm": 0o600}
-
-
-# As root, beside a server under its own user.
-
-if ROOT:
-    SERVE = """
-import os, sys
-from pathlib import Path
-from protocol.process.state import StateFolder
-from relay_server.registry import Registry
-os.setgid(65534)
-os.setuid(65534)
-state = StateFolder(Path(sys.argv[1]))
-state.ensure()
-with Registry(state) as registry:
-    print("open", flush=True)
-    sys.stdin.readline()
-    registry.redeem(b"\\1" * 16, b"\\1" * 32, 0.0)
-    print(*(agent.name for agent in registry.agents()), flush=True)
-    sys.stdin.readline()
-"""
-
-    @pytest.fixture
-    def foreign(state: StateFolder) -> StateFolder:
-        os.chown(state.path, NOBODY, NOBODY)
-        above = state.path.parent
-        while above.stat().st_uid == 0 and above != Path("/tmp"):
-            above.chmod(above.stat().st_mode | 0o011)
-            above = above.parent
-        return state
-
-    def owners(state: StateFolder) -> set[tuple[int, int]]:
-        return {(file.stat().st_uid, file.stat().st_gid) for file in state.path.iterdir()}
-
-    def test_root_and_a_server_under_its_own_user(foreign: StateFolder) -> None:
-        with Registry(foreign) as registry:  # root comes first and makes everything
-            invite(registry, "home", 1)
-            assert len(list(foreign.path.iterdir())) == 3
-            assert owners(foreign) == {(NOBODY, NOBODY)}
-        with subprocess.Popen(
-            [sys.executable, "-c", SERVE, foreign.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as server:
-            assert server.stdin is not None
-            assert server.stdout is not None
-            assert server.stdout.readline() == b"open\n"
-            with Registry(foreign) as registry:  # both at once
-                invite(registry, "office", 2)
-                server.stdin.write(b"\n")
-                server.stdin.flush()
-                assert server.stdout.readline() == b"home\n"
-                assert registry.agent_by_key(b"\1" * 32) is not None
-                assert owners(foreign) == {(NOBODY, NOBODY)}
-            server.stdin.close()
-        assert server.returncode == 0
-        with Registry(foreign) as registry:  # root opens what the server left
-            registry.revoke("home", 0.0)
-            assert owners(foreign) == {(NOBODY, NOBODY)}
-
-    def test_a_database_of_roots_in_a_foreign_folder_is_named(foreign: StateFolder) -> None:
-        (foreign.path / FILE).touch(mode=0o600)
-        with subprocess.Popen(
-            [sys.executable, "-c", SERVE, foreign.path], stderr=subprocess.PIPE
-        ) as server:
-            assert server.stderr is not None
-            last = server.stderr.read().decode().splitlines()[-1]
-        assert last.endswith("has no access; it belongs to root")
-
-
-# On a disk of its own, where one may be mounted; the same errors are made up above.
-
-if ROOT and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0:
-
-    @pytest.fixture
-    def disk(tmp_path: Path) -> Iterator[StateFolder]:
-        path = tmp_path / "disk"
-        path.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", str(path)]
-        subprocess.run(mount, check=True)
-        yield StateFolder(path)
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-    def fill(state: StateFolder) -> Path:
-        filler = state.path / "filler"
-        with filler.open("wb", buffering=0) as file:
-            while True:
-                try:
-                    file.write(b"x" * 4096)
-                except OSError:
-                    return filler
-
-    def test_a_disk_that_fills_up_while_we_write(disk: StateFolder) -> None:
-        with Registry(disk) as registry:
-            agent = enrol(registry, "home", 1)
-            filler = fill(disk)
-            with pytest.raises(StateError, match=r"no space left on the disk$"):
-                invite_many(registry)
-            assert registry.agent_by_key(key(1)) == agent
-            filler.unlink()
-            invite(registry, "office", 250)
-        with Registry(disk) as registry:
-            assert registry.agent_by_key(key(1)) == agent
-
-    def test_a_disk_that_is_full_at_the_start(disk: StateFolder) -> None:
-        filler = fill(disk)
-        with pytest.raises(StateError, match=r"no space left on the disk$"):
-            Registry(disk)
-        filler.unlink()
-        with Registry(disk) as registry:
-            enrol(registry, "home", 1)
-        filler = fill(disk)
-        with pytest.raises(StateError, match=r"no space left on the disk$"):
-            Registry(disk)
-        filler.unlink()
-        with Registry(disk) as registry:
-            assert len(registry.agents()) == 1
-
-    def test_a_read_only_disk(disk: StateFolder) -> None:
-        with Registry(disk) as registry:
-            enrol(registry, "home", 1)
-        subprocess.run(["mount", "-o", "remount,ro", str(disk.path)], check=True)
-        with pytest.raises(StateError, match=r"on a read-only file system$"):
-            Registry(disk)
-
-
-def test_space_is_not_asked_for_in_vain(tmp_path: Path) -> None:
-    from relay_server.registry import _is_full
-
-    assert not _is_full(tmp_path)
-    assert not _is_full(tmp_path / "none")
 
 
 # Which key of the relay is known to whom
