@@ -191,13 +191,14 @@ class Found:
 
     def _rejoin(self, agents: Agents, presence: Presence, saved: Fields) -> int | None:
         """The stream of the visitor that goes on; None if it has none, or cannot."""
-        sock = self._visitors.pop(saved.integer("socket", 0, U64_MAX), None)
-        if sock is None:  # there was no room for it in the store
-            return None
+        sock = None
         try:
-            return agents.ports.take_back(presence, sock, saved)
+            sock = self._visitors.pop(saved.integer("socket", 0, U64_MAX), None)
+            # There may have been no room for it in the store.
+            return None if sock is None else agents.ports.take_back(presence, sock, saved)
         except RemoteProtocolError as exc:
-            sock.close()
+            if sock is not None:
+                sock.close()
             event(log, logging.WARNING, "visitor-lost", agent=presence.name, reason=str(exc))
             return None
 
