@@ -289,7 +289,8 @@ async def resume_all(
 def second_router(lab: Lab, folder: Path) -> Iterator[ProcessUnderTest]:
     """Its agent holds a copy of all that the first one has."""
     agent = LabAgent(folder, lab.router)
-    shutil.copytree(lab.agent.state, agent.state)
+    # All but the socket of the one that runs, as any copy of the folder does.
+    shutil.copytree(lab.agent.state, agent.state, ignore=shutil.ignore_patterns("*.sock"))
     try:
         yield lab.journal.watch("copy", agent.start())
     finally:
