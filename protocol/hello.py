@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from protocol.body import Fields, decode_map, encode_map, printable
 from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.invitation import MAX_HOSTS
 from protocol.noise import KEY_SIZE, TAG_SIZE, Buffer, Suite
 
 MAGIC: Final = b"SRLY"
@@ -40,7 +41,6 @@ MAX_FEATURES: Final = 32
 MAX_FEATURE: Final = 32  # characters
 MAX_REASON: Final = 256  # characters: one log line
 MAX_PORTS: Final = 256
-MAX_HOSTS: Final = 8  # as an invitation has
 MAX_HOST: Final = 261  # characters: a name of 253, a port and what is around them
 MIN_TOKEN: Final = 16  # bytes: the 128 bits below which guessing is not out of the question
 MAX_TOKEN: Final = 64

@@ -16,9 +16,8 @@ from protocol.process.address import HostPort, parse_host_port
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed
 from protocol.process.config import ConfigError
-from protocol.process.examination import Finding, Step, failed, note, ok
+from protocol.process.examination import Finding, Step, check_buffers, failed, note, ok
 from protocol.process.layout import milliseconds, span
-from protocol.process.limits import small_buffers
 from protocol.process.state import StateError
 from relay_agent.commands.options import LOCK_FILE
 from relay_agent.config import load_config
@@ -123,19 +122,11 @@ _START_TARGET: Final = (
 
 
 def _is_ssh(service: Service) -> bool:
-    return "ssh" in service.name
+    return "ssh" in service.name.lower()  # as the relay's guard has it
 
 
 async def _check_buffers(patient: Patient) -> Finding:
-    wanted = min(patient.config.stream_window_max, patient.config.replay)
-    small = small_buffers(wanted)
-    if not small:
-        return ok(f"TCP may have {wanted} bytes under way")
-    settings = ", ".join(f"{name} has {most} at most" for name, most in small.items())
-    return note(
-        f"{settings}, wanted are {wanted}: one stream cannot fill a fast and distant link",
-        f"only if you care: raise the third number with sysctl -w {next(iter(small))}",
-    )
+    return check_buffers(min(patient.config.stream_window_max, patient.config.replay))
 
 
 async def _check_link(patient: Patient) -> Finding:

@@ -162,7 +162,11 @@ class Keys:
             return
         # Also if it cannot be saved: then it is told again with the next link.
         self.relay = replace(self.relay, further=further)
-        if self._save(self.relay):
+        try:
+            self._remember(self.relay)
+        except StateError as exc:
+            event(log, logging.ERROR, "relay-hosts-not-saved", reason=str(exc))
+        else:
             event(log, logging.INFO, "relay-hosts-told", hosts=[str(host) for host in further])
 
     def _save(self, relay: Relay) -> bool:

@@ -12,7 +12,7 @@ import trio
 from protocol.errors import DenialCode, LinkDenied, LinkLost
 from protocol.hello import ID_SIZE, INQUIRY, Hello
 from protocol.process.address import is_address
-from protocol.process.examination import Finding, failed, note, ok
+from protocol.process.examination import WRITTEN, Finding, failed, note, ok
 from protocol.process.layout import milliseconds
 from relay_agent.attachment import SOFTWARE
 from relay_agent.dial import DialFailed, dial, look_up
@@ -26,8 +26,6 @@ NAME_TIMEOUT: Final = 5.0
 CONNECT_TIMEOUT: Final = 5.0
 # Beyond the way of the answer, what is odd about two clocks.
 _SAME_TIME: Final = 60
-# No clock that runs right is before this software was written (2025-12-01).
-_WRITTEN: Final = 1_764_547_200
 
 
 async def check_name(patient: Patient) -> Finding:
@@ -189,7 +187,7 @@ async def check_clock(patient: Patient) -> Finding:
     relays = None if patient.welcome is None else patient.welcome.clock
     if relays is not None and abs(now - relays) > _SAME_TIME:
         return note(f"{text}, the relay's says {_date(relays)}", _SET_CLOCK)
-    if now < _WRITTEN:
+    if now < WRITTEN:
         return note(f"{text}, which is past", _SET_CLOCK)
     return ok(text if relays is None else f"{text}, as the relay's")
 

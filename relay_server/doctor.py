@@ -16,19 +16,19 @@ from typing import Any, Final
 import trio
 
 from protocol import __version__
-from protocol.process.address import HostPort
+from protocol.process.address import HostPort, parse_host_port
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed
 from protocol.process.config import ConfigError
-from protocol.process.examination import Finding, Step, failed, note, ok
-from protocol.process.layout import span
-from protocol.process.limits import small_buffers
+from protocol.process.examination import Finding, Step, check_buffers, failed, note, ok
+from protocol.process.layout import counted, span
 from protocol.process.state import StateError, StateFolder
 from relay_server.commands.state import LOCK, existing_registry
 from relay_server.config import FILE, ServerConfig, load_config
 from relay_server.keys import load
-from relay_server.listening import accepts, bind_error, host_port, lowest_free, who_holds
+from relay_server.listening import bind_error, lowest_free, who_holds
 from relay_server.machine import (
+    accepts,
     check_address,
     check_clock,
     check_firewall,
@@ -100,7 +100,7 @@ async def _check_state(patient: Patient) -> Finding:
             "make room: a full disk keeps agents from enrolling and keys from being saved",
         )
     count = len(patient.agents)
-    text = f"{state.path} is sound: a key, a registry with {count} agent{'s' * (count != 1)}"
+    text = f"{state.path} is sound: a key, a registry with {counted(count, 'agent')}"
     if keys.former:
         return ok(f"{text}; agents still follow from {len(keys.former)} older key(s)")
     return ok(text)
@@ -132,7 +132,7 @@ async def _check_relay(patient: Patient) -> Finding:
     if version != __version__:
         return note(
             f"ssh-relay {version} runs since {age}, but {__version__} is installed",
-            "restart it: sessions are reset, agents come back by themselves",
+            "let it take over: relay-server upgrade; logins go on",
         )
     return ok(f"ssh-relay {version} runs since {age}")
 
@@ -140,7 +140,7 @@ async def _check_relay(patient: Patient) -> Finding:
 async def _check_listening(patient: Patient) -> Finding:
     """Where agents dial in."""
     if patient.running is not None:
-        where = [host_port(text) for text in patient.running["listening"]]
+        where = [parse_host_port(text) for text in patient.running["listening"]]
         silent = [str(one) for one in where if not await accepts(one)]
         text = f"agents can dial in at {', '.join(map(str, where))}"
         if silent:
@@ -211,15 +211,7 @@ async def _check_files(patient: Patient) -> Finding:
 
 
 async def _check_buffers(patient: Patient) -> Finding:
-    wanted = patient.config.stream_window_max
-    small = small_buffers(wanted)
-    if not small:
-        return ok(f"TCP may have {wanted} bytes under way")
-    settings = ", ".join(f"{name} has {most} at most" for name, most in small.items())
-    return note(
-        f"{settings}, wanted are {wanted}: one stream cannot fill a fast and distant link",
-        f"only if you care: raise the third number with sysctl -w {next(iter(small))}",
-    )
+    return check_buffers(patient.config.stream_window_max)
 
 
 async def _check_agents(patient: Patient) -> Finding:

@@ -1,4 +1,4 @@
-"""Who has a port of this machine, asked without listening: for the relay's doctor."""
+"""Who has a port of this machine, asked without listening."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-import trio
-
 from protocol.process.address import HostPort
-from relay_server.machine import PATIENCE
-
-
-async def accepts(address: HostPort) -> bool:
-    host = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address.host, address.host)  # noqa: S104
-    with trio.move_on_after(PATIENCE):
-        try:
-            await (await trio.open_tcp_stream(host, address.port)).aclose()
-        except OSError:
-            return False
-        return True
-    return False
 
 
 def bind_error(address: HostPort, *, dual_stack: bool = False) -> int | None:
@@ -48,8 +34,3 @@ def lowest_free() -> int:
         return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     except (OSError, ValueError):
         return 1024
-
-
-def host_port(text: str) -> HostPort:
-    host, _, port = text.rpartition(":")
-    return HostPort(host.strip("[]"), int(port))

@@ -16,15 +16,13 @@ from typing import Final
 import trio
 
 from protocol.process.address import HostPort
-from protocol.process.examination import Finding, failed, note, ok
+from protocol.process.examination import WRITTEN, Finding, failed, note, ok
 from relay_server.firewall import iptables_closed, nft_closed
 
 UNIT: Final = "relay-server.service"
 SYSTEMD: Final = Path("/run/systemd/system")  # there where systemd runs: sd_booted(3)
 # A sound resolver, and any of the programs below, has answered by then.
 PATIENCE: Final = 5.0
-# No clock that runs right is before this software was written (2025-12-01).
-_WRITTEN: Final = 1_764_547_200
 # adjtimex(2): the kernel's answer while nobody keeps its clock.
 _TIME_ERROR: Final = 5
 
@@ -69,7 +67,7 @@ def check_clock() -> Finding:
     """Invitations expire by it, and logs are read by it; nothing else needs it."""
     now = time.time()
     text = f"it says {time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(now))}"
-    if now < _WRITTEN:
+    if now < WRITTEN:
         return failed(f"{text}, which is past", "set it (timedatectl set-ntp true)")
     if _kernel_clock() == _TIME_ERROR:
         return note(
@@ -160,6 +158,17 @@ async def check_firewall(ports: Sequence[int]) -> Finding:
             f"open them, such as by: ufw allow {next(iter(shut))}/tcp; see: {' '.join(argv)}",
         )
     return ok(f"no rule of this machine's own is in the way, as far as can be seen; {beyond}")
+
+
+async def accepts(address: HostPort) -> bool:
+    host = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address.host, address.host)  # noqa: S104
+    with trio.move_on_after(PATIENCE):
+        try:
+            await (await trio.open_tcp_stream(host, address.port)).aclose()
+        except OSError:
+            return False
+        return True
+    return False
 
 
 async def output(*argv: str) -> str | None:

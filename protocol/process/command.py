@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -23,10 +24,22 @@ from protocol.process.logs import FORMATS, LEVELS
 from protocol.process.state import StateError
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+# As often as a person could notice; a look is a file or a question over a socket of this machine.
+_GLANCE: Final = 0.1
 
 
 class CommandFailed(Exception):  # noqa: N818 - an outcome, not a defect
     """What was asked for cannot be done now; the text is one line for the user."""
+
+
+def happens(look: Callable[[], bool], *, within: float) -> bool:
+    """Wait for what a command has set going elsewhere; False if it is not so after that long."""
+    give_up = time.monotonic() + within
+    while not look():
+        if time.monotonic() >= give_up:
+            return False
+        time.sleep(_GLANCE)
+    return True
 
 
 def add_common_options(parser: argparse.ArgumentParser, version: str) -> None:

@@ -14,6 +14,7 @@ import trio
 
 from protocol.process.command import say, say_json
 from protocol.process.layout import Colour, Paint, wrapped
+from protocol.process.limits import small_buffers
 
 _Patient = TypeVar("_Patient")
 
@@ -71,6 +72,24 @@ async def examine(
 
 def _is_missing(finding: Finding) -> bool:
     return finding.verdict in (Verdict.FAILED, Verdict.SKIPPED)
+
+
+# What both sides look for
+
+# No clock that runs right is before this software was written (2025-12-01).
+WRITTEN: Final = 1_764_547_200
+
+
+def check_buffers(wanted: int) -> Finding:
+    """Whether TCP may have so many bytes under way."""
+    small = small_buffers(wanted)
+    if not small:
+        return ok(f"TCP may have {wanted} bytes under way")
+    settings = ", ".join(f"{name} has {most} at most" for name, most in small.items())
+    return note(
+        f"{settings}, wanted are {wanted}: one stream cannot fill a fast and distant link",
+        f"only if you care: raise the third number with sysctl -w {next(iter(small))}",
+    )
 
 
 _MARKS: Final[dict[Verdict, tuple[str, Colour]]] = {

@@ -22,6 +22,8 @@ def command(_: argparse.Namespace, state: StateFolder) -> None:
     if answer is None:
         raise CommandFailed("the agent is not running; start it: relay-agent run")
     lines = [f"{said}: {', '.join(answer[key])}\n" for key, said in _SAID.items() if answer[key]]
-    say("".join(lines) or "nothing has changed\n")
+    if not lines and not answer["restart"]:
+        lines = ["nothing has changed\n"]
+    say("".join(lines))
     if answer["restart"]:
         hint("another relay or another key of this agent: not before a restart")

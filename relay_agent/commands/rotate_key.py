@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Final
 
 from protocol.process.ask import SOCKET, ask
-from protocol.process.command import hint
+from protocol.process.command import happens, hint
 from protocol.process.state import StateFolder
 from relay_agent.commands.options import LOCK_FILE
 from relay_agent.enrolment import load_enrolment
@@ -15,7 +14,6 @@ from relay_agent.own import load_own, rotate
 
 # For the agent to come again and the relay to answer: what one attempt to attach may take.
 ACCEPT_LIMIT: Final = 10.0
-_GLANCE: Final = 0.1
 
 
 def command(_: argparse.Namespace, state: StateFolder) -> None:
@@ -27,13 +25,10 @@ def command(_: argparse.Namespace, state: StateFolder) -> None:
             rotate(state)
         hint("this agent has a new key; the relay hears of it once relay-agent runs")
         return
-    give_up = time.monotonic() + ACCEPT_LIMIT
-    while not load_own(state).accepted:
-        if time.monotonic() >= give_up:
-            hint(
-                "this agent has a new key, but the relay has not accepted it yet: it is away, or of"
-                " an older version, or its log says why; the old key works until then"
-            )
-            return
-        time.sleep(_GLANCE)
-    hint("this agent has a new key; the old one is worth nothing now")
+    if happens(lambda: load_own(state).accepted, within=ACCEPT_LIMIT):
+        hint("this agent has a new key; the old one is worth nothing now")
+    else:
+        hint(
+            "this agent has a new key, but the relay has not accepted it yet: it is away, or of"
+            " an older version, or its log says why; the old key works until then"
+        )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from protocol.process.command import CommandFailed, hint
+from protocol.process.layout import counted
 from protocol.process.state import StateFolder
 from relay_server.backup import pack
-from relay_server.commands.options import add_command, agents_in_words
+from relay_server.commands.options import add_command
 from relay_server.commands.rotate_key import LOCK as ROTATION
 from relay_server.commands.state import existing_registry
 
@@ -51,7 +52,7 @@ def export(options: argparse.Namespace, state: StateFolder) -> None:
             _write(Path(options.file), data)
     except OSError as error:
         raise CommandFailed(f"{options.file}: {error.strerror}") from None
-    hint(f"exported a relay with {agents_in_words(count)}; keep it like a key")
+    hint(f"exported a relay with {counted(count, 'agent')}; keep it like a key")
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from protocol.process.command import CommandFailed, hint
 from protocol.process.config import ConfigError
+from protocol.process.layout import counted
 from protocol.process.state import StateError, StateFolder
 from relay_server.backup import MAX_SIZE, is_unknown, put, unpack
-from relay_server.commands.options import PROGRAM, add_command, agents_in_words
+from relay_server.commands.options import PROGRAM, add_command
 from relay_server.commands.state import LOCK
 from relay_server.config import load_config
 from relay_server.registry import Registry
@@ -54,7 +55,7 @@ def import_relay(options: argparse.Namespace, state: StateFolder) -> None:
                 registry.remember_hosts(moved_to)
             hosts = registry.hosts()
             agents = len(registry.agents())
-    hint(f"imported a relay with {agents_in_words(agents)}")
+    hint(f"imported a relay with {counted(agents, 'agent')}")
     named = load_config(None, state.path).dialled or hosts
     if named:
         hint(f"invitations will name {', '.join(map(str, named))}; others: {PROGRAM} run --host")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import secrets
-import socket
 import time
 from typing import Any, Final
 
 from protocol.invitation import TOKEN_SIZE, Invitation
+from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed, hint, say
 from protocol.process.config import ConfigError, between, parse_duration
 from protocol.process.layout import span
@@ -27,6 +27,7 @@ from relay_server.commands.options import (
 from relay_server.commands.state import refresh_server
 from relay_server.config import load_config
 from relay_server.keys import load_or_make
+from relay_server.listening import bind_error
 from relay_server.registry import Registry, parse_name
 
 # A script may be done in seconds; a month is a second password rather than a token.
@@ -130,15 +131,5 @@ def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
 
 def is_free(port: int) -> bool:
     """Whether no other program listens on `port` now."""
-    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - where public ports open
-        try:
-            with socket.socket(family) as probe:
-                # As the server does; else sockets in TIME-WAIT would count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-    return True
+    everywhere = (HostPort("0.0.0.0", port), HostPort("::", port))  # noqa: S104 - where public ports open
+    return errno.EADDRINUSE not in map(bind_error, everywhere)

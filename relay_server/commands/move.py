@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any, Final
 
 from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, hint
+from protocol.process.command import happens, hint
+from protocol.process.config import ConfigError
+from protocol.process.layout import counted
 from protocol.process.state import StateFolder
 from relay_server.commands.options import (
     add_command,
-    agents_in_words,
     at_most_eight,
     reader,
 )
@@ -20,7 +20,6 @@ from relay_server.config import DEFAULT_PORT, parse_host
 
 # For agents that are here to come again and be told: what one attempt to attach may take.
 TELL_LIMIT: Final = 10.0
-_GLANCE: Final = 0.1
 
 _EXAMPLES: Final = """\
 examples:
@@ -53,22 +52,24 @@ def add(commands: Any) -> None:
 
 def move(options: argparse.Namespace, state: StateFolder) -> None:
     if bool(options.host) == options.cancel:
-        raise CommandFailed("expected HOST, or --cancel")
-    given = at_most_eight(options.host)
+        raise ConfigError("expected HOST, or --cancel")
+    given = at_most_eight(options.host, "HOST")
     here = {name for name, knows in _told(state).items() if knows is not None}
     with existing_registry(state) as registry:
         port = (*registry.link_ports(), DEFAULT_PORT)[0]
         registry.announce([host.at(port) for host in given])
         names = {agent.name for agent in registry.agents()}
     runs = refresh_server(state, "it is written down, but agents are not told yet")
-    give_up = time.monotonic() + TELL_LIMIT
-    told = _told(state)
-    # They go and come again meanwhile.
-    while not all(told.get(name) for name in here) and time.monotonic() < give_up:
-        time.sleep(_GLANCE)
+    told: dict[str, bool | None] = {}
+
+    def all_know() -> bool:
+        nonlocal told
         told = _told(state)
+        return all(told.get(name) for name in here)  # they go and come again meanwhile
+
+    happens(all_know, within=TELL_LIMIT)
     if runs:
-        hint(f"told: {sum(map(bool, told.values()))} of {agents_in_words(len(names))}")
+        hint(f"told: {sum(map(bool, told.values()))} of {counted(len(names), 'agent')}")
     deaf = sorted(name for name, knows in told.items() if knows is None)
     absent = sorted(name for name in names if not told.get(name) and name not in deaf)
     if absent:

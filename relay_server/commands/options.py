@@ -85,9 +85,9 @@ def admission_of(options: argparse.Namespace) -> Admission | None:
     return Admission(allow=Networks(options.allow), deny=Networks(options.deny))
 
 
-def at_most_eight(hosts: Sequence[Host]) -> Sequence[Host]:
+def at_most_eight(hosts: Sequence[Host], what: str = "--host") -> Sequence[Host]:
     if len(hosts) > MAX_HOSTS:
-        raise ConfigError(f"--host: expected at most {MAX_HOSTS} hosts, not {len(hosts)}")
+        raise ConfigError(f"{what}: expected at most {MAX_HOSTS} hosts, not {len(hosts)}")
     return hosts
 
 
@@ -111,10 +111,6 @@ def parse_port(text: str) -> int:
 
 def ports_in_words(ports: Sequence[int]) -> str:
     return f"port{'s'[: len(ports) > 1]} {', '.join(map(str, ports))}"
-
-
-def agents_in_words(count: int) -> str:
-    return f"{count} agent{'s' if count != 1 else ''}"
 
 
 def port_list(ports: Sequence[int]) -> str:

@@ -31,6 +31,9 @@ def reload_server(options: argparse.Namespace, state: StateFolder) -> None:
     if answer is None:
         raise CommandFailed("the relay is not running; it reads its configuration when it starts")
     changed, restart = answer["changed"], answer["restart"]
-    say(f"changed: {', '.join(changed)}\n" if changed else "nothing has changed\n")
+    if changed:
+        say(f"changed: {', '.join(changed)}\n")
+    elif not restart:
+        say("nothing has changed\n")
     if restart:
         hint(f"not before a restart: {', '.join(restart)}")

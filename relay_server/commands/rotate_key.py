@@ -7,7 +7,7 @@ import time
 from typing import Any, Final
 
 from protocol.process.ask import SOCKET, ask
-from protocol.process.command import hint
+from protocol.process.command import happens, hint
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command
 from relay_server.commands.state import existing_registry, refresh_server
@@ -18,7 +18,6 @@ from relay_server.registry import Refused, Registry
 FOLLOW_LIMIT: Final = 10.0
 # Two rotations at once would lose the key that one of them made.
 LOCK: Final = "rotate.lock"
-_GLANCE: Final = 0.1
 
 _EXAMPLES: Final = """\
 examples:
@@ -78,9 +77,9 @@ def _rotate(
     registry.remember_relay_key(keys.current.public)
     refresh_server(state, "the key is rotated, but not in use yet")
     hint("the relay has a new key")
-    give_up = time.monotonic() + FOLLOW_LIMIT
-    while here.intersection(registry.behind(keys.current.public)) and time.monotonic() < give_up:
-        time.sleep(_GLANCE)
+    happens(
+        lambda: not here.intersection(registry.behind(keys.current.public)), within=FOLLOW_LIMIT
+    )
 
 
 def _retire(state: StateFolder, registry: Registry, keys: RelayKeys) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed, say
-from protocol.process.layout import Paint, span, wrapped
+from protocol.process.layout import Paint, counted, span, wrapped
 from protocol.process.links import link_lines, service_name, stream_lines
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command, reader
@@ -118,7 +118,7 @@ def lay_out(status: dict[str, Any], paint: Paint) -> str:
             "",
             "  ",
         ),
-        f"{_count(here, 'agent')} attached, {away} away, {_count(streams, 'visitor')}",
+        f"{counted(here, 'agent')} attached, {away} away, {counted(streams, 'visitor')}",
     ]
     for one in sorted(agents, key=lambda one: str(one["name"])):
         lines += ["", *_agent_lines(one, paint)]
@@ -142,7 +142,7 @@ def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1]):
             lines.append(f"    refused {count}: {reason}")
     if agent["waiting"]:
-        lines.append(f"  {_count(agent['waiting'], 'visitor')} waiting for the agent")
+        lines.append(f"  {counted(agent['waiting'], 'visitor')} waiting for the agent")
     return lines
 
 
@@ -153,7 +153,3 @@ def _state(service: dict[str, Any], paint: Paint) -> str:
         case "closed":
             return paint("yellow", "  closed")
     return "" if service["published"] else paint("yellow", "  open, but not published now")
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s'[: count != 1]}"

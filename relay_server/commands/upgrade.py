@@ -7,7 +7,8 @@ import time
 from typing import Any, Final
 
 from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, say
+from protocol.process.command import CommandFailed, happens, say
+from protocol.process.layout import counted
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command
 
@@ -19,8 +20,7 @@ after a change of the unit, use systemctl restart, which keeps logins too.
 """
 
 # It tries the new version first, then starts it: a second each on a VPS, unless it is very busy.
-_WAIT: Final = 60.0
-_GLANCE: Final = 0.1
+UPGRADE_LIMIT: Final = 60.0
 
 
 def add(commands: Any) -> None:
@@ -35,15 +35,17 @@ def upgrade(options: argparse.Namespace, state: StateFolder) -> None:
     asked = time.monotonic()
     if ask(state.path / SOCKET, "upgrade") is None:
         raise CommandFailed("the relay is not running")
-    while time.monotonic() - asked < _WAIT:
-        time.sleep(_GLANCE)
-        waited = time.monotonic() - asked
+    status: dict[str, Any] = {}
+
+    def is_another() -> bool:
+        nonlocal status
         try:
-            status = ask(state.path / SOCKET, "status")
+            status = ask(state.path / SOCKET, "status") or {}
         except CommandFailed:  # between the two
-            continue
-        if status is not None and status["age"] < waited:
-            visitors = sum(len(one["streams"]) for one in status["agents"])
-            say(f"{PROGRAM} {status['version']} goes on, with {visitors} visitors\n")
-            return
-    raise CommandFailed("the relay goes on as it was; its log says why")
+            return False
+        return bool(status) and status["age"] < time.monotonic() - asked
+
+    if not happens(is_another, within=UPGRADE_LIMIT):
+        raise CommandFailed("the relay goes on as it was; its log says why")
+    visitors = sum(len(one["streams"]) for one in status["agents"])
+    say(f"{PROGRAM} {status['version']} goes on, with {counted(visitors, 'visitor')}\n")

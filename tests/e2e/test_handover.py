@@ -192,7 +192,7 @@ def test_the_command_waits_until_the_new_one_answers(own_house: House) -> None:
     with pair(own_house.raw_port, own_house.target) as (visitor, accepted):
         done = own_house.relay.cli("upgrade")
         assert done.returncode == 0, done.stderr
-        assert "goes on, with 1 visitors" in done.stdout
+        assert "goes on, with 1 visitor\n" in done.stdout
         visitor.sendall(b"undisturbed")
         assert receive(accepted, 11) == b"undisturbed"
 

@@ -388,12 +388,16 @@ async def test_a_relay_that_tells_nothing_or_nonsense_changes_nothing(
         assert len(events(caplog, "relay-hosts-unusable")) == 1
 
 
-async def test_what_cannot_be_saved_counts_until_the_end_of_the_process(disk: Disk) -> None:
+async def test_what_cannot_be_saved_counts_until_the_end_of_the_process(
+    disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
     disk.full = True
     async with a_relay(OLD) as relay:
         keys = keys_of(known(relay, OLD), disk)
         await welcome_with(keys, "new.example.net:7022")
         assert keys.relay.further == (HostPort("new.example.net", 7022),)
+        assert len(events(caplog, "relay-hosts-not-saved")) == 1
+        assert not reasons(caplog)
 
 
 def closed_port() -> HostPort:

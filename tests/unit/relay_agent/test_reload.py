@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
-from protocol.process.state import StateError
+from protocol.process.state import StateError, StateFolder
 from relay_agent.attachment import Relay
+from relay_agent.commands import reload as reload_command
 from relay_agent.config import AgentConfig
 from relay_agent.reload import Outcome, Reload, Settings
 from relay_agent.services import Service
@@ -20,6 +23,8 @@ RELAY = Relay(hosts=[HostPort("a.example", 7022)], key=b"k" * 32)
 SSH = Service("ssh", HostPort("127.0.0.1", 22), 11111)
 WEB = Service("web", HostPort("127.0.0.1", 80), 11112)
 BEFORE = Settings(config=AgentConfig(), services=[SSH], relay=RELAY, public_key=b"p" * 32)
+ADDED = "services added: web\noptions changed: replay\n"
+RESTART = "another relay or another key of this agent: not before a restart\n"
 NOTHING = Outcome(added=[], removed=[], changed=[], options=[], restart=[])
 
 
@@ -140,3 +145,29 @@ def test_the_log_level_is_changed_at_once(files: Files) -> None:
     files.now = replace(BEFORE, config=replace(AgentConfig(), log_level="error"))
     assert files.reload().options == ["log_level"]
     assert logging.getLogger().level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("changed", "restart", "out", "err"),
+    [
+        ({}, [], "nothing has changed\n", ""),
+        ({"added": ["web"], "options": ["replay"]}, [], ADDED, ""),
+        ({}, ["enrolment"], "", RESTART),
+    ],
+)
+def test_the_command_tells_what_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    changed: dict[str, list[str]],
+    restart: list[str],
+    out: str,
+    err: str,
+) -> None:
+    nothing: dict[str, list[str]] = {
+        name: [] for name in ("added", "removed", "changed", "options")
+    }
+    answer = {**nothing, **changed, "restart": restart}
+    monkeypatch.setattr(reload_command, "ask", lambda *_: answer)
+    reload_command.command(argparse.Namespace(), StateFolder(tmp_path))
+    assert capsys.readouterr() == (out, err)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def test_it_waits_for_the_relay_to_accept_the_new_key(
         return {}
 
     monkeypatch.setattr(module, "ask", running)
-    monkeypatch.setattr(module.time, "sleep", nap)
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", nap)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     module.command(argparse.Namespace(), state)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("this agent has a new key")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import runpy
@@ -24,7 +25,7 @@ from protocol.process.layout import span
 from protocol.process.state import StateFolder
 from relay_server import cli
 from relay_server.__main__ import main as entry_point
-from relay_server.commands import invite, rotate_key
+from relay_server.commands import invite, rotate_key, upgrade
 from relay_server.commands import state as commands_state
 from relay_server.commands.state import LOCK
 from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make
@@ -634,7 +635,12 @@ def test_a_file_that_cannot_be_written_is_named(run: Run, state: StateFolder) ->
 @pytest.mark.parametrize("arguments", [[], ["a.example", "--cancel"]])
 def test_move_wants_a_host_or_none(run: Run, state: StateFolder, arguments: list[str]) -> None:
     status, _, err = run("move", *arguments)
-    assert (status, err) == (1, "relay-server: expected HOST, or --cancel\n")
+    assert (status, err) == (2, "relay-server: expected HOST, or --cancel\n")
+
+
+def test_a_move_has_as_many_hosts_as_an_invitation(run: Run, state: StateFolder) -> None:
+    status, _, err = run("move", *(f"h{number}" for number in range(9)))
+    assert (status, err) == (2, "relay-server: HOST: expected at most 8 hosts, not 9\n")
 
 
 def test_a_move_while_the_relay_is_not_running_is_told_later(run: Run, state: StateFolder) -> None:
@@ -654,6 +660,44 @@ def test_a_move_while_the_relay_is_not_running_is_told_later(run: Run, state: St
         assert registry.announced() == ()
 
 
+# upgrade
+
+
+def upgraded(
+    run: Run, state: StateFolder, monkeypatch: pytest.MonkeyPatch, ages: Iterator[float | None]
+) -> tuple[int, str, str]:
+    """`relay-server upgrade` where a second passes between two looks, and the relay has an age."""
+    state.ensure()
+    now = itertools.count()
+
+    def ask(_: object, command: str) -> dict[str, Any]:
+        if command == "upgrade":
+            return {}
+        age = next(ages)
+        if age is None:
+            raise CommandFailed("between the two")
+        return {"age": age, "version": "2.0", "agents": [{"streams": [{}, {}]}]}
+
+    monkeypatch.setattr(upgrade, "ask", ask)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return run("upgrade")
+
+
+def test_an_upgrade_is_over_when_a_younger_one_answers(
+    run: Run, state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = upgraded(run, state, monkeypatch, iter([100.0, None, 0.5]))
+    assert answer == (0, "relay-server 2.0 goes on, with 2 visitors\n", "")
+
+
+def test_an_upgrade_that_does_not_come_about_is_told_of(
+    run: Run, state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = upgraded(run, state, monkeypatch, itertools.repeat(1000.0))
+    assert answer == (1, "", "relay-server: the relay goes on as it was; its log says why\n")
+
+
 # reload
 
 
@@ -662,7 +706,7 @@ def test_a_move_while_the_relay_is_not_running_is_told_later(run: Run, state: St
     [
         ([], [], "nothing has changed\n", ""),
         (["deny", "guard"], [], "changed: deny, guard\n", ""),
-        ([], ["listen", "bind"], "nothing has changed\n", "not before a restart: listen, bind\n"),
+        ([], ["listen", "bind"], "", "not before a restart: listen, bind\n"),
     ],
 )
 def test_reload_tells_what_has_changed(

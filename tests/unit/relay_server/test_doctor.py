@@ -13,6 +13,7 @@ import trio.testing
 
 from protocol import __version__
 from protocol.noise import StaticKey
+from protocol.process import examination
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed
 from protocol.process.examination import Finding, Verdict
@@ -22,7 +23,8 @@ from relay_server.accept import listen
 from relay_server.commands.state import LOCK
 from relay_server.doctor import LEAST_SPACE, MOST_NAMES, STEPS, Patient
 from relay_server.keys import load_or_make
-from relay_server.listening import accepts, lowest_free
+from relay_server.listening import lowest_free
+from relay_server.machine import accepts
 from relay_server.registry import Registry
 from tests.unit.relay_server.relay import LOOPBACK, free_port
 
@@ -314,7 +316,7 @@ async def test_descriptors_of_one_to_be_started(patient: Patient) -> None:
 async def test_buffers(
     patient: Patient, monkeypatch: pytest.MonkeyPatch, small: dict[str, int], verdict: Verdict
 ) -> None:
-    monkeypatch.setattr(doctor, "small_buffers", lambda wanted: small)
+    monkeypatch.setattr(examination, "small_buffers", lambda wanted: small)
     assert (await take(patient, "buffers")).verdict is verdict
 
 
