@@ -74,6 +74,17 @@ def rotate(relay: Relay, *options: str) -> str:
     return done.stderr
 
 
+def both_start_anew(house: House, login: Login) -> None:
+    agent = house.agent
+    before_restart = len(agent.process.log)
+    house.relay.process.terminate()
+    house.relay.start()
+    agent.process.wait_for_line("link-up", after=before_restart)
+    assert agent.process.terminate() == 0
+    agent.start(house.dropbear_port)
+    assert login.ssh(house.dropbear_port, "exit 3").returncode == 3
+
+
 def test_a_login_lives_through_the_rotation_of_the_relays_key(
     own_house: House, login: Login
 ) -> None:
@@ -94,13 +105,7 @@ def test_a_login_lives_through_the_rotation_of_the_relays_key(
         assert not former_keys(relay)
         assert relay.agents()["home"]["follows"] is True
     # What was learned holds in the next processes.
-    before_restart = len(agent.process.log)
-    relay.process.terminate()
-    relay.start()
-    agent.process.wait_for_line("link-up", after=before_restart)
-    assert agent.process.terminate() == 0
-    agent.start(own_house.dropbear_port)
-    assert login.ssh(own_house.dropbear_port, "exit 3").returncode == 3
+    both_start_anew(own_house, login)
 
 
 def test_who_was_away_follows_later_and_old_invitations_are_good_until_they_expire(
@@ -205,13 +210,7 @@ def test_a_login_lives_through_the_rotation_of_the_agents_key(
     for name in ("agent.key", "former.key"):
         assert (agent.state / name).stat().st_mode & 0o777 == 0o600
     # In the next processes too.
-    before_restart = len(agent.process.log)
-    relay.process.terminate()
-    relay.start()
-    agent.process.wait_for_line("link-up", after=before_restart)
-    assert agent.process.terminate() == 0
-    agent.start(own_house.dropbear_port)
-    assert login.ssh(own_house.dropbear_port, "exit 3").returncode == 3
+    both_start_anew(own_house, login)
 
 
 def test_an_agents_new_key_waits_for_the_relay_and_a_backup_of_that_knows_the_old_one(

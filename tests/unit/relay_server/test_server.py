@@ -37,19 +37,6 @@ ROOT = Path(server.__file__).parents[1]
 Clock = trio.testing.MockClock
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> StateFolder:
-    state = StateFolder(tmp_path / "state")
-    state.ensure()
-    return state
-
-
-@pytest.fixture
-def registry(state: StateFolder) -> Iterator[Registry]:
-    with Registry(state) as registry:
-        yield registry
-
-
 def on(*addresses: HostPort) -> ServerConfig:
     return ServerConfig(listen=addresses, bind=LOOPBACK)
 
