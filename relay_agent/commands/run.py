@@ -10,7 +10,7 @@ import trio
 
 from protocol.process import logs
 from protocol.process.state import StateFolder
-from relay_agent import agent
+from relay_agent import process
 from relay_agent.commands.options import LOCK_FILE, read_services
 from relay_agent.config import load_config, settle
 from relay_agent.enrolment import load_enrolment, load_key, save_relay
@@ -31,7 +31,7 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
             remember_own=partial(save_accepted, state),
         )
         rereading = partial(Reload, settings, lambda: _read(options.again(), state))
-        trio.run(agent.run, settings.config, settings.services, keys, state, rereading)
+        trio.run(process.run, settings.config, settings.services, keys, state, rereading)
 
 
 def _read(options: argparse.Namespace, state: StateFolder) -> Settings:

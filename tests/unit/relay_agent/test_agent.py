@@ -26,6 +26,7 @@ from protocol.process.state import StateFolder
 from protocol.process.terminal import Terminal
 from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 from relay_agent import agent as module
+from relay_agent import process
 from relay_agent.agent import RETRY, Agent
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay
 from relay_agent.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
@@ -624,7 +625,7 @@ async def test_a_signal_ends_it_with_a_goodbye(
         async def run() -> None:
             services = [Service("ssh", target.address, 11111)]
             keys = keys_for(relay.address)
-            await module.run(AgentConfig(), services, keys, StateFolder(tmp_path), never_again)
+            await process.run(AgentConfig(), services, keys, StateFolder(tmp_path), never_again)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
@@ -651,7 +652,7 @@ async def test_a_terminal_that_hangs_up_ends_it(
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             keys, state = keys_for(relay), StateFolder(tmp_path)
-            nursery.start_soon(module.run, AgentConfig(), [], keys, state, never_again)
+            nursery.start_soon(process.run, AgentConfig(), [], keys, state, never_again)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGHUP)
     assert logged("stopping")[0]["signal"] == "SIGHUP"
@@ -681,7 +682,7 @@ async def test_without_a_link_a_signal_ends_it_at_once(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             relay = Relay(hosts=[refusing], key=KEY.public)
             keys, state = keys_for(relay), StateFolder(tmp_path)
-            nursery.start_soon(module.run, AgentConfig(), [], keys, state, never_again)
+            nursery.start_soon(process.run, AgentConfig(), [], keys, state, never_again)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -1069,14 +1070,14 @@ async def test_it_answers_over_its_control_socket_or_runs_without(
     async with a_house(begin=False) as house:
         async with trio.open_nursery() as nursery:
             agent = house.agent
-            commands = module._answer_commands, agent, never_again(agent), StateFolder(tmp_path)
+            commands = process._answer_commands, agent, never_again(agent), StateFolder(tmp_path)
             nursery.start_soon(*commands)
             await until((tmp_path / SOCKET).exists)
             answer = await trio.to_thread.run_sync(ask, tmp_path / SOCKET, "status")
             assert answer is not None
             assert answer["relay"] == [str(host) for host in house.relay.address.hosts]
             nursery.cancel_scope.cancel()
-        await module._answer_commands(agent, never_again(agent), StateFolder(tmp_path / "none"))
+        await process._answer_commands(agent, never_again(agent), StateFolder(tmp_path / "none"))
         (told,) = logged("no-control-socket")
         assert "No such file" in told["reason"]
 
@@ -1093,7 +1094,7 @@ async def test_a_new_key_comes_over_the_next_link_and_streams_go_on(
         await house.attached()
         visitor, accepted = await house.visit()
         agent = house.agent
-        nursery.start_soon(module._answer_commands, agent, never_again(agent), state)
+        nursery.start_soon(process._answer_commands, agent, never_again(agent), state)
         await until((tmp_path / SOCKET).exists)
         await trio.to_thread.run_sync(ask, tmp_path / SOCKET, "rotate-key")
         await until(lambda: len(logged("link-up")) == 2)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-import relay_agent.agent
 import relay_agent.join
+import relay_agent.process
 from protocol import __version__
 from protocol.invitation import Invitation
 from protocol.process.address import HostPort
@@ -71,7 +71,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     async def join(invitation: Any, services: Any, *, config: Any, state: Any) -> None:
         calls.note(invitation, services, config, state)
 
-    monkeypatch.setattr(relay_agent.agent, "run", run)
+    monkeypatch.setattr(relay_agent.process, "run", run)
     monkeypatch.setattr(relay_agent.join, "join", join)
     return calls
 
