@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,23 @@ def changed(left: Named, change: Callable[[dict[str, Any]], object]) -> Named:
     return [(STATE, write_state([saved])), *(one for one in left if one[0] != STATE)]
 
 
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, enrol: Callable[..., Router]
+) -> AsyncIterator[tuple[Relay, Router, int]]:
+    """A relay, and an agent that is attached and serves a port."""
+    port = free_port()
+    async with running(tmp_path) as relay:
+        router = enrol(relay, port)
+        await router.attach()
+        await router.serve(port)
+        yield relay, router, port
+
+
 async def test_a_visitor_goes_on_as_if_nothing_had_been(
     tmp_path: Path, enrol: Callable[..., Router]
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         visitor, target = await router.visited(port)
         visitor.send(b"before")
         assert await receive(target, 6) == b"before"
@@ -120,11 +130,7 @@ async def test_a_visitor_goes_on_as_if_nothing_had_been(
 
 
 async def test_twice_is_no_different(tmp_path: Path, enrol: Callable[..., Router]) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         visitor, target = await router.visited(port)
         left = left_by(first)
     async with running(tmp_path, found=Found(left)) as second:
@@ -138,11 +144,7 @@ async def test_twice_is_no_different(tmp_path: Path, enrol: Callable[..., Router
 
 
 async def test_half_closed_visitors_stay_so(tmp_path: Path, enrol: Callable[..., Router]) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         there, far = await router.visited(port)
         here, near = await router.visited(port)
         there.shutdown(socket.SHUT_WR)
@@ -168,11 +170,7 @@ async def test_half_closed_visitors_stay_so(tmp_path: Path, enrol: Callable[...,
 async def test_who_waits_for_the_agent_waits_on(
     tmp_path: Path, enrol: Callable[..., Router]
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         await router.cut()
         visitor = caller_of(port)
         await until(lambda: first.presence(router).held)
@@ -189,11 +187,7 @@ async def test_who_waits_for_the_agent_waits_on(
 async def test_whose_socket_did_not_come_along_is_reset(
     tmp_path: Path, enrol: Callable[..., Router], caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         _, target = await router.visited(port)
         left = [one for one in left_by(first) if one[0] == STATE]
     async with running(tmp_path, found=Found(left)) as second:
@@ -206,11 +200,7 @@ async def test_whose_socket_did_not_come_along_is_reset(
 async def test_an_agent_that_was_revoked_meanwhile_is_not_taken_back(
     tmp_path: Path, enrol: Callable[..., Router]
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         visitor, _ = await router.visited(port)
         left = left_by(first)
         first.registry.revoke("home", now=0.0)
@@ -276,11 +266,7 @@ async def test_what_cannot_be_read_of_an_agent_is_reset(
     caplog: pytest.LogCaptureFixture,
     change: Callable[[dict[str, Any]], object],
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         visitor, _ = await router.visited(port)
         left = changed(left_by(first), change)
     async with running(tmp_path, found=Found(left)) as second:
@@ -307,11 +293,7 @@ async def test_what_cannot_be_read_of_a_visitor_is_reset_and_others_go_on(
     caplog: pytest.LogCaptureFixture,
     change: Callable[[dict[str, Any]], object],
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         lost, far = await router.visited(port)
         visitor, target = await router.visited(port)
         left = left_by(first)
@@ -333,11 +315,7 @@ async def test_what_cannot_be_read_of_a_visitor_is_reset_and_others_go_on(
 async def test_a_state_of_another_version_resets_all(
     tmp_path: Path, enrol: Callable[..., Router], caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         visitor, _ = await router.visited(port)
         left = left_by(first)
     state = os.memfd_create("test", os.MFD_ALLOW_SEALING)
@@ -354,11 +332,7 @@ async def test_a_state_of_another_version_resets_all(
 
 
 async def test_an_evicted_visitor_is_not_left(tmp_path: Path, enrol: Callable[..., Router]) -> None:
-    port = free_port()
-    async with running(tmp_path) as first:
-        router = enrol(first, port)
-        await router.attach()
-        await router.serve(port)
+    async with serving(tmp_path, enrol) as (first, router, port):
         await router.visited(port)
         (visit,) = first.presence(router).visits
         visit._evict()
