@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from pathlib import Path
 
 _handed_out: set[int] = set()
+# Below those that the kernel gives to outgoing sockets, which could take one before its user does.
+_FIRST, _END = 12_000, 32_000
 # Not the shared generator, which hypothesis seeds alike in every run.
 _random = random.SystemRandom()
 
@@ -14,12 +17,14 @@ _random = random.SystemRandom()
 def free_port() -> int:
     """A TCP port that nobody uses on any address of this machine.
 
-    It lies below the range from which the kernel takes ports for outgoing sockets, so none of
-    those can take it before its user binds it; the random start keeps test runs apart that
-    share the machine.
+    Each worker of a test run has ports of its own: what one is given another one, which sees that
+    nobody has bound it yet, must not be. The random choice keeps runs apart that share the machine.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = (_END - _FIRST) // workers
     while True:
-        port = _random.randrange(20_000, 30_000)
+        port = _FIRST + number * size + _random.randrange(size)
         if port not in _handed_out and _can_bind(port):
             _handed_out.add(port)
             return port

@@ -30,6 +30,7 @@ from relay_server.commands import state as commands_state
 from relay_server.commands.state import LOCK
 from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make
 from relay_server.registry import Registry
+from tests.ports import free_port
 
 NOW = 1_000_000.0
 Run = Callable[..., tuple[int, str, str]]
@@ -883,8 +884,7 @@ def is_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], bool]:
 
 
 def test_a_port_that_a_program_holds_is_not_free(is_free: Callable[[int], bool]) -> None:
-    # Below what the kernel gives to connections, which could take a port as soon as it is left.
-    port = next(port for port in range(20000, 30000) if is_free(port))
+    port = free_port()
     for host in ("127.0.0.1", "::1"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as holder:
