@@ -22,10 +22,10 @@ from typing import Final, TypedDict
 
 import trio
 
-from protocol.noise import StaticKey
 from protocol.process import logs
 from protocol.process.address import HostPort
 from protocol.process.state import StateFolder
+from protocol.wire.noise import StaticKey
 from relay_agent import serving
 from relay_agent.agent import Agent
 from relay_agent.attachment import Relay

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from protocol import frame as wire
 from protocol.acks import Acks
-from protocol.frame import CloseCode, FrameType
 from protocol.liveness import Liveness, Verdict
+from protocol.wire import frame as wire
+from protocol.wire.frame import CloseCode, FrameType
 
 
 class Attachment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.frame import CloseCode, Open, Publish, Published, Refused
+from protocol.wire.frame import CloseCode, Open, Publish, Published, Refused
 
 
 @dataclass(slots=True)

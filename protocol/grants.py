@@ -8,9 +8,9 @@ Updates are made when they go out, so that one tells all that is due.
 
 from __future__ import annotations
 
-from protocol import frame as wire
 from protocol.stream import End, Stream
 from protocol.window import ReceiveWindow
+from protocol.wire import frame as wire
 
 
 class Grants:

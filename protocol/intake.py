@@ -17,10 +17,10 @@ from itertools import islice
 from typing import Final
 
 from protocol.errors import LocalProtocolError
-from protocol.frame import MAX_PAYLOAD
 from protocol.outbox import Outbox
 from protocol.stream import End, Stream
 from protocol.window import SendWindow
+from protocol.wire.frame import MAX_PAYLOAD
 
 # While attached a socket is read only if fewer frames than this of its stream wait: enough to keep
 # the link busy, little enough that the scheduler decides what goes next and not a queue.

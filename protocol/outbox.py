@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from protocol import frame as wire
-from protocol.buffers import BufferPool
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
-from protocol.noise import Buffer
 from protocol.replay import FRAME_OVERHEAD, Budget, Replay
 from protocol.scheduler import Scheduler
 from protocol.stream import Sent, Stream
+from protocol.wire import frame as wire
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
+from protocol.wire.noise import Buffer
 
 # Payloads up to this are copied out, so that a keystroke does not hold a 64 KiB buffer until acked.
 COPY_BELOW: Final = 16 * 1024

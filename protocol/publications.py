@@ -16,7 +16,7 @@ from protocol.events import (
     PublicationWithdrawn,
     PublishRequested,
 )
-from protocol.frame import Publish, Published, Refused, Unpublish
+from protocol.wire.frame import Publish, Published, Refused, Unpublish
 
 # Live at once: far above the 256 ports that a welcome can grant, and a bound on what a peer makes
 # the relay remember.

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import RemoteProtocolError, SessionLost
-from protocol.noise import Buffer
 from protocol.stream import Sent
+from protocol.wire.noise import Buffer
 
 # What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded
 # up.

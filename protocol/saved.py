@@ -20,17 +20,17 @@ import math
 from dataclasses import replace
 from typing import Final
 
-from protocol import frame as wire
-from protocol.body import Fields
 from protocol.errors import LocalProtocolError, RemoteProtocolError, SessionLost
-from protocol.frame import HEADER_SIZE, LAST_SEQUENCED, MAX_STREAM, MAX_WINDOW, FrameType
-from protocol.hello import MAX_STREAMS, U64_MAX, Limits
 from protocol.publications import MAX_LIVE
-from protocol.record import MAX_FRAME
 from protocol.replay import FRAME_OVERHEAD
 from protocol.session import Session, SessionOptions
 from protocol.stream import End, Sent, Stream
 from protocol.window import ReceiveWindow, SendWindow
+from protocol.wire import frame as wire
+from protocol.wire.body import Fields
+from protocol.wire.frame import HEADER_SIZE, LAST_SEQUENCED, MAX_STREAM, MAX_WINDOW, FrameType
+from protocol.wire.hello import MAX_STREAMS, U64_MAX, Limits
+from protocol.wire.record import MAX_FRAME
 
 # Frames in one list: memory bounds them by far, this one only what is read.
 _MOST_FRAMES: Final = 2**24

@@ -26,10 +26,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol import frame as wire
 from protocol.acks import Acks
 from protocol.attachment import Attachment
-from protocol.buffers import BufferPool
 from protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode, SessionLost
 from protocol.events import (
     DataReceived,
@@ -39,17 +37,19 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.frame import HEADER_SIZE, MAX_STREAM, FrameType
 from protocol.grants import Grants
-from protocol.hello import Limits
 from protocol.intake import Intake
 from protocol.liveness import Liveness, Verdict
-from protocol.noise import Buffer
 from protocol.outbox import CONTROL_HEADROOM, Outbox
 from protocol.publications import Publications
 from protocol.replay import Budget, ReplayCap
 from protocol.stream import End, Sent, Stream
 from protocol.window import ReceiveWindow, SendWindow
+from protocol.wire import frame as wire
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_STREAM, FrameType
+from protocol.wire.hello import Limits
+from protocol.wire.noise import Buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,8 +24,8 @@ from collections import deque
 from typing import NamedTuple
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.noise import Buffer
 from protocol.window import ReceiveWindow, SendWindow
+from protocol.wire.noise import Buffer
 
 
 class Sent(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.frame import MAX_WINDOW
+from protocol.wire.frame import MAX_WINDOW
 
 # On a fast path the measured RTT is tens of microseconds, less than one turn of this program;
 # without a floor the growth rule would never fire there.

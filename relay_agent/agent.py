@@ -24,10 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 
 from protocol import __version__
-from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
-from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, MOVING, ROTATION, Hello, Resume, Welcome
 from protocol.process.address import HostPort, is_address
 from protocol.process.history import LinkHistory
 from protocol.process.logs import event
@@ -36,6 +33,9 @@ from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from protocol.transport.waiting import wait_until
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import CloseCode
+from protocol.wire.hello import ID_SIZE, MOVING, ROTATION, Hello, Resume, Welcome
 from relay_agent.attachment import SOFTWARE, Relay
 from relay_agent.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
 from relay_agent.keys import Keys

@@ -11,12 +11,12 @@ import trio
 
 from protocol import __version__
 from protocol.errors import LinkLost
-from protocol.hello import Hello, Welcome
-from protocol.noise import StaticKey, Suite
 from protocol.process.address import HostPort
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
 from protocol.transport.sockets import plain, reset_on_close
+from protocol.wire.hello import Hello, Welcome
+from protocol.wire.noise import StaticKey, Suite
 from relay_agent.dial import DialFailed, dial
 
 SOFTWARE: Final = f"ssh-relay {__version__}"

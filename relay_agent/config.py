@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from protocol.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
 from protocol.process.address import HostPort, parse_host_port
 from protocol.process.config import (
     ConfigError,
@@ -32,13 +31,14 @@ from protocol.process.config import (
     parse_size,
 )
 from protocol.session import SessionOptions
+from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
 from relay_agent.proxy_protocol import Version
 from relay_agent.services import Service, parse_name
 
 if TYPE_CHECKING:
-    from protocol.buffers import BufferPool
     from protocol.process.state import StateFolder
     from protocol.replay import ReplayCap
+    from protocol.wire.buffers import BufferPool
 
 CONFIG_FILE: Final = "agent.toml"
 

@@ -23,11 +23,11 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from protocol.invitation import MAX_HOSTS
-from protocol.noise import KEY_SIZE, StaticKey
 from protocol.process.address import HostPort, parse_host_port
 from protocol.process.config import ConfigError, each, load
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.invitation import MAX_HOSTS
+from protocol.wire.noise import KEY_SIZE, StaticKey
 from relay_agent.attachment import Relay
 from relay_agent.config import ServiceTable
 from relay_agent.services import Service

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
-from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, ROTATION, Hello, Welcome
-from protocol.invitation import Invitation
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed, say
 from protocol.replay import ReplayCap
 from protocol.session import Session
 from protocol.transport.link import Link
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import CloseCode
+from protocol.wire.hello import ID_SIZE, ROTATION, Hello, Welcome
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import StaticKey
 from relay_agent.attachment import SOFTWARE, Relay, attach
 from relay_agent.dial import DialFailed, dial
 from relay_agent.enrolment import Enrolment, load_or_make_key, save_enrolment

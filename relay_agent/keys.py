@@ -21,11 +21,11 @@ from dataclasses import replace
 from typing import Final
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
-from protocol.hello import Hello, Welcome
 from protocol.process.address import HostPort, parse_host_port
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.link import Link
+from protocol.wire.hello import Hello, Welcome
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay, attach
 from relay_agent.own import OwnKeys
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.noise import StaticKey
 from protocol.process.state import StateFolder
+from protocol.wire.noise import StaticKey
 from relay_agent.enrolment import FORMER_FILE, KEY_FILE, load_key, parse_key
 
 _ACCEPTED: Final = "accepted"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import LinkDenied
-from protocol.hello import Welcome
+from protocol.wire.hello import Welcome
 from relay_agent.config import AgentConfig
 from relay_agent.enrolment import Enrolment
 from relay_agent.own import OwnKeys

@@ -9,7 +9,6 @@ from typing import Final
 
 import trio
 
-from protocol.buffers import BufferPool
 from protocol.errors import RefusalCode, ResetCode
 from protocol.events import (
     Event,
@@ -18,12 +17,13 @@ from protocol.events import (
     PublicationRefused,
     StreamOpened,
 )
-from protocol.frame import CloseCode, Refused
 from protocol.process.logs import event
 from protocol.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import send_all
 from protocol.transport.splice import Splice
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import CloseCode, Refused
 from relay_agent.proxy_protocol import header
 from relay_agent.services import Service
 from relay_agent.target import dial_target

@@ -10,10 +10,10 @@ from typing import Final
 import trio
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
-from protocol.hello import ID_SIZE, INQUIRY, Hello
 from protocol.process.address import is_address
 from protocol.process.examination import WRITTEN, Finding, failed, note, ok
 from protocol.process.layout import milliseconds
+from protocol.wire.hello import ID_SIZE, INQUIRY, Hello
 from relay_agent.attachment import SOFTWARE
 from relay_agent.dial import DialFailed, dial, look_up
 from relay_agent.keys import Keys

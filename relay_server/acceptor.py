@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import trio
 
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError
-from protocol.hello import Denial
 from protocol.process.address import HostPort
 from protocol.process.brake import Brake
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
+from protocol.wire.hello import Denial
 from relay_server.agents import Agents
 from relay_server.containment import contained
 from relay_server.doorway import Caller, Doorway

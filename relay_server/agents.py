@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol import __version__
-from protocol.body import Fields
-from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkLost, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
-from protocol.frame import CloseCode
-from protocol.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
 from protocol.liveness import LATE
 from protocol.process.address import HostPort
 from protocol.process.logs import event
@@ -29,6 +25,10 @@ from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
 from protocol.transport.waiting import wait_until
+from protocol.wire.body import Fields
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import CloseCode
+from protocol.wire.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
 from relay_server.containment import contained
 from relay_server.kept import KeptSockets
 from relay_server.keys import RelayKeys

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from protocol.invitation import MAX_HOSTS
 from protocol.process.address import HostPort, is_address, parse_host_port
 from protocol.process.config import (
     between,
@@ -21,6 +20,7 @@ from protocol.process.config import (
     parse_size,
 )
 from protocol.process.limits import descriptor_limit
+from protocol.wire.invitation import MAX_HOSTS
 from relay_server.networks import Admission, Networks, parse_network, parse_networks
 from relay_server.rules import GuardTable, Rules, check_patterns, rules_for
 

@@ -19,17 +19,17 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from protocol.body import Fields
 from protocol.errors import RemoteProtocolError, ResetCode, SessionLost
-from protocol.frame import MAX_STREAM, CloseCode, Publish
-from protocol.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
-from protocol.noise import KEY_SIZE
 from protocol.process import handover
 from protocol.process.config import ConfigError
 from protocol.process.handover import STATE, Named, StateUnreadable
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.saved import export
+from protocol.wire.body import Fields
+from protocol.wire.frame import MAX_STREAM, CloseCode, Publish
+from protocol.wire.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
+from protocol.wire.noise import KEY_SIZE
 from relay_server.presence import Presence
 from relay_server.takeover import DISPLACED_KEPT
 

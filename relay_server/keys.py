@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from protocol.noise import StaticKey
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.noise import StaticKey
 from relay_server.registry import FILE as REGISTRY
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from protocol.body import Fields
 from protocol.errors import RefusalCode
-from protocol.frame import Publish
-from protocol.hello import MAX_TEXT
 from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.transport.endpoint import Endpoint
+from protocol.wire.body import Fields
+from protocol.wire.frame import Publish
+from protocol.wire.hello import MAX_TEXT
 from relay_server.kept import KeptSockets
 from relay_server.listeners import Listener, PortUnavailable
 from relay_server.presence import Presence

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protocol.frame import CloseCode
 from protocol.process.address import HostPort
 from protocol.process.history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
+from protocol.wire.frame import CloseCode
 from relay_server.gate import Gate
 from relay_server.listeners import Listener
 from relay_server.takeover import Tenure

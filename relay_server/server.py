@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol import __version__
-from protocol.frame import CloseCode
 from protocol.process import control
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
@@ -27,6 +26,7 @@ from protocol.process.logs import event
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify
 from protocol.process.terminal import Terminal
+from protocol.wire.frame import CloseCode
 from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents

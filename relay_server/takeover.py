@@ -24,7 +24,7 @@ import enum
 from collections import deque
 from dataclasses import dataclass, field
 
-from protocol.hello import Hello
+from protocol.wire.hello import Hello
 
 # Displaced instances remembered: each is a process that once held the key while another came. More
 # than a few means copied keys in a number that the log has long told of.

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from protocol.body import Fields
 from protocol.errors import ResetCode, SessionLost
-from protocol.frame import MAX_STREAM
 from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
+from protocol.wire.body import Fields
+from protocol.wire.frame import MAX_STREAM
 from relay_server.containment import contained
 from relay_server.gate import Gate
 from relay_server.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown

@@ -30,8 +30,8 @@ from typing import Final, NoReturn, TypeAlias
 import msgpack
 import trio
 
-from protocol.body import Fields
 from protocol.process.systemd import notify, take_descriptors
+from protocol.wire.body import Fields
 
 # Rises with every change of what either side leaves: protocol.saved, Splice.export, and the modules
 # named handover.

@@ -11,12 +11,12 @@ from typing import Final
 
 import trio
 
-from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
 from protocol.events import Event, StreamFinished, StreamReset
 from protocol.session import Session
 from protocol.transport.link import Link
 from protocol.transport.splice import Splice
+from protocol.wire.buffers import BufferPool
 
 _UNKNOWN: Final[Mapping[str, object]] = {}
 

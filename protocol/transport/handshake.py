@@ -17,7 +17,6 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from protocol import frame as wire
 from protocol.errors import (
     DenialCode,
     LinkDenied,
@@ -26,8 +25,11 @@ from protocol.errors import (
     NoAnswer,
     RemoteProtocolError,
 )
-from protocol.frame import HEADER_SIZE, FrameType
-from protocol.hello import (
+from protocol.transport.link import BATCH, Link
+from protocol.transport.sockets import prepare_link, receive_exactly, send_all
+from protocol.wire import frame as wire
+from protocol.wire.frame import HEADER_SIZE, FrameType
+from protocol.wire.hello import (
     MAX_HELLO,
     PREFACE_SIZE,
     VERSION,
@@ -38,10 +40,8 @@ from protocol.hello import (
     decode_preface,
     encode_preface,
 )
-from protocol.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
-from protocol.record import Opener, Sealer, lazy_area
-from protocol.transport.link import BATCH, Link
-from protocol.transport.sockets import prepare_link, receive_exactly, send_all
+from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
+from protocol.wire.record import Opener, Sealer, lazy_area
 
 # Eight full records a receive: as many as a fast link sends at once. Untouched, it takes no memory.
 RECEIVE_AREA: Final = BATCH

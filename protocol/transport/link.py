@@ -19,17 +19,17 @@ from typing import Final
 
 import trio
 
-from protocol.buffers import Pool
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
 from protocol.events import DataReceived, Event
 from protocol.intake import BURST_FRAMES
 from protocol.liveness import Verdict
-from protocol.noise import Buffer
-from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
 from protocol.session import Session
 from protocol.transport.pace import INTERVAL, Pace
 from protocol.transport.sockets import limit_unsent, reset_on_close
 from protocol.transport.tcpinfo import tcp_info, unacked, unsent
+from protocol.wire.buffers import Pool
+from protocol.wire.noise import Buffer
+from protocol.wire.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
-from protocol.record import RECORD_OVERHEAD
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
+from protocol.wire.record import RECORD_OVERHEAD
 
 # At most this long does what is sent at once take to leave: a tenth of what a typist notices.
 SPAN: Final = 0.005

@@ -30,16 +30,16 @@ from typing import Final
 
 import trio
 
-from protocol.body import Fields
-from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_WINDOW
-from protocol.hello import U64_MAX
 from protocol.intake import BURST_FRAMES
-from protocol.record import lazy_area
 from protocol.session import Session
 from protocol.transport.link import TURN_BYTES
 from protocol.transport.sockets import close_finished
+from protocol.wire.body import Fields
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_WINDOW
+from protocol.wire.hello import U64_MAX
+from protocol.wire.record import lazy_area
 
 # How long a socket may go on sending to a stream that was reset after all was delivered to it: the
 # kernel's own limit for an orphan in FIN-WAIT-2 (tcp_fin_timeout).

@@ -9,9 +9,9 @@ from typing import Final
 
 import trio
 
-from protocol.invitation import Invitation, InvitationError
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
+from protocol.wire.invitation import Invitation, InvitationError
 from relay_agent import join
 from relay_agent.commands.options import LOCK_FILE, configure_logs, read_services
 from relay_agent.config import load_config

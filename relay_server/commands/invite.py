@@ -8,12 +8,12 @@ import secrets
 import time
 from typing import Any, Final
 
-from protocol.invitation import TOKEN_SIZE, Invitation
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed, hint, say
 from protocol.process.config import ConfigError, between, parse_duration
 from protocol.process.layout import span
 from protocol.process.state import StateFolder
+from protocol.wire.invitation import TOKEN_SIZE, Invitation
 from relay_server.commands.options import (
     add_command,
     add_host_option,

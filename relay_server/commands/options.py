@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
-from protocol.invitation import MAX_HOSTS
 from protocol.process.command import add_log_options
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
+from protocol.wire.invitation import MAX_HOSTS
 from relay_server.config import Host, parse_host
 from relay_server.networks import Admission, Networks, parse_network
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.hello import VERSION, encode_preface
-from protocol.invitation import Invitation
-from protocol.noise import Handshake, StaticKey, Suite
+from protocol.wire.hello import VERSION, encode_preface
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import Handshake, StaticKey, Suite
 
 from .conftest import House
 from .harness import (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from protocol.noise import StaticKey
 from protocol.process.state import StateFolder
+from protocol.wire.noise import StaticKey
 
 from .conftest import House
 from .harness import (

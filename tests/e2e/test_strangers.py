@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.invitation import Invitation
-from protocol.noise import Handshake, StaticKey, Suite
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import Handshake, StaticKey, Suite
 
 from .conftest import House
 from .harness import (

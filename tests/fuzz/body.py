@@ -12,8 +12,8 @@ from unittest import mock
 import msgpack
 from msgpack import fallback
 
-from protocol.body import MAX_BODY, Fields, decode_map
 from protocol.errors import RemoteProtocolError
+from protocol.wire.body import MAX_BODY, Fields, decode_map
 
 _UNPACKERS: Final = (msgpack.unpackb, fallback.unpackb)
 # What a body may hold, and how it is asked for. One name a type, so that a seed can hold all.

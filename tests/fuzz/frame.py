@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from protocol import frame as wire
 from protocol.errors import RemoteProtocolError
-from protocol.frame import (
+from protocol.wire import frame as wire
+from protocol.wire.frame import (
     HEADER_SIZE,
     MAX_REASON,
     MAX_STREAM,

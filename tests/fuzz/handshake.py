@@ -14,11 +14,19 @@ from typing import Any, Final, TypeVar, cast
 from unittest import mock
 
 from protocol.errors import LinkDenied, LinkLost, RemoteProtocolError
-from protocol.hello import MAX_HELLO, PREFACE_SIZE, VERSION, Hello, Limits, Welcome, encode_preface
-from protocol.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
-from protocol.record import RECORD_OVERHEAD, Sealer
 from protocol.transport.handshake import Arrival, initiate, respond
 from protocol.transport.link import Link
+from protocol.wire.hello import (
+    MAX_HELLO,
+    PREFACE_SIZE,
+    VERSION,
+    Hello,
+    Limits,
+    Welcome,
+    encode_preface,
+)
+from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
+from protocol.wire.record import RECORD_OVERHEAD, Sealer
 from tests.fuzz.choices import Choices
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.errors import RemoteProtocolError
-from protocol.hello import (
+from protocol.wire.hello import (
     MAX_FEATURE,
     MAX_FEATURES,
     MAX_PORTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.invitation import Invitation, InvitationError, _checksum, _to_base32
+from protocol.wire.invitation import Invitation, InvitationError, _checksum, _to_base32
 from tests.fuzz.choices import Choices
 
 

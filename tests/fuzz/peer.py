@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from unittest import mock
 
-from protocol import frame as wire
 from protocol import session as session_module
-from protocol.buffers import BufferPool
 from protocol.errors import RemoteProtocolError, ResetCode, SessionLost
 from protocol.events import (
     DataReceived,
@@ -23,10 +21,12 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, CloseCode, FrameType
 from protocol.liveness import Verdict as Life
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
+from protocol.wire import frame as wire
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, CloseCode, FrameType
 from tests.fuzz.choices import Choices
 from tests.fuzz.rules import Rules, Verdict
 from tests.unit.protocol.pair import SMALL, SOURCE

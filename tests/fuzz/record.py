@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from protocol.errors import RemoteProtocolError
-from protocol.noise import CipherState, Suite
-from protocol.record import (
+from protocol.wire.noise import CipherState, Suite
+from protocol.wire.record import (
     LENGTH,
     MAX_FRAME,
     MAX_RECORD,

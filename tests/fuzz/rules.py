@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from protocol import frame as wire
 from protocol.errors import RemoteProtocolError
-from protocol.frame import HEADER_SIZE, MAX_WINDOW, FrameType
+from protocol.wire import frame as wire
+from protocol.wire.frame import HEADER_SIZE, MAX_WINDOW, FrameType
 
 MAX_LIVE: Final = 1024  # publications
 _FROM_RELAY: Final = {FrameType.PUBLISHED, FrameType.REFUSED, FrameType.OPEN}

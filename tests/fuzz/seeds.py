@@ -13,14 +13,14 @@ from unittest import mock
 
 import msgpack
 
-from protocol import frame as wire
 from protocol.errors import DenialCode, ResetCode
 from protocol.events import Event
-from protocol.frame import HEADER_SIZE, CloseCode, FrameType
-from protocol.hello import Denial, Hello, Resume, Welcome, encode_preface
-from protocol.invitation import Invitation
-from protocol.noise import Buffer, Suite
 from protocol.session import Session
+from protocol.wire import frame as wire
+from protocol.wire.frame import HEADER_SIZE, CloseCode, FrameType
+from protocol.wire.hello import Denial, Hello, Resume, Welcome, encode_preface
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import Buffer, Suite
 from tests.fuzz import peer
 from tests.fuzz.handshake import HELLO, RELAY
 from tests.fuzz.record import record_seed

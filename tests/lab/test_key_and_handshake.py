@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from protocol import frame as wire
 from protocol.errors import DenialCode, LinkDenied, LinkLost
-from protocol.frame import FrameType
-from protocol.hello import PREFACE_SIZE, Hello, Limits, Resume, Welcome
-from protocol.invitation import Invitation
-from protocol.noise import StaticKey, Suite
 from protocol.process.state import StateFolder
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
+from protocol.wire import frame as wire
+from protocol.wire.frame import FrameType
+from protocol.wire.hello import PREFACE_SIZE, Hello, Limits, Resume, Welcome
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import StaticKey, Suite
 from relay_agent.enrolment import load_enrolment, load_key
 from tests.e2e.harness import LIMIT, ProcessUnderTest, eventually
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
-from protocol.hello import Hello, Welcome
-from protocol.noise import StaticKey
 from protocol.process.state import StateError, StateFolder
 from protocol.transport.link import Link
+from protocol.wire.hello import Hello, Welcome
+from protocol.wire.noise import StaticKey
 from relay_agent import keys as agent_module
 from relay_agent.attachment import Relay
 from relay_agent.enrolment import load_or_make_key, save_enrolment

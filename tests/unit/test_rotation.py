@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from protocol.errors import NoAnswer
-from protocol.hello import Limits, Welcome
-from protocol.noise import StaticKey
 from protocol.process.state import StateError, StateFolder
 from protocol.transport.link import Link
+from protocol.wire.hello import Limits, Welcome
+from protocol.wire.noise import StaticKey
 from relay_agent import keys as agent_module
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 
 import msgpack
 
-from protocol.body import Fields
-from protocol.buffers import BufferPool
 from protocol.errors import ResetCode
 from protocol.events import (
     DataReceived,
@@ -30,14 +28,16 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
-from protocol.hello import Limits
 from protocol.intake import BURST_FRAMES
 from protocol.liveness import Verdict
 from protocol.replay import ReplayCap
 from protocol.saved import export, restore
 from protocol.session import Session, SessionOptions
 from protocol.stream import End, Sent, Stream
+from protocol.wire.body import Fields
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
+from protocol.wire.hello import Limits
 
 SOURCE = ("203.0.113.9", 4711)
 _PERIOD = 65537

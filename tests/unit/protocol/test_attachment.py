@@ -4,8 +4,8 @@ import math
 
 from protocol.acks import ACK_DELAY, ACK_FRAMES, Acks
 from protocol.attachment import Attachment
-from protocol.frame import CloseCode
 from protocol.liveness import Verdict
+from protocol.wire.frame import CloseCode
 
 NOW = 1000.0
 

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.buffers import BufferPool
 from protocol.errors import LocalProtocolError
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
 from protocol.intake import BURST_FRAMES, Intake
 from protocol.outbox import Outbox
 from protocol.replay import STREAM_RESERVE, Budget, ReplayCap
 from protocol.stream import End, Stream
 from protocol.window import ReceiveWindow, SendWindow
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
 
 MIB = 1024 * 1024
 

@@ -15,13 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from protocol.buffers import BufferPool
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
 from protocol.intake import BURST_FRAMES, Intake
 from protocol.outbox import Outbox
 from protocol.replay import Budget, ReplayCap
 from protocol.stream import Stream
 from protocol.window import ReceiveWindow, SendWindow
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
 from tests.unit.protocol.test_session_model import MODEL
 
 KIB = 1024

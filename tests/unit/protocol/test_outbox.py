@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from protocol.buffers import SPARE_FRAMES, BufferPool
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
 from protocol.outbox import COPY_BELOW, Outbox
 from protocol.replay import FRAME_OVERHEAD, STREAM_RESERVE, Budget, ReplayCap
 from protocol.stream import Stream
 from protocol.window import ReceiveWindow, SendWindow
+from protocol.wire.buffers import SPARE_FRAMES, BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
 
 MIB = 1024 * 1024
 FIN = bytes.fromhex("08 00000001")

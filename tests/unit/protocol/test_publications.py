@@ -9,8 +9,8 @@ from protocol.events import (
     PublicationWithdrawn,
     PublishRequested,
 )
-from protocol.frame import Publish, Published, Refused, Unpublish
 from protocol.publications import MAX_LIVE, Publications
+from protocol.wire.frame import Publish, Published, Refused, Unpublish
 
 ID, SERVICE, PORT = b"\xa2id", b"\xa7service", b"\xa4port"
 CODE, REASON = b"\xa4code", b"\xa6reason"

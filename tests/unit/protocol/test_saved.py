@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.body import Fields
 from protocol.errors import LocalProtocolError, ResetCode, SessionLost
 from protocol.saved import export, restore
 from protocol.session import Session
+from protocol.wire.body import Fields
 from tests.unit.protocol.pair import LARGE, SMALL, Pair, Side
 
 

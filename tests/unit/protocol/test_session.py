@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.acks import ACK_DELAY, ACK_FRAMES
-from protocol.buffers import BufferPool
 from protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode, SessionLost
 from protocol.events import (
     DataReceived,
@@ -24,13 +23,14 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_STREAM, MAX_WINDOW, CloseCode
-from protocol.hello import Limits
 from protocol.liveness import Verdict
 from protocol.outbox import CONTROL_HEADROOM
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
 from protocol.stream import End
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_STREAM, MAX_WINDOW, CloseCode
+from protocol.wire.hello import Limits
 from tests.unit.protocol.pair import SMALL, SOURCE, Pair, Profile
 
 PUBLISH, PUBLISHED, REFUSED, UNPUBLISH, OPEN = 1, 2, 3, 4, 5

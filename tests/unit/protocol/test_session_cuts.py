@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from protocol.errors import RemoteProtocolError, ResetCode
-from protocol.noise import CipherState, Suite
-from protocol.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
+from protocol.wire.noise import CipherState, Suite
+from protocol.wire.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
 from tests.unit.protocol.pair import Pair, Profile, Side
 
 PROFILE = Profile(

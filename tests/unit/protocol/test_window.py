@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.frame import MAX_WINDOW
 from protocol.window import MIN_RTT_FLOOR, ReceiveWindow, SendWindow
+from protocol.wire.frame import MAX_WINDOW
 
 
 def test_credit_is_used_to_the_last_byte_and_no_further() -> None:

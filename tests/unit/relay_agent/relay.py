@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import trio
 
-from protocol.buffers import BufferPool
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError, SessionLost
 from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
-from protocol.frame import Publish
-from protocol.hello import Denial, Hello, Limits, Welcome
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival, respond
 from protocol.transport.sockets import prepare_spliced
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import Publish
+from protocol.wire.hello import Denial, Hello, Limits, Welcome
+from protocol.wire.noise import StaticKey
 from relay_agent.attachment import Relay
 
 LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)

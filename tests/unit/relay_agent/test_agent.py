@@ -16,15 +16,15 @@ import trio.lowlevel
 import trio.testing
 
 from protocol.errors import DenialCode, ResetCode
-from protocol.frame import CloseCode
-from protocol.hello import PREFACE_SIZE, Denial, decode_preface
-from protocol.noise import Handshake, StaticKey
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET, ask
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.process.terminal import Terminal
 from protocol.transport.sockets import prepare_link, receive_exactly, send_all
+from protocol.wire.frame import CloseCode
+from protocol.wire.hello import PREFACE_SIZE, Denial, decode_preface
+from protocol.wire.noise import Handshake, StaticKey
 from relay_agent import agent as module
 from relay_agent import process
 from relay_agent.agent import RETRY, Agent

@@ -10,10 +10,10 @@ import trio
 import trio.testing
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
-from protocol.hello import Hello
-from protocol.noise import StaticKey, Suite
 from protocol.process.address import HostPort
 from protocol.transport.link import Link
+from protocol.wire.hello import Hello
+from protocol.wire.noise import StaticKey, Suite
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay, attach, preferred_suite
 from tests.ports import free_port
 from tests.unit.relay_agent.relay import LIMITS, TestRelay

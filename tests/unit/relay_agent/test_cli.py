@@ -17,10 +17,10 @@ import pytest
 import relay_agent.join
 import relay_agent.process
 from protocol import __version__
-from protocol.invitation import Invitation
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed
 from protocol.process.state import StateFolder
+from protocol.wire.invitation import Invitation
 from relay_agent.attachment import Relay
 from relay_agent.cli import command_line
 from relay_agent.commands.join import MAX_PASTED

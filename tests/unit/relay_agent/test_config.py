@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from protocol.buffers import BufferPool
-from protocol.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MAX_STREAMS, MIN_WINDOW, Limits
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.replay import ReplayCap
+from protocol.wire.buffers import BufferPool
+from protocol.wire.hello import (
+    MAX_SESSION_WINDOW,
+    MAX_STREAM_WINDOW,
+    MAX_STREAMS,
+    MIN_WINDOW,
+    Limits,
+)
 from relay_agent.config import CONFIG_FILE, AgentConfig, ServiceTable, check_distinct, load_config
 from relay_agent.services import Service
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import trio
 
-from protocol import frame as wire
 from protocol.errors import RefusalCode, ResetCode
 from protocol.process.address import HostPort
+from protocol.wire import frame as wire
 from relay_agent import serving as module
 from relay_agent.agent import Agent
 from relay_agent.config import AgentConfig

@@ -11,14 +11,14 @@ import trio
 import trio.testing
 
 from protocol.errors import DenialCode, RefusalCode
-from protocol.frame import CloseCode, Publish
-from protocol.hello import Denial
-from protocol.invitation import Invitation
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.transport.endpoint import Endpoint
+from protocol.wire.frame import CloseCode, Publish
+from protocol.wire.hello import Denial
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import StaticKey
 from relay_agent import join as module
 from relay_agent.config import AgentConfig
 from relay_agent.enrolment import load_enrolment, load_key

@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
-from protocol.hello import Denial, Hello, Welcome
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.state import StateError
+from protocol.wire.hello import Denial, Hello, Welcome
+from protocol.wire.noise import StaticKey
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys
 from relay_agent.own import OwnKeys

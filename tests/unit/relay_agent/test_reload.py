@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.noise import StaticKey
 from relay_agent.attachment import Relay
 from relay_agent.commands import reload as reload_command
 from relay_agent.config import AgentConfig

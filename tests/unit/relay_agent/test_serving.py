@@ -8,15 +8,15 @@ import pytest
 import trio
 import trio.testing
 
-from protocol import frame as wire
-from protocol.buffers import BufferPool
 from protocol.errors import LinkLost, RefusalCode, ResetCode, SessionLost
-from protocol.frame import CloseCode
-from protocol.hello import Hello
-from protocol.noise import StaticKey
 from protocol.replay import ReplayCap
 from protocol.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
+from protocol.wire import frame as wire
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import CloseCode
+from protocol.wire.hello import Hello
+from protocol.wire.noise import StaticKey
 from relay_agent import serving as module
 from relay_agent.attachment import attach
 from relay_agent.config import AgentConfig

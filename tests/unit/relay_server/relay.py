@@ -20,17 +20,17 @@ from typing import Any
 import pytest
 import trio
 
-from protocol.buffers import BufferPool
 from protocol.errors import LinkLost, SessionLost
 from protocol.events import Event, PublicationConfirmed, PublicationRefused, StreamOpened
-from protocol.frame import CloseCode, Refused
-from protocol.hello import Hello, Resume, Welcome
-from protocol.noise import StaticKey, Suite
 from protocol.process.state import StateFolder
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
 from protocol.transport.sockets import prepare_spliced
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import CloseCode, Refused
+from protocol.wire.hello import Hello, Resume, Welcome
+from protocol.wire.noise import StaticKey, Suite
 from relay_server import containment
 from relay_server.accept import accept_forever, listen
 from relay_server.acceptor import Acceptor

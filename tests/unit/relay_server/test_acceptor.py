@@ -16,11 +16,11 @@ import trio
 import trio.testing
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
-from protocol.hello import encode_preface
-from protocol.noise import Handshake, StaticKey, Suite
 from protocol.process.brake import LINES, PERIOD
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
+from protocol.wire.hello import encode_preface
+from protocol.wire.noise import Handshake, StaticKey, Suite
 from relay_server.acceptor import REGISTRY_RETRY, Failure
 from relay_server.registry import Agent
 from tests.unit.relay_server.relay import (

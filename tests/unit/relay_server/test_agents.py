@@ -10,14 +10,14 @@ import trio
 import trio.testing
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
-from protocol.frame import CloseCode
-from protocol.hello import INQUIRY, Resume
 from protocol.liveness import DEAD_AFTER, LATE
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival
 from protocol.transport.sockets import receive_exactly, send_all
+from protocol.wire.frame import CloseCode
+from protocol.wire.hello import INQUIRY, Resume
+from protocol.wire.noise import StaticKey
 from relay_server.agents import DUPLICATE_RETRY, PROBE_SECONDS, Agents
 from relay_server.registry import Registry
 from tests.unit.relay_server.relay import (

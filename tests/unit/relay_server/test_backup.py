@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
+from protocol.wire.noise import StaticKey
 from relay_server.backup import is_unknown, pack, put, unpack
 from relay_server.config import FILE as CONFIG
 from relay_server.keys import KEY, load_or_make, rotate

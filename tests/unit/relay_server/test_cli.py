@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from protocol.invitation import Invitation
-from protocol.noise import StaticKey
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET
 from protocol.process.command import CommandFailed
 from protocol.process.layout import span
 from protocol.process.state import StateFolder
+from protocol.wire.invitation import Invitation
+from protocol.wire.noise import StaticKey
 from relay_server import cli
 from relay_server.__main__ import main as entry_point
 from relay_server.commands import invite, rotate_key, upgrade

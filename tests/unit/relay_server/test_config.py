@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
+from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW
 from relay_server.config import (
     FILE,
     Host,

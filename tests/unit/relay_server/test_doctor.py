@@ -12,12 +12,12 @@ import pytest
 import trio.testing
 
 from protocol import __version__
-from protocol.noise import StaticKey
 from protocol.process import examination
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed
 from protocol.process.examination import Finding, Verdict
 from protocol.process.state import StateFolder
+from protocol.wire.noise import StaticKey
 from relay_server import doctor
 from relay_server.accept import listen
 from relay_server.commands.state import LOCK

@@ -14,11 +14,11 @@ import pytest
 import trio
 
 from protocol.events import PeerClosing
-from protocol.frame import CloseCode
 from protocol.process import handover as carriers
 from protocol.process.config import ConfigError
 from protocol.process.handover import STATE, Named, read_state, write_state
 from protocol.transport.link import Link
+from protocol.wire.frame import CloseCode
 from relay_server import handover
 from relay_server.handover import VISITOR, Found
 from relay_server.kept import KeptSockets

@@ -7,11 +7,11 @@ import socket
 import pytest
 import trio
 
-from protocol import frame as wire
 from protocol.errors import LinkDenied, LinkLost, RefusalCode, ResetCode
-from protocol.frame import FrameType
-from protocol.hello import Hello
 from protocol.process import logs
+from protocol.wire import frame as wire
+from protocol.wire.frame import FrameType
+from protocol.wire.hello import Hello
 from tests.unit.relay_server.relay import (
     Relay,
     Router,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocol.noise import StaticKey
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.noise import StaticKey
 from relay_server import keys as module
 from relay_server.keys import (
     KEY,

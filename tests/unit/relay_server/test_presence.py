@@ -4,9 +4,9 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.buffers import BufferPool
-from protocol.hello import Hello
 from protocol.transport.endpoint import Endpoint
+from protocol.wire.buffers import BufferPool
+from protocol.wire.hello import Hello
 from relay_server.gate import Gate
 from relay_server.guard import Caps, Guard
 from relay_server.listeners import Listener

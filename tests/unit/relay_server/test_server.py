@@ -17,12 +17,12 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.noise import StaticKey
 from protocol.process import control
 from protocol.process.address import HostPort
 from protocol.process.ask import SOCKET, ask
 from protocol.process.command import CommandFailed
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.noise import StaticKey
 from relay_server import kept, server
 from relay_server.accept import listen
 from relay_server.agents import Agents

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.hello import Hello, Resume
+from protocol.wire.hello import Hello, Resume
 from relay_server.takeover import DISPLACED_KEPT, Decision, Tenure
 from tests.unit.transport.ends import LIMITS
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 
 import trio
 
-from protocol.buffers import BufferPool
 from protocol.errors import LinkLost, SessionLost
 from protocol.events import Event, PublishRequested, StreamOpened
-from protocol.hello import Hello, Limits, Resume, Welcome
-from protocol.noise import StaticKey, Suite
 from protocol.replay import ReplayCap
 from protocol.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate, respond
 from protocol.transport.link import Link
 from protocol.transport.sockets import prepare_spliced
+from protocol.wire.buffers import BufferPool
+from protocol.wire.hello import Hello, Limits, Resume, Welcome
+from protocol.wire.noise import StaticKey, Suite
 
 
 async def until(condition: Callable[[], bool]) -> None:

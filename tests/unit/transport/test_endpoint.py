@@ -6,12 +6,12 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.buffers import BufferPool
 from protocol.errors import LocalProtocolError, ResetCode, SessionLost
 from protocol.events import PublicationConfirmed, StreamOpened
-from protocol.frame import HEADER_SIZE
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
+from protocol.wire.buffers import BufferPool
+from protocol.wire.frame import HEADER_SIZE
 from tests.unit.transport.ends import new_session, tcp_pair, two_ends, until
 from tests.unit.transport.test_splice import LIMIT, is_reset, receive_to_end
 

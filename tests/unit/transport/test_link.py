@@ -9,14 +9,14 @@ import pytest
 import trio
 import trio.testing
 
-from protocol import frame as wire
 from protocol.errors import LinkLost, RemoteProtocolError, SessionLost
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
-from protocol.record import RECORD_OVERHEAD
 from protocol.transport import link as link_module
 from protocol.transport.link import Link
 from protocol.transport.sockets import receive_exactly, reset_on_close, send_all
 from protocol.transport.tcpinfo import TcpInfo
+from protocol.wire import frame as wire
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
+from protocol.wire.record import RECORD_OVERHEAD
 from tests.unit.transport.ends import cancelled_at, check_pool, two_ends, until
 from tests.unit.transport.test_splice import LIMIT, receive_to_end, reset, until_over
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.frame import HEADER_SIZE, MAX_PAYLOAD
-from protocol.record import RECORD_OVERHEAD
 from protocol.transport.pace import LOOKS, SPAN, UNKNOWN, UNSENT_MOST, Pace
+from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
+from protocol.wire.record import RECORD_OVERHEAD
 
 MOST = 512 * 1024
 SEGMENT = 1448

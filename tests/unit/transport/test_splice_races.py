@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from protocol.frame import HEADER_SIZE
 from protocol.transport.sockets import send_all
+from protocol.wire.frame import HEADER_SIZE
 from tests.unit.transport.ends import two_ends, until
 from tests.unit.transport.test_splice import LIMIT, is_reset, reset
 

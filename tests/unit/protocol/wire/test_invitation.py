@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protocol.invitation import MAX_HOSTS, TOKEN_SIZE, Invitation, InvitationError
+from protocol.wire.invitation import MAX_HOSTS, TOKEN_SIZE, Invitation, InvitationError
 
 KEY = bytes(range(32))
 TOKEN = bytes(range(100, 116))

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import noise
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.noise import TAG_SIZE, CipherState, Suite
-from protocol.record import (
+from protocol.wire import noise
+from protocol.wire.noise import TAG_SIZE, CipherState, Suite
+from protocol.wire.record import (
     MAX_CIPHERTEXT,
     MAX_FRAME,
     MAX_RECORD,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.body import MAX_BODY, MAX_ELEMENTS, Fields, decode_map, encode_map, printable
 from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.wire.body import MAX_BODY, MAX_ELEMENTS, Fields, decode_map, encode_map, printable
 
 scalars = (
     st.none()

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from protocol.noise import KEY_SIZE
+from protocol.wire.noise import KEY_SIZE
 
 TOKEN_SIZE: Final = 16  # 128 bits: cannot be guessed within the hour that it lives
 MAX_HOSTS: Final = 8  # an invitation should still fit a few terminal lines

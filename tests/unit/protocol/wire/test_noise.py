@@ -10,9 +10,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import noise
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.noise import KEY_SIZE, MAX_MESSAGE, TAG_SIZE, CipherState, Handshake, StaticKey, Suite
+from protocol.wire import noise
+from protocol.wire.noise import (
+    KEY_SIZE,
+    MAX_MESSAGE,
+    TAG_SIZE,
+    CipherState,
+    Handshake,
+    StaticKey,
+    Suite,
+)
 
 NAMES = {
     Suite.AESGCM: "Noise_XK_25519_AESGCM_SHA256",
@@ -37,7 +45,7 @@ each_suite = pytest.mark.parametrize("suite", list(Suite))
 
 def load_vectors() -> list[Any]:
     """noise_xk.json names its two sources; it holds those of their vectors that concern us."""
-    path = Path(__file__).parents[2] / "vectors" / "noise_xk.json"
+    path = Path(__file__).parents[3] / "vectors" / "noise_xk.json"
     vectors = json.loads(path.read_text(encoding="utf-8"))
     return [
         pytest.param(vector, id=f"{source}-{vector['protocol_name']}")

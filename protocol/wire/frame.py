@@ -15,9 +15,9 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.body import decode_map, encode_map, printable
 from protocol.errors import RemoteProtocolError
-from protocol.record import MAX_FRAME
+from protocol.wire.body import decode_map, encode_map, printable
+from protocol.wire.record import MAX_FRAME
 
 HEADER: Final = struct.Struct(">BI")
 HEADER_SIZE: Final = HEADER.size
@@ -209,7 +209,7 @@ def close(code: CloseCode) -> bytes:
 
 
 def link_frame(kind: FrameType, body: bytes) -> bytes:
-    """WELCOME or DENIED, whose bodies `protocol.hello` encodes."""
+    """WELCOME or DENIED, whose bodies `protocol.wire.hello` encodes."""
     return HEADER.pack(kind, 0) + body
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from protocol.record import MAX_FRAME
+from protocol.wire.record import MAX_FRAME
 
 # 64 spare frames are 4 MiB: what one fast stream has in flight on a LAN. More only hides memory.
 SPARE_FRAMES: Final = 64

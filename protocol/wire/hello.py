@@ -19,10 +19,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from protocol.body import Fields, decode_map, encode_map, printable
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.invitation import MAX_HOSTS
-from protocol.noise import KEY_SIZE, TAG_SIZE, Buffer, Suite
+from protocol.wire.body import Fields, decode_map, encode_map, printable
+from protocol.wire.invitation import MAX_HOSTS
+from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Buffer, Suite
 
 MAGIC: Final = b"SRLY"
 VERSION: Final = 1

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 
 from protocol.errors import RemoteProtocolError
-from protocol.noise import KEY_SIZE, MAX_MESSAGE, TAG_SIZE, CipherState, Handshake, StaticKey, Suite
+from protocol.wire.noise import (
+    KEY_SIZE,
+    MAX_MESSAGE,
+    TAG_SIZE,
+    CipherState,
+    Handshake,
+    StaticKey,
+    Suite,
+)
 
 NAMES = {
     Suite.AESGCM: b"Noise_XK_25519_AESGCM_SHA256",

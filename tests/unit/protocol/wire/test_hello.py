@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import DenialCode, LocalProtocolError, RemoteProtocolError
-from protocol.hello import (
+from protocol.wire.hello import (
     MAX_HELLO,
     PREFACE_SIZE,
     VERSION,
@@ -23,7 +23,7 @@ from protocol.hello import (
     decode_preface,
     encode_preface,
 )
-from protocol.noise import Handshake, StaticKey, Suite
+from protocol.wire.noise import Handshake, StaticKey, Suite
 
 KIB, MIB = 1024, 1024 * 1024
 U64 = 2**64 - 1

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import frame as wire
 from protocol.errors import RemoteProtocolError
-from protocol.frame import CloseCode, FrameType, Open, Publish, Published, Refused, Unpublish
+from protocol.wire import frame as wire
+from protocol.wire.frame import CloseCode, FrameType, Open, Publish, Published, Refused, Unpublish
 
 PUBLISH = bytes.fromhex("01 00000000 83 a26964 07 a773657276696365 a3737368 a4706f7274 cd2b67")
 PUBLISHED = bytes.fromhex("02 00000000 82 a26964 07 a4706f7274 cd2b67")
