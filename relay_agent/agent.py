@@ -28,8 +28,8 @@ from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.address import HostPort, is_address
 from protocol.process.history import LinkHistory
 from protocol.process.logs import event
-from protocol.replay import ReplayCap
-from protocol.session import Session
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from protocol.transport.waiting import wait_until

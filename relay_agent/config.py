@@ -30,14 +30,14 @@ from protocol.process.config import (
     parse_duration,
     parse_size,
 )
-from protocol.session import SessionOptions
+from protocol.session.session import SessionOptions
 from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
 from relay_agent.proxy_protocol import Version
 from relay_agent.services import Service, parse_name
 
 if TYPE_CHECKING:
     from protocol.process.state import StateFolder
-    from protocol.replay import ReplayCap
+    from protocol.session.replay import ReplayCap
     from protocol.wire.buffers import BufferPool
 
 CONFIG_FILE: Final = "agent.toml"

@@ -22,8 +22,8 @@ import trio
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.address import HostPort
 from protocol.process.command import CommandFailed, say
-from protocol.replay import ReplayCap
-from protocol.session import Session
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session
 from protocol.transport.link import Link
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode

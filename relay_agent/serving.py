@@ -10,15 +10,15 @@ from typing import Final
 import trio
 
 from protocol.errors import RefusalCode, ResetCode
-from protocol.events import (
+from protocol.process.logs import event
+from protocol.session.events import (
     Event,
     PeerClosing,
     PublicationConfirmed,
     PublicationRefused,
     StreamOpened,
 )
-from protocol.process.logs import event
-from protocol.session import Session
+from protocol.session.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import send_all
 from protocol.transport.splice import Splice

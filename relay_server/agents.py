@@ -14,14 +14,14 @@ import trio
 
 from protocol import __version__
 from protocol.errors import DenialCode, LinkLost, SessionLost
-from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
-from protocol.liveness import LATE
 from protocol.process.address import HostPort
 from protocol.process.logs import event
 from protocol.process.state import StateError
-from protocol.replay import ReplayCap
-from protocol.saved import restore
-from protocol.session import Session, SessionOptions
+from protocol.session.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
+from protocol.session.liveness import LATE
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session, SessionOptions
+from protocol.session.snapshot import restore
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival
 from protocol.transport.waiting import wait_until

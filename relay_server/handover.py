@@ -25,7 +25,7 @@ from protocol.process.config import ConfigError
 from protocol.process.handover import STATE, Named, StateUnreadable
 from protocol.process.logs import event
 from protocol.process.state import StateError
-from protocol.saved import export
+from protocol.session.snapshot import export
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM, CloseCode, Publish
 from protocol.wire.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX

@@ -12,8 +12,8 @@ from typing import Final
 import trio
 
 from protocol.errors import ResetCode
-from protocol.events import Event, StreamFinished, StreamReset
-from protocol.session import Session
+from protocol.session.events import Event, StreamFinished, StreamReset
+from protocol.session.session import Session
 from protocol.transport.link import Link
 from protocol.transport.splice import Splice
 from protocol.wire.buffers import BufferPool

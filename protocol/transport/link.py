@@ -20,10 +20,10 @@ from typing import Final
 import trio
 
 from protocol.errors import LinkLost, ProtocolError, RemoteProtocolError, SessionLost
-from protocol.events import DataReceived, Event
-from protocol.intake import BURST_FRAMES
-from protocol.liveness import Verdict
-from protocol.session import Session
+from protocol.session.events import DataReceived, Event
+from protocol.session.liveness import Verdict
+from protocol.session.send_admission import BURST_FRAMES
+from protocol.session.session import Session
 from protocol.transport.pace import INTERVAL, Pace
 from protocol.transport.sockets import limit_unsent, reset_on_close
 from protocol.transport.tcpinfo import tcp_info, unacked, unsent

@@ -17,7 +17,8 @@ import trio
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
 
-# Backstop only, above every rule in protocol.liveness: ends a link whose process does not run.
+# Backstop only, above every rule in protocol.session.liveness: ends a link whose process does not
+# run.
 LINK_USER_TIMEOUT_MS: Final = 45_000
 # Longer than any silence that a PING leaves, so that it adds no traffic to an idle link.
 _KEEPALIVE_IDLE: Final = 30

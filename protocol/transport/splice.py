@@ -31,8 +31,8 @@ from typing import Final
 import trio
 
 from protocol.errors import ResetCode
-from protocol.intake import BURST_FRAMES
-from protocol.session import Session
+from protocol.session.send_admission import BURST_FRAMES
+from protocol.session.session import Session
 from protocol.transport.link import TURN_BYTES
 from protocol.transport.sockets import close_finished
 from protocol.wire.body import Fields

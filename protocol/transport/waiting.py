@@ -6,7 +6,7 @@ from typing import Final
 
 import trio
 
-from protocol.liveness import LATE
+from protocol.session.liveness import LATE
 
 # For one who is knocking already: the longest pause between two attempts of an agent.
 GRACE: Final = 8.0

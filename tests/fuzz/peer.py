@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 from unittest import mock
 
-from protocol import session as session_module
 from protocol.errors import RemoteProtocolError, ResetCode, SessionLost
-from protocol.events import (
+from protocol.session import session as session_module
+from protocol.session.events import (
     DataReceived,
     Event,
     PublishRequested,
@@ -21,9 +21,9 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.liveness import Verdict as Life
-from protocol.replay import ReplayCap
-from protocol.session import Session, SessionOptions
+from protocol.session.liveness import Verdict as Life
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session, SessionOptions
 from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, CloseCode, FrameType

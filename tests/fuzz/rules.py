@@ -1,8 +1,8 @@
 """docs/protocol.md as a judge between one session and its peer.
 
-Written from the document and not from `protocol.session`: it sees the frames on the wire and what
-the session's owner did, and says of each frame of the peer whether the session has to take it. What
-the session itself sends is judged too.
+Written from the document and not from `protocol.session.session`: it sees the frames on the wire
+and what the session's owner did, and says of each frame of the peer whether the session has to take
+it. What the session itself sends is judged too.
 """
 
 from __future__ import annotations

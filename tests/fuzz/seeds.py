@@ -14,8 +14,8 @@ from unittest import mock
 import msgpack
 
 from protocol.errors import DenialCode, ResetCode
-from protocol.events import Event
-from protocol.session import Session
+from protocol.session.events import Event
+from protocol.session.session import Session
 from protocol.wire import frame as wire
 from protocol.wire.frame import HEADER_SIZE, CloseCode, FrameType
 from protocol.wire.hello import Denial, Hello, Resume, Welcome, encode_preface

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from protocol.errors import ResetCode
-from protocol.events import (
+from protocol.session.events import (
     DataReceived,
     Event,
     PublicationConfirmed,
@@ -28,12 +28,12 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.intake import BURST_FRAMES
-from protocol.liveness import Verdict
-from protocol.replay import ReplayCap
-from protocol.saved import export, restore
-from protocol.session import Session, SessionOptions
-from protocol.stream import End, Sent, Stream
+from protocol.session.liveness import Verdict
+from protocol.session.replay import ReplayCap
+from protocol.session.send_admission import BURST_FRAMES
+from protocol.session.session import Session, SessionOptions
+from protocol.session.snapshot import export, restore
+from protocol.session.stream import End, Sent, Stream
 from protocol.wire.body import Fields
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
@@ -550,7 +550,7 @@ class Pair:
     def _check_session_credit(self, side: Side) -> None:
         """Every byte of the window is in exactly one place."""
         peer = self.other(side)
-        window = peer.session._grants._session
+        window = peer.session._receive_credit._session
         queued = sum(
             len(sent.frame) - HEADER_SIZE
             for state in side.known_streams()
@@ -569,7 +569,7 @@ class Pair:
         )
         unread = sum(state._received - state._settled for state in peer.known_streams())
         parts = (
-            side.session._intake.credit.credit,
+            side.session._send_admission.credit.credit,
             queued,
             under_way,
             unread,
@@ -639,7 +639,7 @@ class Pair:
             assert session.statistics().replay_held == 0
             assert session.statistics().control_held == 0
             assert side.cap.held == 0
-            window = self.other(side).session._grants._session
-            assert session._intake.credit.credit + window._consumed == window.size
-            assert session._grants._promised == 0
+            window = self.other(side).session._receive_credit._session
+            assert session._send_admission.credit.credit + window._consumed == window.size
+            assert session._receive_credit._promised == 0
             assert not session._outbox.replay._kept

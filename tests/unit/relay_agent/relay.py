@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError, SessionLost
-from protocol.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.process.address import HostPort
-from protocol.replay import ReplayCap
-from protocol.session import Session, SessionOptions
+from protocol.session.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival, respond
 from protocol.transport.sockets import prepare_spliced

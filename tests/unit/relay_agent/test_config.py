@@ -7,7 +7,7 @@ import pytest
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
-from protocol.replay import ReplayCap
+from protocol.session.replay import ReplayCap
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import (
     MAX_SESSION_WINDOW,

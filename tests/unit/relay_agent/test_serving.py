@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from protocol.errors import LinkLost, RefusalCode, ResetCode, SessionLost
-from protocol.replay import ReplayCap
-from protocol.session import Session
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool

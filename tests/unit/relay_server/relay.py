@@ -21,8 +21,8 @@ import pytest
 import trio
 
 from protocol.errors import LinkLost, SessionLost
-from protocol.events import Event, PublicationConfirmed, PublicationRefused, StreamOpened
 from protocol.process.state import StateFolder
+from protocol.session.events import Event, PublicationConfirmed, PublicationRefused, StreamOpened
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link

@@ -10,9 +10,9 @@ import trio
 import trio.testing
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
-from protocol.liveness import DEAD_AFTER, LATE
 from protocol.process.address import HostPort
 from protocol.process.state import StateError
+from protocol.session.liveness import DEAD_AFTER, LATE
 from protocol.transport.handshake import Arrival
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.frame import CloseCode

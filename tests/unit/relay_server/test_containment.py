@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from protocol.errors import LinkLost, LocalProtocolError, SessionLost
-from protocol.session import Session
+from protocol.session.session import Session
 from protocol.transport import link as link_module
 from relay_server import acceptor
 from relay_server.containment import contained

@@ -13,10 +13,10 @@ import msgpack
 import pytest
 import trio
 
-from protocol.events import PeerClosing
 from protocol.process import handover as carriers
 from protocol.process.config import ConfigError
 from protocol.process.handover import STATE, Named, read_state, write_state
+from protocol.session.events import PeerClosing
 from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode
 from relay_server import handover

@@ -134,7 +134,7 @@ async def test_a_flood_of_publications_is_a_minute_of_lines_and_ends_at_the_head
     relay: Relay, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused over and over, with no answer ever acked."""
-    monkeypatch.setattr("protocol.session.CONTROL_HEADROOM", 128 * 1024)
+    monkeypatch.setattr("protocol.session.session.CONTROL_HEADROOM", 128 * 1024)
     router, other = relay.enrol("hostile"), relay.enrol("other")
     await other.attach()
     await router.attach(silent=True)

@@ -10,8 +10,8 @@ import pytest
 import trio.testing
 
 from protocol.errors import ResetCode, SessionLost
-from protocol.events import StreamOpened
-from protocol.session import Session
+from protocol.session.events import StreamOpened
+from protocol.session.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.config import ServerConfig
 from relay_server.gate import ARRIVALS

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import trio
 
 from protocol.errors import LinkLost, SessionLost
-from protocol.events import Event, PublishRequested, StreamOpened
-from protocol.replay import ReplayCap
-from protocol.session import Session, SessionOptions
+from protocol.session.events import Event, PublishRequested, StreamOpened
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session, SessionOptions
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate, respond
 from protocol.transport.link import Link

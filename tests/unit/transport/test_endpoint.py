@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from protocol.errors import LocalProtocolError, ResetCode, SessionLost
-from protocol.events import PublicationConfirmed, StreamOpened
+from protocol.session.events import PublicationConfirmed, StreamOpened
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.wire.buffers import BufferPool

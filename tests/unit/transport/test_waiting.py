@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.liveness import LATE
+from protocol.session.liveness import LATE
 from protocol.transport.waiting import GRACE, wait_until
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import RemoteProtocolError
-from protocol.grants import Grants
-from protocol.stream import End, Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.receive_credit import ReceiveCredit
+from protocol.session.stream import End, Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 
 NOW = 50.0
 RTT = 0.1
@@ -17,20 +17,20 @@ def window(stream: int, increment: int) -> bytes:
 
 class Bench:
     def __init__(self, session: int = 1000) -> None:
-        self.grants = Grants(session)
+        self.credit = ReceiveCredit(session)
 
     def stream(self, number: int, size: int = 400, limit: int = 1600) -> Stream:
         state = Stream(number, SendWindow(0), ReceiveWindow(size, limit=limit, now=NOW))
-        self.grants.opened(state)
+        self.credit.opened(state)
         return state
 
     def data(self, state: Stream, count: int) -> None:
-        self.grants.accept(count)
+        self.credit.accept(count)
         state.accept(count)
 
     def updates(self) -> list[bytes]:
         frames = []
-        while (update := self.grants.next_update(NOW, RTT)) is not None:
+        while (update := self.credit.next_update(NOW, RTT)) is not None:
             frames.append(update)
         return frames
 
@@ -39,9 +39,9 @@ def test_nothing_is_due_before_half_was_consumed() -> None:
     bench = Bench()
     state = bench.stream(1)
     bench.data(state, 400)
-    bench.grants.consumed(state, 199, kept_up=False)
+    bench.credit.consumed(state, 199, kept_up=False)
     assert bench.updates() == []
-    bench.grants.consumed(state, 1, kept_up=False)
+    bench.credit.consumed(state, 1, kept_up=False)
     assert bench.updates() == [window(1, 200)]
 
 
@@ -50,8 +50,8 @@ def test_one_update_tells_all_that_is_due() -> None:
     one, two = bench.stream(1), bench.stream(3)
     for state in (one, two):
         bench.data(state, 400)
-        bench.grants.consumed(state, 200, kept_up=False)
-        bench.grants.consumed(state, 200, kept_up=False)
+        bench.credit.consumed(state, 200, kept_up=False)
+        bench.credit.consumed(state, 200, kept_up=False)
     session, *streams = sorted(bench.updates())
     assert session == window(0, 800)
     assert sorted(streams) == [window(1, 400), window(3, 400)]
@@ -62,30 +62,30 @@ def test_the_session_is_told_sooner_when_the_peer_has_little_left() -> None:
     stuck, active = bench.stream(1), bench.stream(3)
     bench.data(stuck, 400)
     bench.data(active, 250)
-    bench.grants.consumed(active, 175, kept_up=False)
+    bench.credit.consumed(active, 175, kept_up=False)
     assert bench.updates() == []
-    bench.grants.accept(175)
+    bench.credit.accept(175)
     assert bench.updates() == [window(0, 175)]
 
 
 def test_the_sessions_window_bounds_all_streams_together() -> None:
     bench = Bench()
-    bench.grants.accept(1000)
+    bench.credit.accept(1000)
     with pytest.raises(RemoteProtocolError):
-        bench.grants.accept(1)
+        bench.credit.accept(1)
 
 
 def test_what_is_abandoned_returns_at_once_and_once() -> None:
     bench = Bench()
     state = bench.stream(1)
     bench.data(state, 400)
-    bench.grants.accept(100)
-    bench.grants.abandon(state)
-    bench.grants.abandon(state)
-    bench.grants.returned(0)
+    bench.credit.accept(100)
+    bench.credit.abandon(state)
+    bench.credit.abandon(state)
+    bench.credit.returned(0)
     assert state.receiving is End.DONE
     assert bench.updates() == []
-    bench.grants.returned(100)
+    bench.credit.returned(100)
     assert bench.updates() == [window(0, 500)]
 
 
@@ -95,8 +95,8 @@ def test_no_update_for_a_direction_that_ended() -> None:
     for state in (before, after):
         bench.data(state, 200)
     before.fin_came()
-    bench.grants.consumed(before, 200, kept_up=True)
-    bench.grants.consumed(after, 200, kept_up=True)
+    bench.credit.consumed(before, 200, kept_up=True)
+    bench.credit.consumed(after, 200, kept_up=True)
     after.fin_came()
     assert bench.updates() == []
 
@@ -105,11 +105,11 @@ def test_a_closed_stream_leaves_nothing_due() -> None:
     bench = Bench()
     state = bench.stream(1)
     bench.data(state, 200)
-    bench.grants.consumed(state, 200, kept_up=True)
-    bench.grants.closed(state)
+    bench.credit.consumed(state, 200, kept_up=True)
+    bench.credit.closed(state)
     assert bench.updates() == []
-    assert bench.grants._promised == 0
-    assert not bench.grants.due
+    assert bench.credit._promised == 0
+    assert not bench.credit.due
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,6 @@ def test_a_window_grows_for_a_reader_that_kept_up_and_within_the_session(
     bench = Bench(session)
     state = bench.stream(1)
     bench.data(state, 200)
-    bench.grants.consumed(state, 200, kept_up=kept_up)
+    bench.credit.consumed(state, 200, kept_up=kept_up)
     assert bench.updates() == [window(1, increment)]
-    assert bench.grants._promised == state.window.size == 200 + increment
+    assert bench.credit._promised == state.window.size == 200 + increment

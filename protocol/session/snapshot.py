@@ -21,11 +21,11 @@ from dataclasses import replace
 from typing import Final
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError, SessionLost
-from protocol.publications import MAX_LIVE
-from protocol.replay import FRAME_OVERHEAD
-from protocol.session import Session, SessionOptions
-from protocol.stream import End, Sent, Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.publications import MAX_LIVE
+from protocol.session.replay import FRAME_OVERHEAD
+from protocol.session.session import Session, SessionOptions
+from protocol.session.stream import End, Sent, Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire import frame as wire
 from protocol.wire.body import Fields
 from protocol.wire.frame import HEADER_SIZE, LAST_SEQUENCED, MAX_STREAM, MAX_WINDOW, FrameType
@@ -50,8 +50,8 @@ def export(session: Session) -> dict[str, object]:
         "base": outbox.replay.base,
         "kept": [sent.frame for sent in outbox.replay._kept],
         "control": [sent.frame for sent in outbox.control_queue],
-        "credit": session._intake.credit.credit,
-        "window": _window(session._grants._session),
+        "credit": session._send_admission.credit.credit,
+        "window": _window(session._receive_credit._session),
         "publications": sorted(publications._live),
         "last_publication": publications._last,
         "streams": [_stream(state) for state in session._streams.values()],
@@ -112,10 +112,10 @@ def _stream(state: Stream) -> dict[str, object]:
 def _fill(session: Session, saved: Fields) -> None:
     session._acks.received = saved.integer("received", 0, U64_MAX)
     session._last_stream = saved.integer("last_stream", -1, MAX_STREAM)
-    session._intake.credit = SendWindow(saved.integer("credit", 0, _MOST_CREDIT))
+    session._send_admission.credit = SendWindow(saved.integer("credit", 0, _MOST_CREDIT))
     session._publications._last = last = saved.integer("last_publication", 0, MAX_STREAM)
     session._publications._live.update(saved.integers("publications", 1, last, most=MAX_LIVE))
-    session._grants._session = window = _take_window(saved, None)
+    session._receive_credit._session = window = _take_window(saved, None)
     for one in saved.maps("streams", most=MAX_STREAMS):
         _fill_stream(session, one)
     gone: dict[int, Stream] = {}  # streams of which only frames are left that the peer may lack
@@ -131,7 +131,7 @@ def _fill(session: Session, saved: Fields) -> None:
         outbox.control_queue.append(_sent(session, frame, None))
     saved.finish()
     if window.pinched or window._consumed * 2 >= window.size:
-        session._grants.due[None] = False
+        session._receive_credit.due[None] = False
 
 
 def _fill_stream(session: Session, saved: Fields) -> None:
@@ -146,14 +146,14 @@ def _fill_stream(session: Session, saved: Fields) -> None:
     state._received = saved.integer("received", 0, U64_MAX)
     state._settled = saved.integer("settled", 0, state._received)
     session._streams[number] = state
-    session._grants.opened(state)
+    session._receive_credit.opened(state)
     for frame in _take_frames(saved, "queue"):
         state.queue.append(_sent(session, frame, state))
     saved.finish()
     if state.queue:
         outbox.scheduler.wake(state)
     if state.receiving is End.OPEN and window._consumed * 2 >= window.size:
-        session._grants.due[state] = False
+        session._receive_credit.due[state] = False
 
 
 def _gone(number: int) -> Stream:

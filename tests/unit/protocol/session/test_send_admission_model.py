@@ -15,14 +15,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from protocol.intake import BURST_FRAMES, Intake
-from protocol.outbox import Outbox
-from protocol.replay import Budget, ReplayCap
-from protocol.stream import Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.outbox import Outbox
+from protocol.session.replay import Budget, ReplayCap
+from protocol.session.send_admission import BURST_FRAMES, SendAdmission
+from protocol.session.stream import Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
-from tests.unit.protocol.test_session_model import MODEL
+from tests.unit.protocol.session.test_session_model import MODEL
 
 KIB = 1024
 # So small that a few readers fill it; the second has room for bursts.
@@ -56,9 +56,9 @@ class IntakeModel(RuleBasedStateMachine):
     def begin(self, count: int, limit: int, window: int, record: int, data: st.DataObject) -> None:
         """All have something to say at once."""
         self.outbox = Outbox(budget=Budget(limit, ReplayCap(2 * limit)), pool=BufferPool())
-        self.intake = Intake(self.outbox, window)
-        self.intake.attached = True
-        self.intake.record_size = record
+        self.admission = SendAdmission(self.outbox, window)
+        self.admission.attached = True
+        self.admission.record_size = record
         self.readers = {
             number: Reader(Stream(number, SendWindow(STREAM_WINDOW), ReceiveWindow(1)))
             for number in range(1, 2 * count, 2)
@@ -77,8 +77,8 @@ class IntakeModel(RuleBasedStateMachine):
             sent = state.queue.popleft()
             self.outbox.replay.add(sent)
             self.unread.append((state, len(sent.frame) - HEADER_SIZE))
-            self.intake.unblock(state)
-        for number in self.intake.take_ready():
+            self.admission.unblock(state)
+        for number in self.admission.take_ready():
             reader = self.readers.get(number)
             if reader is not None:
                 assert reader.asleep, "called, and not asleep"
@@ -89,7 +89,7 @@ class IntakeModel(RuleBasedStateMachine):
         reader.asleep = reader.called = False
         frames = 1
         while reader.left:
-            allowance = self.intake.allowance(reader.state, len(self.readers), frames)
+            allowance = self.admission.allowance(reader.state, len(self.readers), frames)
             if not allowance:
                 reader.asleep = True
                 return
@@ -97,7 +97,7 @@ class IntakeModel(RuleBasedStateMachine):
             buffers = [
                 bytearray(HEADER_SIZE + MAX_PAYLOAD) for _ in range(-(-count // MAX_PAYLOAD))
             ]
-            self.intake.queue(reader.state, buffers, count)
+            self.admission.queue(reader.state, buffers, count)
             reader.left -= count
             self.flush()
             frames = BURST_FRAMES
@@ -123,7 +123,7 @@ class IntakeModel(RuleBasedStateMachine):
             # It asks before it looks whether there is something.
             if not reader.left:
                 reader.asleep = reader.called = False
-                if not self.intake.allowance(reader.state, len(self.readers), 1):
+                if not self.admission.allowance(reader.state, len(self.readers), 1):
                     reader.asleep = True
             else:
                 self.run_reader(reader)
@@ -140,9 +140,9 @@ class IntakeModel(RuleBasedStateMachine):
         """The peer writes so many frames, and tells at once."""
         some = [self.unread.popleft() for _ in range(min(count, len(self.unread)))]
         for state, size in some:
-            self.intake.credit.grant(size)
+            self.admission.credit.grant(size)
             state.credit.grant(size)
-            self.intake.unblock(state)
+            self.admission.unblock(state)
         if some:
             self.flush()
 
@@ -155,22 +155,22 @@ class IntakeModel(RuleBasedStateMachine):
 
     @rule(attached=st.booleans())
     def attach(self, attached: bool) -> None:
-        self.intake.attached = attached
+        self.admission.attached = attached
         self.full = not attached
         if not attached:
             for reader in self.readers.values():
-                self.intake.unblock(reader.state)
+                self.admission.unblock(reader.state)
         self.flush()
 
     @rule(size=st.sampled_from([2 * KIB, 16 * KIB, MAX_PAYLOAD, MAX_PAYLOAD]))
     def adapt_record_size(self, size: int) -> None:
-        self.intake.record_size = size
+        self.admission.record_size = size
 
     @rule(index=readers)
     def leave(self, index: int) -> None:
         reader = self.pick(index)
         if reader is not None:
-            self.intake.abandon(reader.state)
+            self.admission.abandon(reader.state)
             del self.readers[reader.id]
             self.flush()
 
@@ -178,12 +178,12 @@ class IntakeModel(RuleBasedStateMachine):
     def bounds_hold(self) -> None:
         if hasattr(self, "outbox"):
             assert 0 <= self.outbox.budget.held <= self.outbox.budget.limit
-            assert self.intake.credit.credit >= 0
+            assert self.admission.credit.credit >= 0
 
     def teardown(self) -> None:
         if not hasattr(self, "outbox"):
             return
-        self.intake.attached = True
+        self.admission.attached = True
         self.full = False
         self.flush()
         while self.outbox.replay.unacked or self.unread or self.any_called():

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import math
 
-from protocol.acks import ACK_DELAY, ACK_FRAMES, Acks
-from protocol.attachment import Attachment
-from protocol.liveness import Verdict
+from protocol.session.acks import ACK_DELAY, ACK_FRAMES, Acks
+from protocol.session.link_state import LinkState
+from protocol.session.liveness import Verdict
 from protocol.wire.frame import CloseCode
 
 NOW = 1000.0
@@ -17,7 +17,7 @@ def u64(value: int) -> bytes:
 class Bench:
     def __init__(self) -> None:
         self.acks = Acks()
-        self.link = Attachment(self.acks, NOW, relay=False)
+        self.link = LinkState(self.acks, NOW, relay=False)
 
     def frames(self) -> list[bytes]:
         frames = []
@@ -30,7 +30,7 @@ def test_nothing_to_say_at_first() -> None:
     acks = Acks()
     for _ in range(ACK_FRAMES):
         acks.count(5, NOW)
-    link = Attachment(acks, NOW, relay=False)
+    link = LinkState(acks, NOW, relay=False)
     assert link.next_frame() is None, "the handshake told the peer"
     assert acks.deadline == math.inf
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.stream import End, Sent, Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.stream import End, Sent, Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 
 LOCAL, REMOTE = LocalProtocolError, RemoteProtocolError
 

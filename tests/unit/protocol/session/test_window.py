@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.window import MIN_RTT_FLOOR, ReceiveWindow, SendWindow
+from protocol.session.window import MIN_RTT_FLOOR, ReceiveWindow, SendWindow
 from protocol.wire.frame import MAX_WINDOW
 
 

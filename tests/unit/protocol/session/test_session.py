@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.acks import ACK_DELAY, ACK_FRAMES
 from protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode, SessionLost
-from protocol.events import (
+from protocol.session.acks import ACK_DELAY, ACK_FRAMES
+from protocol.session.events import (
     DataReceived,
     Event,
     PeerClosing,
@@ -23,11 +23,11 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.liveness import Verdict
-from protocol.outbox import CONTROL_HEADROOM
-from protocol.replay import ReplayCap
-from protocol.session import Session, SessionOptions
-from protocol.stream import End
+from protocol.session.liveness import Verdict
+from protocol.session.outbox import CONTROL_HEADROOM
+from protocol.session.replay import ReplayCap
+from protocol.session.session import Session, SessionOptions
+from protocol.session.stream import End
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_STREAM, MAX_WINDOW, CloseCode
 from protocol.wire.hello import Limits
@@ -501,7 +501,7 @@ def test_a_peer_cannot_raise_its_error_out_of_a_local_reset() -> None:
     assert not lone.send(1, bytes(1000))
     lone.get(frame(WINDOW, 0, u32(MAX_WINDOW - 1024 * 1024 + 1000)))
     lone.session.reset(1, ResetCode.ABORTED)
-    assert lone.session._intake.credit.credit == MAX_WINDOW + 1000
+    assert lone.session._send_admission.credit.credit == MAX_WINDOW + 1000
 
 
 def test_a_flood_of_pings_is_answered_with_the_newest_and_holds_nothing() -> None:
@@ -540,7 +540,7 @@ def test_a_peer_that_grants_no_credit_makes_the_relay_remember_no_ended_streams(
         assert lone.session.take_ready() == []
         lone.sent()
         lone.ack_all()
-    assert not lone.session._intake._starved
+    assert not lone.session._send_admission._starved
 
 
 def test_credit_of_data_that_nobody_takes_returns_to_the_session() -> None:
@@ -660,11 +660,11 @@ def test_what_a_new_link_has_not_seen_goes_before_what_is_new() -> None:
 
 def test_a_reset_overtakes_the_streams_unsent_data() -> None:
     lone = Lone.agent(1, 3)
-    before = lone.session._intake.credit.credit
+    before = lone.session._send_admission.credit.credit
     lone.send(1, bytes(1000))
     lone.send(3, b"other")
     lone.session.reset(1, ResetCode.TARGET_UNREACHABLE)
-    assert lone.session._intake.credit.credit == before - 5, "credit not used comes back"
+    assert lone.session._send_admission.credit.credit == before - 5, "credit not used comes back"
     assert lone.sent() == [frame(RESET, 1, u8(2)), frame(DATA, 3, b"other")]
 
 
@@ -939,9 +939,9 @@ def test_windows_grow_only_within_the_sessions() -> None:
         pair.check()
     # Two streams of 256 KiB; 512 + 256 are three quarters of the session's 1 MiB.
     assert window.size == 512 * 1024
-    assert pair.relay.session._grants._promised == 768 * 1024
+    assert pair.relay.session._receive_credit._promised == 768 * 1024
     pair.reset(pair.relay, other)
-    assert pair.relay.session._grants._promised == 512 * 1024
+    assert pair.relay.session._receive_credit._promised == 512 * 1024
 
 
 def test_grown_windows_that_nobody_reads_any_more_leave_room_for_others() -> None:

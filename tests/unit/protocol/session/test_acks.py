@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from protocol.acks import ACK_BYTES, ACK_DELAY, ACK_FRAMES, Acks
+from protocol.session.acks import ACK_BYTES, ACK_DELAY, ACK_FRAMES, Acks
 
 
 def test_an_ack_is_due_at_32_frames() -> None:

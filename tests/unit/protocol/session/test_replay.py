@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import RemoteProtocolError, SessionLost
-from protocol.replay import STREAM_RESERVE, Budget, Replay, ReplayCap
-from protocol.stream import Sent
+from protocol.session.replay import STREAM_RESERVE, Budget, Replay, ReplayCap
+from protocol.session.stream import Sent
 
 
 def sent(name: bytes) -> Sent:

@@ -8,12 +8,12 @@ Updates are made when they go out, so that one tells all that is due.
 
 from __future__ import annotations
 
-from protocol.stream import End, Stream
-from protocol.window import ReceiveWindow
+from protocol.session.stream import End, Stream
+from protocol.session.window import ReceiveWindow
 from protocol.wire import frame as wire
 
 
-class Grants:
+class ReceiveCredit:
     __slots__ = ("_promised", "_session", "due")
 
     def __init__(self, session_window: int) -> None:

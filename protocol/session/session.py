@@ -26,10 +26,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.acks import Acks
-from protocol.attachment import Attachment
 from protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode, SessionLost
-from protocol.events import (
+from protocol.session.acks import Acks
+from protocol.session.events import (
     DataReceived,
     Event,
     PeerClosing,
@@ -37,14 +36,15 @@ from protocol.events import (
     StreamOpened,
     StreamReset,
 )
-from protocol.grants import Grants
-from protocol.intake import Intake
-from protocol.liveness import Liveness, Verdict
-from protocol.outbox import CONTROL_HEADROOM, Outbox
-from protocol.publications import Publications
-from protocol.replay import Budget, ReplayCap
-from protocol.stream import End, Sent, Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.link_state import LinkState
+from protocol.session.liveness import Liveness, Verdict
+from protocol.session.outbox import CONTROL_HEADROOM, Outbox
+from protocol.session.publications import Publications
+from protocol.session.receive_credit import ReceiveCredit
+from protocol.session.replay import Budget, ReplayCap
+from protocol.session.send_admission import SendAdmission
+from protocol.session.stream import End, Sent, Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_STREAM, FrameType
@@ -85,10 +85,10 @@ class Session:
         self._outbox = Outbox(
             budget=Budget(options.replay_limit, options.replay_cap), pool=options.pool
         )
-        self._intake = Intake(self._outbox, peer.session_window)
-        self._grants = Grants(options.limits.session_window)
+        self._send_admission = SendAdmission(self._outbox, peer.session_window)
+        self._receive_credit = ReceiveCredit(options.limits.session_window)
         self._acks = Acks()
-        self._link: Attachment | None = None
+        self._link: LinkState | None = None
         self._ignored = 0
         self._relay = relay
         self._receivers = self._relay_receivers() if relay else self._agent_receivers()
@@ -135,15 +135,15 @@ class Session:
         Raises SessionLost if that cannot be.
         """
         self._fins_acked(self._outbox.resume(peer_received))
-        self._link = Attachment(self._acks, now, relay=self._relay)
-        self._intake.attached = True
+        self._link = LinkState(self._acks, now, relay=self._relay)
+        self._send_admission.attached = True
 
     def detach(self) -> None:
         """The link is gone; readers may fill the budget now."""
         self._link = None
-        self._intake.attached = False
+        self._send_admission.attached = False
         for state in self._streams.values():
-            self._intake.unblock(state)
+            self._send_admission.unblock(state)
 
     def close_link(self, code: wire.CloseCode) -> None:
         """Queue a goodbye, if there is a link."""
@@ -155,7 +155,7 @@ class Session:
         self._link = None
         for state in self._streams.values():
             self._outbox.drop_queue(state)
-            self._intake.closed(state)
+            self._send_admission.closed(state)
         self._streams.clear()
         self._outbox.discard()
 
@@ -186,11 +186,11 @@ class Session:
     @property
     def record_size(self) -> int:
         """Payload of a full frame, in bytes; smaller on slow links."""
-        return self._intake.record_size
+        return self._send_admission.record_size
 
     @record_size.setter
     def record_size(self, size: int) -> None:
-        self._intake.record_size = size
+        self._send_admission.record_size = size
 
     @property
     def open_streams(self) -> int:
@@ -224,7 +224,11 @@ class Session:
         After 0 the stream's id comes out of `take_ready` when asking again may help.
         """
         state = self._streams.get(stream)
-        return 0 if state is None else self._intake.allowance(state, len(self._streams), frames)
+        return (
+            0
+            if state is None
+            else self._send_admission.allowance(state, len(self._streams), frames)
+        )
 
     def send(self, stream: int, buffers: list[bytearray], count: int) -> list[bytearray]:
         """Queue `count` bytes, read into `buffers`, each from offset HEADER_SIZE on to its end.
@@ -235,7 +239,7 @@ class Session:
         if state is None or state.sending is End.DONE:
             return buffers
         state.check_open_for_sending()
-        return self._intake.queue(state, buffers, count)
+        return self._send_admission.queue(state, buffers, count)
 
     def finish(self, stream: int) -> None:
         """Half-close: FIN follows what is queued. Nothing for a stream the peer has reset."""
@@ -251,13 +255,13 @@ class Session:
         if state is None:
             return
         if state.sending is End.OPEN:
-            self._intake.abandon(state)
+            self._send_admission.abandon(state)
             self._outbox.queue_control(wire.reset(stream, code))
         elif state.receiving is End.OPEN and state.queue:
             self._outbox.queue_end(state, wire.reset(stream, code))
         elif state.receiving is End.OPEN:
             self._outbox.queue_control(wire.reset(stream, code))
-        self._grants.abandon(state)
+        self._receive_credit.abandon(state)
         self._forget_if_free(state)
 
     def consumed(self, stream: int, count: int, *, kept_up: bool) -> None:
@@ -267,7 +271,7 @@ class Session:
         """
         state = self._streams.get(stream)
         if state is not None and state.receiving is not End.DONE:  # else settled when abandoned
-            self._grants.consumed(state, count, kept_up=kept_up)
+            self._receive_credit.consumed(state, count, kept_up=kept_up)
 
     def fin_delivered(self, stream: int) -> None:
         """The FIN of `stream` was passed to the local socket, after all data."""
@@ -279,7 +283,7 @@ class Session:
 
     def take_ready(self) -> list[int]:
         """Streams whose `allowance` was 0 and may not be any more."""
-        return self._intake.take_ready()
+        return self._send_admission.take_ready()
 
     # Sending
 
@@ -298,7 +302,7 @@ class Session:
             frame = replay.next_again()
         else:
             sent = None
-            if outbox.control_queue or self._grants.due:
+            if outbox.control_queue or self._receive_credit.due:
                 sent = self._next_control(link, now)
             if sent is None:
                 sent = self._next_of_streams()
@@ -310,11 +314,11 @@ class Session:
             link.sequenced_sent(now)
         return frame
 
-    def _next_control(self, link: Attachment, now: float) -> Sent | None:
+    def _next_control(self, link: LinkState, now: float) -> Sent | None:
         outbox = self._outbox
         if outbox.control_queue:
             return outbox.control_queue.popleft()
-        update = self._grants.next_update(now, link.liveness.min_rtt)
+        update = self._receive_credit.next_update(now, link.liveness.min_rtt)
         return outbox.control(update) if update is not None else None
 
     def _next_of_streams(self) -> Sent | None:
@@ -327,7 +331,7 @@ class Session:
                 state.fin_sent()
             self._forget_if_free(state)
         if state.blocked:
-            self._intake.unblock(state)
+            self._send_admission.unblock(state)
         return sent
 
     # Receiving
@@ -386,10 +390,10 @@ class Session:
         if count == 0:
             raise RemoteProtocolError("empty DATA")
         state = self._known(stream)
-        self._grants.accept(count)
+        self._receive_credit.accept(count)
         if state is None or state.abandoned:
             self._ignored += 1
-            self._grants.returned(count)
+            self._receive_credit.returned(count)
             return None
         state.accept(count)
         return DataReceived(stream, frame[HEADER_SIZE:])
@@ -397,14 +401,14 @@ class Session:
     def _on_window(self, stream: int, frame: memoryview) -> Event | None:
         increment = wire.decode_u32(frame)
         if stream == 0:
-            self._intake.credit.grant(increment)
+            self._send_admission.credit.grant(increment)
             return None
         state = self._known(stream)
         if state is None:
             self._ignored += 1
             return None
         state.credit.grant(increment)
-        self._intake.unblock(state)
+        self._send_admission.unblock(state)
         return None
 
     def _on_fin(self, stream: int, frame: memoryview) -> Event | None:
@@ -423,9 +427,9 @@ class Session:
             self._ignored += 1
             return None
         finished = state.receiving is not End.OPEN
-        self._intake.abandon(state)
+        self._send_admission.abandon(state)
         if not finished:
-            self._grants.abandon(state)
+            self._receive_credit.abandon(state)
         self._forget_if_free(state)
         return StreamReset(stream, code, finished=finished)
 
@@ -485,7 +489,7 @@ class Session:
 
     # Bookkeeping
 
-    def _attachment(self) -> Attachment:
+    def _attachment(self) -> LinkState:
         if self._link is None:
             raise LocalProtocolError("no link is attached")
         return self._link
@@ -495,14 +499,14 @@ class Session:
         window = ReceiveWindow(self._options.limits.stream_window, limit=self._options.window_limit)
         state = Stream(number, SendWindow(self._peer.stream_window), window)
         self._streams[number] = state
-        self._grants.opened(state)
+        self._receive_credit.opened(state)
         if self._link is not None:
             self._link.nearer = True  # with a stream, silence is questioned sooner
 
     def _forget_if_free(self, state: Stream) -> None:
         if state.free and self._streams.pop(state.id, None) is not None:
-            self._grants.closed(state)
-            self._intake.closed(state)
+            self._receive_credit.closed(state)
+            self._send_admission.closed(state)
 
     def _fins_acked(self, streams: list[Stream]) -> None:
         for state in streams:

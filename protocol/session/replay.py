@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import RemoteProtocolError, SessionLost
-from protocol.stream import Sent
+from protocol.session.stream import Sent
 from protocol.wire.noise import Buffer
 
 # What CPython needs around a kept frame: the object, its deque slot, the view. Measured, rounded

@@ -17,9 +17,9 @@ from itertools import islice
 from typing import Final
 
 from protocol.errors import LocalProtocolError
-from protocol.outbox import Outbox
-from protocol.stream import End, Stream
-from protocol.window import SendWindow
+from protocol.session.outbox import Outbox
+from protocol.session.stream import End, Stream
+from protocol.session.window import SendWindow
 from protocol.wire.frame import MAX_PAYLOAD
 
 # While attached a socket is read only if fewer frames than this of its stream wait: enough to keep
@@ -30,7 +30,7 @@ UNSENT_FRAMES: Final = 2
 BURST_FRAMES: Final = 8
 
 
-class Intake:
+class SendAdmission:
     __slots__ = ("_called", "_outbox", "_ready", "_record_size", "_starved", "attached", "credit")
 
     def __init__(self, outbox: Outbox, session_credit: int) -> None:

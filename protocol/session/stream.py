@@ -24,7 +24,7 @@ from collections import deque
 from typing import NamedTuple
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire.noise import Buffer
 
 

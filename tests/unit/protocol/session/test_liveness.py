@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from protocol.liveness import Liveness, Verdict
+from protocol.session.liveness import Liveness, Verdict
 
 T = 100.0
 EPS = 0.001

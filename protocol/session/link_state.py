@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from protocol.acks import Acks
-from protocol.liveness import Liveness, Verdict
+from protocol.session.acks import Acks
+from protocol.session.liveness import Liveness, Verdict
 from protocol.wire import frame as wire
 from protocol.wire.frame import CloseCode, FrameType
 
 
-class Attachment:
+class LinkState:
     """Made anew for each link."""
 
     __slots__ = ("_acks", "closed", "liveness", "nearer", "pending", "unacked_since")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.events import (
+from protocol.session.events import (
     Event,
     PublicationConfirmed,
     PublicationRefused,

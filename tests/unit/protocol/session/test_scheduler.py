@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.scheduler import Scheduler
-from protocol.stream import Sent, Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.scheduler import Scheduler
+from protocol.session.stream import Sent, Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 
 QUANTUM = 1000
 

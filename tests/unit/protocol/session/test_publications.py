@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.events import (
+from protocol.session.events import (
     PublicationConfirmed,
     PublicationRefused,
     PublicationWithdrawn,
     PublishRequested,
 )
-from protocol.publications import MAX_LIVE, Publications
+from protocol.session.publications import MAX_LIVE, Publications
 from protocol.wire.frame import Publish, Published, Refused, Unpublish
 
 ID, SERVICE, PORT = b"\xa2id", b"\xa7service", b"\xa4port"

@@ -1,5 +1,5 @@
-"""That a saved session goes on as it was: tests/unit/protocol/test_session_model.py. Here: what
-cannot be read is a lost session, and leaves nothing behind.
+"""That a saved session goes on as it was: tests/unit/protocol/session/test_session_model.py. Here:
+what cannot be read is a lost session, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import LocalProtocolError, ResetCode, SessionLost
-from protocol.saved import export, restore
-from protocol.session import Session
+from protocol.session.session import Session
+from protocol.session.snapshot import export, restore
 from protocol.wire.body import Fields
 from tests.unit.protocol.pair import LARGE, SMALL, Pair, Side
 

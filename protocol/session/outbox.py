@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from protocol.replay import FRAME_OVERHEAD, Budget, Replay
-from protocol.scheduler import Scheduler
-from protocol.stream import Sent, Stream
+from protocol.session.replay import FRAME_OVERHEAD, Budget, Replay
+from protocol.session.scheduler import Scheduler
+from protocol.session.stream import Sent, Stream
 from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from protocol.outbox import COPY_BELOW, Outbox
-from protocol.replay import FRAME_OVERHEAD, STREAM_RESERVE, Budget, ReplayCap
-from protocol.stream import Stream
-from protocol.window import ReceiveWindow, SendWindow
+from protocol.session.outbox import COPY_BELOW, Outbox
+from protocol.session.replay import FRAME_OVERHEAD, STREAM_RESERVE, Budget, ReplayCap
+from protocol.session.stream import Stream
+from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire.buffers import SPARE_FRAMES, BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
 

@@ -3,7 +3,7 @@
 After every step the books are compared with what is held, each byte that arrives with what was
 written there; at the end the link heals and everything must come to its end.
 
-    HYPOTHESIS_PROFILE=long pytest tests/unit/protocol/test_session_model.py
+    HYPOTHESIS_PROFILE=long pytest tests/unit/protocol/session/test_session_model.py
 """
 
 from __future__ import annotations

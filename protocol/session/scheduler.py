@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from protocol.stream import Stream
+    from protocol.session.stream import Stream
 
 
 class Scheduler:
