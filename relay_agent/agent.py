@@ -26,13 +26,13 @@ import trio
 from protocol import __version__
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.address import HostPort, is_address
-from protocol.process.history import LinkHistory
+from protocol.process.link_history import LinkHistory
 from protocol.process.logs import event
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session
 from protocol.transport.endpoint import Endpoint
+from protocol.transport.grace import wait_until
 from protocol.transport.link import Link
-from protocol.transport.waiting import wait_until
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import ID_SIZE, MOVING, ROTATION, Hello, Resume, Welcome

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from protocol import __version__
-from protocol.process.command import (
+from protocol.process.cli.command import (
     CommandFailed,
     add_common_options,
     add_log_options,

@@ -13,11 +13,11 @@ from typing import Any, Final
 import trio
 
 from protocol.process.address import HostPort, parse_host_port
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed
+from protocol.process.cli.checks import Finding, Step, check_buffers, failed, note, ok
+from protocol.process.cli.command import CommandFailed
+from protocol.process.cli.text import milliseconds, span
 from protocol.process.config import ConfigError
-from protocol.process.examination import Finding, Step, check_buffers, failed, note, ok
-from protocol.process.layout import milliseconds, span
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError
 from relay_agent.commands.options import LOCK_FILE
 from relay_agent.config import load_config

@@ -21,7 +21,7 @@ import trio
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.address import HostPort
-from protocol.process.command import CommandFailed, say
+from protocol.process.cli.command import CommandFailed, say
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session
 from protocol.transport.link import Link

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from protocol.process import control
-from protocol.process.ask import SOCKET
 from protocol.process.config import ConfigError
+from protocol.process.control import server as control
+from protocol.process.control.client import SOCKET
 from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
+from protocol.process.sighup import ControllingTerminal
 from protocol.process.state import StateError
-from protocol.process.terminal import Terminal
 from relay_agent.agent import Agent
 from relay_agent.keys import Keys
 from relay_agent.netlink import DEBOUNCE, watch
@@ -43,7 +43,7 @@ async def run(
     rereading: Rereading,
 ) -> None:
     """Serve until SIGTERM or SIGINT. SIGUSR1: the network may have changed, dial now."""
-    terminal = Terminal()
+    terminal = ControllingTerminal()
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         tell_small_buffers(min(config.stream_window_max, config.replay))
         async with trio.open_nursery() as nursery:

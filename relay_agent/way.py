@@ -11,8 +11,8 @@ import trio
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
 from protocol.process.address import is_address
-from protocol.process.examination import WRITTEN, Finding, failed, note, ok
-from protocol.process.layout import milliseconds
+from protocol.process.cli.checks import WRITTEN, Finding, failed, note, ok
+from protocol.process.cli.text import milliseconds
 from protocol.wire.hello import ID_SIZE, INQUIRY, Hello
 from relay_agent.attachment import SOFTWARE
 from relay_agent.dial import DialFailed, dial, look_up

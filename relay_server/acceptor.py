@@ -18,8 +18,8 @@ import trio
 
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError
 from protocol.process.address import HostPort
-from protocol.process.brake import Brake
 from protocol.process.logs import event
+from protocol.process.rate_limit import RateLimit
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from protocol.wire.hello import Denial
@@ -66,7 +66,7 @@ class Acceptor:
         self._nursery = nursery
         self._doorway = Doorway(**_bounds(config))
         # The noise of scanners must not hide the trouble of agents, who know the relay's key.
-        self._strangers, self._proved = Brake(), Brake()
+        self._strangers, self._proved = RateLimit(), RateLimit()
 
     def reconfigure(self, config: ServerConfig) -> None:
         """For callers from now on."""
@@ -100,7 +100,7 @@ class Acceptor:
             if scope.cancelled_caught:
                 in_time = trio.current_time() < scope.deadline
                 why = Failure.PUSHED_OUT if in_time else Failure.LATE
-                self._tell_failed(source, why, self._brake_for(caller))
+                self._tell_failed(source, why, self._rate_limit_for(caller))
             if known is not None:
                 await self._agents.admit(*known, HostPort(*source))
 
@@ -134,10 +134,10 @@ class Acceptor:
             why, reason = Failure.NETWORK, exc.strerror or str(exc)
         else:
             return None
-        self._tell_failed(source, why, self._brake_for(caller), reason)
+        self._tell_failed(source, why, self._rate_limit_for(caller), reason)
         return None
 
-    def _brake_for(self, caller: Caller) -> Brake:
+    def _rate_limit_for(self, caller: Caller) -> RateLimit:
         return self._proved if caller.proved else self._strangers
 
     @property
@@ -146,17 +146,17 @@ class Acceptor:
         return len(self._doorway)
 
     def _tell_failed(
-        self, source: tuple[str, int], why: Failure, brake: Brake, reason: str = ""
+        self, source: tuple[str, int], why: Failure, limit: RateLimit, reason: str = ""
     ) -> None:
         self._agents.tally.handshakes_failed[why] += 1
-        if brake.allows(trio.current_time()):
+        if limit.allows(trio.current_time()):
             event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason or why)
-        elif brake.suppressed == 1:
-            self._nursery.start_soon(self._tell_suppressed, brake)
+        elif limit.suppressed == 1:
+            self._nursery.start_soon(self._tell_suppressed, limit)
 
-    async def _tell_suppressed(self, brake: Brake) -> None:
-        await trio.sleep_until(brake.ends)
-        event(log, logging.INFO, "handshakes-failed", more=brake.take_suppressed())
+    async def _tell_suppressed(self, limit: RateLimit) -> None:
+        await trio.sleep_until(limit.ends)
+        event(log, logging.INFO, "handshakes-failed", more=limit.take_suppressed())
 
     async def _identify(self, arrival: Arrival) -> Agent | Denial:
         try:

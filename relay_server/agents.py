@@ -23,8 +23,8 @@ from protocol.session.replay import ReplayCap
 from protocol.session.session import Session, SessionOptions
 from protocol.session.snapshot import restore
 from protocol.transport.endpoint import Endpoint
+from protocol.transport.grace import wait_until
 from protocol.transport.handshake import Arrival
-from protocol.transport.waiting import wait_until
 from protocol.wire.body import Fields
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode

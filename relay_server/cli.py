@@ -9,7 +9,7 @@ from typing import Final
 
 from protocol import __version__
 from protocol.process import logs
-from protocol.process.command import CommandFailed, add_common_options, run_command
+from protocol.process.cli.command import CommandFailed, add_common_options, run_command
 from protocol.process.state import StateFolder, default_state_dir
 from relay_server.commands import (
     agents,

@@ -17,11 +17,11 @@ import trio
 
 from protocol import __version__
 from protocol.process.address import HostPort, parse_host_port
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed
+from protocol.process.cli.checks import Finding, Step, check_buffers, failed, note, ok
+from protocol.process.cli.command import CommandFailed
+from protocol.process.cli.text import counted, span
 from protocol.process.config import ConfigError
-from protocol.process.examination import Finding, Step, check_buffers, failed, note, ok
-from protocol.process.layout import counted, span
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from relay_server.commands.state import LOCK, existing_registry
 from relay_server.config import FILE, ServerConfig, load_config

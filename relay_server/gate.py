@@ -16,8 +16,8 @@ from typing import Final
 
 import trio
 
-from protocol.process.brake import Brake
 from protocol.process.logs import event
+from protocol.process.rate_limit import RateLimit
 from relay_server.guard import Ending, Guard, Standing, Traffic, Visitor
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ class Gate:
     service: str = ""
     refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason
     _looked: float = field(default=-math.inf, init=False)
-    _arrivals: Brake = field(default_factory=partial(Brake, lines=ARRIVALS))
-    _refusals: Brake = field(default_factory=Brake)
-    _evictions: Brake = field(default_factory=Brake)
+    _arrivals: RateLimit = field(default_factory=partial(RateLimit, lines=ARRIVALS))
+    _refusals: RateLimit = field(default_factory=RateLimit)
+    _evictions: RateLimit = field(default_factory=RateLimit)
 
     async def enter(
         self,
@@ -99,12 +99,12 @@ _EVICTED: Final = ("visitor-evicted", "visitors-evicted")
 
 
 async def _tell(
-    brake: Brake, names: tuple[str, str], about: Mapping[str, object], **details: object
+    limit: RateLimit, names: tuple[str, str], about: Mapping[str, object], **details: object
 ) -> None:
     one, many = names
-    if brake.allows(trio.current_time()):
+    if limit.allows(trio.current_time()):
         event(log, logging.INFO, one, **about, **details)
-    elif brake.suppressed == 1:
-        await trio.sleep_until(brake.ends)
+    elif limit.suppressed == 1:
+        await trio.sleep_until(limit.ends)
         common = {name: about[name] for name in ("agent", "service")}
-        event(log, logging.INFO, many, **common, more=brake.take_suppressed())
+        event(log, logging.INFO, many, **common, more=limit.take_suppressed())

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from protocol.process.address import HostPort
-from protocol.process.examination import WRITTEN, Finding, failed, note, ok
+from protocol.process.cli.checks import WRITTEN, Finding, failed, note, ok
 from relay_server.firewall import iptables_closed, nft_closed
 
 UNIT: Final = "relay-server.service"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from protocol.process.address import HostPort
-from protocol.process.history import LinkHistory
+from protocol.process.link_history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from protocol import __version__
-from protocol.process import control
 from protocol.process.address import HostPort
-from protocol.process.ask import SOCKET
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
 from protocol.process.config import ConfigError
+from protocol.process.control import server as control
+from protocol.process.control.client import SOCKET
 from protocol.process.handover import has_store, take_left
 from protocol.process.limits import descriptors, raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
+from protocol.process.sighup import ControllingTerminal
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify
-from protocol.process.terminal import Terminal
 from protocol.wire.frame import CloseCode
 from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
@@ -95,7 +95,7 @@ async def _run(
     read: Callable[[], ServerConfig],
 ) -> None:
     raise_descriptor_limit()
-    terminal = Terminal()
+    terminal = ControllingTerminal()
     with trio.open_signal_receiver(
         signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2
     ) as signals:

@@ -1,1 +1,5 @@
-"""What both commands need around the protocol: configuration, logs, state folders, addresses."""
+"""What a program is made of around the protocol: settings, logs, state folder, signals, commands.
+
+Both programs are built of it. Imports `protocol.wire` and `protocol.errors`. Never knows sessions,
+links, agents or relays.
+"""

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Final, Literal
 
-from protocol.process.brake import Brake
+from protocol.process.rate_limit import RateLimit
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
@@ -56,28 +56,30 @@ class Enough(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._brakes: dict[tuple[str, object], Brake] = {}
+        self._rate_limits: dict[tuple[str, object], RateLimit] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         fields: dict[str, Any] | None = getattr(record, "event_fields", None)
         if fields is None or record.levelno < logging.INFO:
             return True
         now = time.monotonic()
-        brake = self._brake(record.msg, fields.get("agent"), now)
-        if not brake.allows(now):
+        limit = self._rate_limit(record.msg, fields.get("agent"), now)
+        if not limit.allows(now):
             return False
-        if untold := brake.take_suppressed():
+        if untold := limit.take_suppressed():
             vars(record)["event_fields"] = fields | {"untold": untold}
         return True
 
-    def _brake(self, name: str, agent: object, now: float) -> Brake:
+    def _rate_limit(self, name: str, agent: object, now: float) -> RateLimit:
         kind = name, agent
-        brake = self._brakes.get(kind)
-        if brake is None:
-            if len(self._brakes) >= _MAX_KINDS:
-                self._brakes = {one: held for one, held in self._brakes.items() if held.ends > now}
-            brake = self._brakes[kind] = Brake(lines=LINES_A_MINUTE)
-        return brake
+        limit = self._rate_limits.get(kind)
+        if limit is None:
+            if len(self._rate_limits) >= _MAX_KINDS:
+                self._rate_limits = {
+                    one: held for one, held in self._rate_limits.items() if held.ends > now
+                }
+            limit = self._rate_limits[kind] = RateLimit(lines=LINES_A_MINUTE)
+        return limit
 
 
 class _Line(logging.Formatter):

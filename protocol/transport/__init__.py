@@ -1,1 +1,5 @@
-"""Runs the sans-IO core over TCP sockets under trio. Both ends share it."""
+"""Runs sessions over TCP sockets under trio: handshake, link, splice, endpoint. Both ends share it.
+
+Imports `protocol.session`, `protocol.wire` and `protocol.errors`. Never knows agents, visitors,
+settings or logs.
+"""

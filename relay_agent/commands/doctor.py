@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from protocol.process import logs
-from protocol.process.examination import conduct
+from protocol.process.cli.checks import conduct
 from protocol.process.state import StateFolder
 from relay_agent.doctor import STEPS
 from relay_agent.patient import Patient

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import happens, hint
+from protocol.process.cli.command import happens, hint
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_agent.commands.options import LOCK_FILE
 from relay_agent.enrolment import load_enrolment

@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import Any
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, say
-from protocol.process.layout import Paint, span, wrapped
-from protocol.process.links import link_lines, stream_lines
+from protocol.process.cli.command import CommandFailed, say
+from protocol.process.cli.status_text import link_lines, stream_lines
+from protocol.process.cli.text import Paint, span, wrapped
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 
 

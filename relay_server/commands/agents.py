@@ -6,9 +6,9 @@ import argparse
 import time
 from typing import Any, Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import hint, say, say_json
-from protocol.process.layout import span, table
+from protocol.process.cli.command import hint, say, say_json
+from protocol.process.cli.text import span, table
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command, port_list
 from relay_server.commands.state import existing_registry

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 def examine_relay(options: argparse.Namespace, state: StateFolder) -> int:
     # Only here: the other commands need none of it and are done sooner.
-    from protocol.process.examination import conduct
+    from protocol.process.cli.checks import conduct
     from relay_server.doctor import STEPS, Patient
 
     # What the steps have to say they return.

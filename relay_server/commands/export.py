@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from protocol.process.command import CommandFailed, hint
-from protocol.process.layout import counted
+from protocol.process.cli.command import CommandFailed, hint
+from protocol.process.cli.text import counted
 from protocol.process.state import StateFolder
 from relay_server.backup import pack
 from relay_server.commands.options import add_command

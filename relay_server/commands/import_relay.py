@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from protocol.process.command import CommandFailed, hint
+from protocol.process.cli.command import CommandFailed, hint
+from protocol.process.cli.text import counted
 from protocol.process.config import ConfigError
-from protocol.process.layout import counted
 from protocol.process.state import StateError, StateFolder
 from relay_server.backup import MAX_SIZE, is_unknown, put, unpack
 from relay_server.commands.options import PROGRAM, add_command

@@ -6,8 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from protocol.process.command import hint, say, say_json
-from protocol.process.layout import span, table
+from protocol.process.cli.command import hint, say, say_json
+from protocol.process.cli.text import span, table
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, port_list, reader
 from relay_server.commands.state import existing_registry

@@ -9,9 +9,9 @@ import time
 from typing import Any, Final
 
 from protocol.process.address import HostPort
-from protocol.process.command import CommandFailed, hint, say
+from protocol.process.cli.command import CommandFailed, hint, say
+from protocol.process.cli.text import span
 from protocol.process.config import ConfigError, between, parse_duration
-from protocol.process.layout import span
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import TOKEN_SIZE, Invitation
 from relay_server.commands.options import (

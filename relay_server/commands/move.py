@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import happens, hint
+from protocol.process.cli.command import happens, hint
+from protocol.process.cli.text import counted
 from protocol.process.config import ConfigError
-from protocol.process.layout import counted
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server.commands.options import (
     add_command,

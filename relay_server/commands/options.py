@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
-from protocol.process.command import add_log_options
+from protocol.process.cli.command import add_log_options
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import MAX_HOSTS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, hint, say
+from protocol.process.cli.command import CommandFailed, hint, say
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from protocol.process.command import CommandFailed, hint
+from protocol.process.cli.command import CommandFailed, hint
 from protocol.process.state import StateFolder
 from relay_server.commands.options import (
     add_command,

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from protocol.process.command import hint
+from protocol.process.cli.command import hint
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, reader
 from relay_server.commands.state import existing_registry, refresh_server

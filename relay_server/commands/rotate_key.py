@@ -6,8 +6,8 @@ import argparse
 import time
 from typing import Any, Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import happens, hint
+from protocol.process.cli.command import happens, hint
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command
 from relay_server.commands.state import existing_registry, refresh_server

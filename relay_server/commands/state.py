@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from relay_server.commands.options import PROGRAM
 from relay_server.registry import FILE as REGISTRY

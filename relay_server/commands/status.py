@@ -8,10 +8,10 @@ import shutil
 import time
 from typing import Any, Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, say
-from protocol.process.layout import Paint, counted, span, wrapped
-from protocol.process.links import link_lines, service_name, stream_lines
+from protocol.process.cli.command import CommandFailed, say
+from protocol.process.cli.status_text import link_lines, service_name, stream_lines
+from protocol.process.cli.text import Paint, counted, span, wrapped
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command, reader
 from relay_server.commands.state import existing_registry

@@ -6,9 +6,9 @@ import argparse
 import time
 from typing import Any, Final
 
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed, happens, say
-from protocol.process.layout import counted
+from protocol.process.cli.command import CommandFailed, happens, say
+from protocol.process.cli.text import counted
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server.commands.options import PROGRAM, add_command
 

@@ -23,7 +23,7 @@ def test_the_relay_dials_nobody() -> None:
     }
     assert calls == {
         "relay_server/database.py: sqlite3.connect",
-        "protocol/process/ask.py: sock.connect",
+        "protocol/process/control/client.py: sock.connect",
         "relay_server/machine.py: trio.open_tcp_stream",
     }
-    assert "socket.AF_UNIX" in (ROOT / "protocol/process/ask.py").read_text()
+    assert "socket.AF_UNIX" in (ROOT / "protocol/process/control/client.py").read_text()

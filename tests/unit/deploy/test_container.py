@@ -38,7 +38,8 @@ def test_what_it_copies_is_there() -> None:
 
 def test_what_the_project_is_made_of_is_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = {one.partition(".")[0] for one in project["tool"]["setuptools"]["packages"]}
+    found = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {pattern.removesuffix("*") for pattern in found}
     assert packages | {project["project"]["readme"], "pyproject.toml"} <= set(copied())
 
 

@@ -17,10 +17,10 @@ import trio.testing
 
 from protocol.errors import DenialCode, ResetCode
 from protocol.process.address import HostPort
-from protocol.process.ask import SOCKET, ask
 from protocol.process.config import ConfigError
+from protocol.process.control.client import SOCKET, ask
+from protocol.process.sighup import ControllingTerminal
 from protocol.process.state import StateFolder
-from protocol.process.terminal import Terminal
 from protocol.transport.sockets import prepare_link, receive_exactly, send_all
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import PREFACE_SIZE, Denial, decode_preface
@@ -36,9 +36,9 @@ from relay_agent.own import OwnKeys, load_own
 from relay_agent.reload import Reload, Settings
 from relay_agent.services import Service
 from tests.ports import free_port
+from tests.unit.protocol.transport.test_splice import is_reset, receive_to_end
 from tests.unit.relay_agent.relay import Target, TestRelay, events, until
 from tests.unit.relay_agent.test_backoff import Highest
-from tests.unit.transport.test_splice import is_reset, receive_to_end
 
 KEY = StaticKey.generate()
 
@@ -647,7 +647,7 @@ async def test_a_signal_ends_it_with_a_goodbye(
 async def test_a_terminal_that_hangs_up_ends_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: Logged
 ) -> None:
-    monkeypatch.setattr(Terminal, "is_gone", True)
+    monkeypatch.setattr(ControllingTerminal, "is_gone", True)
     relay = Relay(hosts=[HostPort("127.0.0.1", 9)], key=KEY.public)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:

@@ -16,8 +16,8 @@ from protocol.wire.hello import Hello
 from protocol.wire.noise import StaticKey, Suite
 from relay_agent.attachment import ATTACH_TIMEOUT, Relay, attach, preferred_suite
 from tests.ports import free_port
+from tests.unit.protocol.transport.ends import cancelled_at
 from tests.unit.relay_agent.relay import LIMITS, TestRelay
-from tests.unit.transport.ends import cancelled_at
 
 KEY = StaticKey.generate()
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)

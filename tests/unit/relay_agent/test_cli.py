@@ -18,7 +18,7 @@ import relay_agent.join
 import relay_agent.process
 from protocol import __version__
 from protocol.process.address import HostPort
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation
 from relay_agent.attachment import Relay

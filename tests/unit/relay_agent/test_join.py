@@ -12,7 +12,7 @@ import trio.testing
 
 from protocol.errors import DenialCode, RefusalCode
 from protocol.process.address import HostPort
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.frame import CloseCode, Publish

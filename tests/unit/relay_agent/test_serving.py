@@ -24,8 +24,8 @@ from relay_agent.proxy_protocol import Version, header
 from relay_agent.services import Service
 from relay_agent.serving import REPUBLISH, Serving
 from relay_agent.target import loopback_source
+from tests.unit.protocol.transport.test_splice import is_reset, receive_to_end, reset
 from tests.unit.relay_agent.relay import VISITOR, Target, TestRelay, events, until
-from tests.unit.transport.test_splice import is_reset, receive_to_end, reset
 
 KEY = StaticKey.generate()
 

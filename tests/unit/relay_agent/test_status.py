@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.process.layout import Paint
+from protocol.process.cli.text import Paint
 from relay_agent.commands.status import lay_out
 
 LINK = {

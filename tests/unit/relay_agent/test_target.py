@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from protocol.process.address import HostPort
 from relay_agent import target as module
 from relay_agent.target import TARGET_TIMEOUT, dial_target, loopback_source
+from tests.unit.protocol.transport.ends import cancelled_at
 from tests.unit.relay_agent.relay import Target
-from tests.unit.transport.ends import cancelled_at
 
 VISITOR = "203.0.113.9"
 

@@ -42,7 +42,7 @@ from relay_server.keys import RelayKeys
 from relay_server.presence import Presence
 from relay_server.registry import Registry
 from tests.ports import free_port as free_port
-from tests.unit.transport.ends import LIMITS, new_session, tcp_pair
+from tests.unit.protocol.transport.ends import LIMITS, new_session, tcp_pair
 
 # Real seconds; a test that needs them has failed.
 LIMIT = 10.0

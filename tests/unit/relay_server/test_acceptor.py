@@ -16,13 +16,15 @@ import trio
 import trio.testing
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost, NoAnswer
-from protocol.process.brake import LINES, PERIOD
+from protocol.process.rate_limit import LINES, PERIOD
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
 from relay_server.acceptor import REGISTRY_RETRY, Failure
 from relay_server.registry import Agent
+from tests.unit.protocol.transport.ends import tcp_pair
+from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import (
     Relay,
     Router,
@@ -33,8 +35,6 @@ from tests.unit.relay_server.relay import (
     told,
     until,
 )
-from tests.unit.transport.ends import tcp_pair
-from tests.unit.transport.test_splice import receive_to_end
 
 Clock = trio.testing.MockClock
 GARBAGE = b"GET / HTTP/1.1\r\nHost: example.net\r\n\r\n"

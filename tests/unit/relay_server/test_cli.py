@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from protocol.process.address import HostPort
-from protocol.process.ask import SOCKET
-from protocol.process.command import CommandFailed
-from protocol.process.layout import span
+from protocol.process.cli.command import CommandFailed
+from protocol.process.cli.text import span
+from protocol.process.control.client import SOCKET
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey

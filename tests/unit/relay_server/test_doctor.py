@@ -12,10 +12,10 @@ import pytest
 import trio.testing
 
 from protocol import __version__
-from protocol.process import examination
 from protocol.process.address import HostPort
-from protocol.process.command import CommandFailed
-from protocol.process.examination import Finding, Verdict
+from protocol.process.cli import checks
+from protocol.process.cli.checks import Finding, Verdict
+from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server import doctor
@@ -316,7 +316,7 @@ async def test_descriptors_of_one_to_be_started(patient: Patient) -> None:
 async def test_buffers(
     patient: Patient, monkeypatch: pytest.MonkeyPatch, small: dict[str, int], verdict: Verdict
 ) -> None:
-    monkeypatch.setattr(examination, "small_buffers", lambda wanted: small)
+    monkeypatch.setattr(checks, "small_buffers", lambda wanted: small)
     assert (await take(patient, "buffers")).verdict is verdict
 
 

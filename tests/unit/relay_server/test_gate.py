@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.process.brake import LINES, PERIOD
+from protocol.process.rate_limit import LINES, PERIOD
 from relay_server.gate import ARRIVALS, ASK_AGAIN, Gate
 from relay_server.guard import (
     BEGUN_BYTES,

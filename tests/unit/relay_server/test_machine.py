@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.process.address import HostPort
-from protocol.process.examination import Verdict
+from protocol.process.cli.checks import Verdict
 from relay_server import machine
 from relay_server.machine import (
     check_address,

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from relay_server.opening import Opening, look, wait_opening
-from tests.unit.transport.ends import tcp_pair
+from tests.unit.protocol.transport.ends import tcp_pair
 
 Pair = tuple[socket.socket, socket.socket]
 

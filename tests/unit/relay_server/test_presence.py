@@ -12,7 +12,7 @@ from relay_server.guard import Caps, Guard
 from relay_server.listeners import Listener
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
-from tests.unit.transport.ends import LIMITS, new_session
+from tests.unit.protocol.transport.ends import LIMITS, new_session
 
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
 

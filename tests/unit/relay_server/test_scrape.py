@@ -11,8 +11,8 @@ import trio.testing
 from protocol.transport.sockets import send_all
 from relay_server.accept import listen, stop_accepting
 from relay_server.scrape import FRESH, MAX_REQUEST, MOST_CALLERS, TIMEOUT, Scrape
+from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, quiet, until
-from tests.unit.transport.test_splice import receive_to_end
 
 Clock = trio.testing.MockClock
 

@@ -17,10 +17,10 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.process import control
 from protocol.process.address import HostPort
-from protocol.process.ask import SOCKET, ask
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
+from protocol.process.control import server as control
+from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server import kept, server

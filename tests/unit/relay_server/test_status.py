@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from protocol.process.layout import Paint
+from protocol.process.cli.text import Paint
 from protocol.process.state import StateFolder
 from relay_server.commands import status as module
 from relay_server.commands.status import lay_out

@@ -21,6 +21,8 @@ from relay_server.networks import Admission, parse_networks
 from relay_server.rules import FOR_SSH, GuardTable
 from relay_server.tally import Tally
 from relay_server.visitors import EVICTED, visit
+from tests.unit.protocol.transport.ends import LIMITS, tcp_pair
+from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import (
     Relay,
     Router,
@@ -32,8 +34,6 @@ from tests.unit.relay_server.relay import (
     until,
     was_reset,
 )
-from tests.unit.transport.ends import LIMITS, tcp_pair
-from tests.unit.transport.test_splice import receive_to_end
 
 Clock = trio.testing.MockClock
 

@@ -12,8 +12,8 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
-from protocol.process.command import say, say_json
-from protocol.process.layout import Colour, Paint, wrapped
+from protocol.process.cli.command import say, say_json
+from protocol.process.cli.text import Colour, Paint, wrapped
 from protocol.process.limits import small_buffers
 
 _Patient = TypeVar("_Patient")

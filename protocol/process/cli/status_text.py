@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from protocol.process.layout import Paint, amount, milliseconds, span, times, wrapped
+from protocol.process.cli.text import Paint, amount, milliseconds, span, times, wrapped
 
 # Streams shown one by one, for each service; --json has them all.
 _MOST_STREAMS: Final = 20

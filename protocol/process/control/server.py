@@ -20,8 +20,8 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
-from protocol.process.ask import MAX_REQUEST, TIMEOUT, short_path
 from protocol.process.config import ConfigError
+from protocol.process.control.client import MAX_REQUEST, TIMEOUT, short_path
 from protocol.process.logs import failure
 from protocol.process.state import StateError, StateFolder
 

@@ -17,8 +17,8 @@ from protocol.transport.sockets import (
     receive_exactly,
     send_all,
 )
-from tests.unit.transport.ends import cancelled_at, tcp_pair
-from tests.unit.transport.test_splice import LIMIT, is_reset, receive_to_end
+from tests.unit.protocol.transport.ends import cancelled_at, tcp_pair
+from tests.unit.protocol.transport.test_splice import LIMIT, is_reset, receive_to_end
 
 ARMED = struct.pack("ii", 1, 0)
 

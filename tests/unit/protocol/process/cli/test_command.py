@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from protocol.process.command import (
+from protocol.process.cli.command import (
     CommandFailed,
     add_common_options,
     add_log_options,
@@ -114,7 +114,7 @@ def test_no_standard_output_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_output_that_cannot_be_written_is_a_failure_of_one_line() -> None:
     script = (
-        "import sys; from protocol.process.command import run_command, say;"
+        "import sys; from protocol.process.cli.command import run_command, say;"
         "sys.exit(run_command(lambda: say('x'), program='prog'))"
     )
     with open("/dev/full", "w") as full:  # noqa: PTH123 - as short as can be

@@ -8,7 +8,7 @@ import trio
 
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.transport.tcpinfo import tcp_info, unsent
-from tests.unit.transport.ends import tcp_pair, until
+from tests.unit.protocol.transport.ends import tcp_pair, until
 
 
 def acked(sock: socket.socket) -> int:

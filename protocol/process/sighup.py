@@ -9,7 +9,7 @@ from typing import Final
 _STDERR: Final = 2
 
 
-class Terminal:
+class ControllingTerminal:
     def __init__(self, descriptor: int = _STDERR) -> None:
         self._descriptor = descriptor
         self._had_one = os.isatty(descriptor)

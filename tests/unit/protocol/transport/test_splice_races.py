@@ -7,8 +7,8 @@ import trio
 
 from protocol.transport.sockets import send_all
 from protocol.wire.frame import HEADER_SIZE
-from tests.unit.transport.ends import two_ends, until
-from tests.unit.transport.test_splice import LIMIT, is_reset, reset
+from tests.unit.protocol.transport.ends import two_ends, until
+from tests.unit.protocol.transport.test_splice import LIMIT, is_reset, reset
 
 
 @pytest.mark.parametrize("attempt", range(12))

@@ -12,8 +12,8 @@ from protocol.transport.handshake import Arrival, initiate, respond
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import MAX_HELLO, VERSION, Denial, Hello, Limits, Welcome, encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
-from tests.unit.transport.ends import LIMITS, cancelled_at, tcp_pair
-from tests.unit.transport.test_splice import LIMIT, receive_to_end
+from tests.unit.protocol.transport.ends import LIMITS, cancelled_at, tcp_pair
+from tests.unit.protocol.transport.test_splice import LIMIT, receive_to_end
 
 RELAY = StaticKey.generate()
 AGENT = StaticKey.generate()

@@ -14,7 +14,7 @@ import trio.testing
 from protocol.errors import ResetCode
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.transport.splice import DISCARD_SECONDS
-from tests.unit.transport.ends import (
+from tests.unit.protocol.transport.ends import (
     Ends,
     cancelled_at,
     check_pool,

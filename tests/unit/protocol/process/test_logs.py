@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.process import logs
-from protocol.process.brake import PERIOD
 from protocol.process.logs import LINES_A_MINUTE, configure, event, failure
+from protocol.process.rate_limit import PERIOD
 
 log = logging.getLogger("test")
 
@@ -127,7 +127,7 @@ def test_a_full_disk_behind_standard_error_is_no_second_error(
 
 
 class Minute:
-    """The clock that brakes go by."""
+    """The clock that rate limits go by."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -171,5 +171,5 @@ def test_kinds_remembered_are_bounded(
         event(log, logging.INFO, "event", agent=number)
         minute.now += PERIOD / 2
     assert isinstance(enough, logs.Enough)
-    assert len(enough._brakes) <= 3
+    assert len(enough._rate_limits) <= 3
     assert len(capsys.readouterr().err.splitlines()) == 10

@@ -14,8 +14,8 @@ import trio
 import trio.testing
 
 from protocol.transport import splice
-from tests.unit.transport.ends import two_ends
-from tests.unit.transport.test_splice import LIMIT
+from tests.unit.protocol.transport.ends import two_ends
+from tests.unit.protocol.transport.test_splice import LIMIT
 
 
 def stream(sock: socket.socket) -> trio.SocketStream:

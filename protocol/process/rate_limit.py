@@ -1,4 +1,4 @@
-"""A brake for one kind of log line that strangers can cause: so many a period, then a count."""
+"""A limit for one kind of log line that strangers can cause: so many a period, then a count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LINES: Final = 10
 PERIOD: Final = 60.0
 
 
-class Brake:
+class RateLimit:
     def __init__(self, *, lines: int = LINES, period: float = PERIOD) -> None:
         self._lines = lines
         self._period = period

@@ -17,8 +17,8 @@ from protocol.transport.tcpinfo import TcpInfo
 from protocol.wire import frame as wire
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
 from protocol.wire.record import RECORD_OVERHEAD
-from tests.unit.transport.ends import cancelled_at, check_pool, two_ends, until
-from tests.unit.transport.test_splice import LIMIT, receive_to_end, reset, until_over
+from tests.unit.protocol.transport.ends import cancelled_at, check_pool, two_ends, until
+from tests.unit.protocol.transport.test_splice import LIMIT, receive_to_end, reset, until_over
 
 
 @pytest.mark.parametrize("seed", range(3))

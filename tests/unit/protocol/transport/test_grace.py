@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from protocol.session.liveness import LATE
-from protocol.transport.waiting import GRACE, wait_until
+from protocol.transport.grace import GRACE, wait_until
 
 
 @pytest.mark.parametrize(("late", "more"), [(-5.0, 5.0), (LATE, 0.0), (LATE + 1, GRACE)])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from protocol.process.history import LinkHistory
+from protocol.process.link_history import LinkHistory
 
 
 def test_ages_and_counts() -> None:

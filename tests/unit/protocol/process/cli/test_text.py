@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from protocol.process.layout import Paint, amount, milliseconds, table, times, wrapped
+from protocol.process.cli.text import Paint, amount, milliseconds, table, times, wrapped
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_long_texts_are_wrapped_at_words_alone() -> None:
     assert lines[-1] == "  " + "x" * 90
 
 
-class Terminal(io.StringIO):
+class ControllingTerminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -58,11 +58,11 @@ class Terminal(io.StringIO):
 def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert Paint.of(Terminal())("red", "x") == "\x1b[31mx\x1b[0m"
-    assert Paint.of(Terminal())("red", "") == ""
+    assert Paint.of(ControllingTerminal())("red", "x") == "\x1b[31mx\x1b[0m"
+    assert Paint.of(ControllingTerminal())("red", "") == ""
     assert Paint.of(io.StringIO())("red", "x") == "x"
     monkeypatch.setenv("TERM", "dumb")
-    assert not Paint.of(Terminal()).on
+    assert not Paint.of(ControllingTerminal()).on
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not Paint.of(Terminal()).on
+    assert not Paint.of(ControllingTerminal()).on

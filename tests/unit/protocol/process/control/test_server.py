@@ -15,11 +15,11 @@ import pytest
 import trio
 import trio.testing
 
-from protocol.process import ask as asking
-from protocol.process.ask import MAX_REQUEST, SOCKET, TIMEOUT, ask
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
 from protocol.process.config import ConfigError
-from protocol.process.control import Command, Request, serve
+from protocol.process.control import client as asking
+from protocol.process.control.client import MAX_REQUEST, SOCKET, TIMEOUT, ask
+from protocol.process.control.server import Command, Request, serve
 from protocol.process.state import StateError
 
 NOBODY = 65534

@@ -12,8 +12,8 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE
-from tests.unit.transport.ends import new_session, tcp_pair, two_ends, until
-from tests.unit.transport.test_splice import LIMIT, is_reset, receive_to_end
+from tests.unit.protocol.transport.ends import new_session, tcp_pair, two_ends, until
+from tests.unit.protocol.transport.test_splice import LIMIT, is_reset, receive_to_end
 
 
 async def test_only_what_is_not_about_an_open_stream_is_the_owners() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from protocol.process.examination import (
+from protocol.process.cli.checks import (
     Finding,
     Step,
     Verdict,
@@ -12,7 +12,7 @@ from protocol.process.examination import (
     note,
     ok,
 )
-from protocol.process.layout import Paint
+from protocol.process.cli.text import Paint
 
 
 async def gives(finding: Finding, taken: list[Finding]) -> Finding:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from protocol.process.command import CommandFailed
+from protocol.process.cli.command import CommandFailed
 
 SOCKET: Final = "control.sock"
 # For a whole exchange: the process answers from memory, so more means that one side hangs.
