@@ -2,6 +2,7 @@
 #   make test   everything: lint, types, import contracts, unit and end-to-end tests, the lab in short
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
+#   make dist   the wheel and the sdist for a Python package index, into dist/
 #   make openwrt  the agent's packages for OpenWrt, into dist/
 #   make openwrt-mips  a real ssh through that package's agent on an emulated 32-bit MIPS router
 #   make fuzz   the parsers and the session under a coverage-guided fuzzer, FUZZ_SECONDS=600 in all
@@ -15,7 +16,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab bench openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test demo lab bench dist openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +51,10 @@ bench:
 	@.ci/system-packages bench
 	@.ci/venv bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+dist: setup-demo
+	@.ci/dist dist
+	@ls dist/ssh_relay-*
 
 openwrt: setup-demo
 	@$(BIN)/python deploy/openwrt/build.py
