@@ -58,7 +58,7 @@ def enrol(state: Path, relay: int, services: Sequence[tuple[int, int]]) -> Fleet
     The relay has run before, and may be running.
     """
     # Not needed, and so not wanted, in the process that plays the agents.
-    from relay_server.registry import Registry
+    from relay_server.registry.registry import Registry
 
     folder = StateFolder(state)
     relay_key = StaticKey.from_private(bytes.fromhex((state / "relay.key").read_text()))

@@ -1,1 +1,6 @@
 """The agent on the router: dials out to the relay and splices streams to local services."""
+
+from typing import Final
+
+# The command's name, as users type it.
+PROGRAM: Final = "relay-agent"

@@ -22,8 +22,8 @@ from protocol.process.cli.command import (
 )
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder, default_state_dir
+from relay_agent import PROGRAM
 
-PROGRAM: Final = "relay-agent"
 # What does not come in one piece with us on a router, but from OpenWrt's feed.
 LIBRARIES: Final = frozenset({"cryptography", "msgpack"})
 

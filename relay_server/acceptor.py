@@ -24,14 +24,14 @@ from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from protocol.wire.hello import Denial
 from relay_server.agents import Agents
-from relay_server.containment import contained
 from relay_server.doorway import Caller, Doorway
-from relay_server.keys import RelayKeys
-from relay_server.registry import Agent, TokenRefused
+from relay_server.net.fault_isolation import contained
+from relay_server.registry.registry import Agent, TokenRefused
+from relay_server.registry.relay_keys import RelayKeys
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry import Registry
+    from relay_server.registry.registry import Registry
 
 log = logging.getLogger(__name__)
 

@@ -29,18 +29,18 @@ from protocol.wire.body import Fields
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
-from relay_server.containment import contained
-from relay_server.kept import KeptSockets
-from relay_server.keys import RelayKeys
+from relay_server.net.fault_isolation import contained
+from relay_server.net.fd_store import StoredListeners
 from relay_server.ports import Ports
 from relay_server.presence import Presence
-from relay_server.registry import Refused
+from relay_server.registry.registry import Refused
+from relay_server.registry.relay_keys import RelayKeys
 from relay_server.takeover import Decision
 from relay_server.tally import Tally
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry import Agent, Registry
+    from relay_server.registry.registry import Agent, Registry
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,14 @@ class Agents:
         registry: Registry,
         keys: RelayKeys,
         nursery: trio.Nursery,
-        kept: KeptSockets,
+        stored: StoredListeners,
     ) -> None:
         self._config = config
         self._registry = registry
         self._keys = keys
         self._nursery = nursery
         self.tally = Tally()
-        self.ports = Ports(config, registry, nursery, kept, self.tally)
+        self.ports = Ports(config, registry, nursery, stored, self.tally)
         self._present: dict[bytes, Presence] = {}
         self._pool = BufferPool()
         self.replay_cap = ReplayCap(config.replay_total)

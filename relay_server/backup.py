@@ -21,10 +21,10 @@ from protocol.process.config import ConfigError, load
 from protocol.process.state import StateError, StateFolder
 from relay_server.config import FILE as CONFIG
 from relay_server.config import ServerConfig
-from relay_server.database import restore
-from relay_server.keys import FORMER, KEY, load_or_make
-from relay_server.registry import FILE as REGISTRY
-from relay_server.registry import Registry
+from relay_server.registry.database import restore
+from relay_server.registry.registry import FILE as REGISTRY
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import FORMER, KEY, load_or_make
 
 # Read into memory. A registry of thousands of agents is a few MiB.
 MAX_SIZE: Final = 256 * 2**20

@@ -11,6 +11,7 @@ from protocol import __version__
 from protocol.process import logs
 from protocol.process.cli.command import CommandFailed, add_common_options, run_command
 from protocol.process.state import StateFolder, default_state_dir
+from relay_server import PROGRAM
 from relay_server.commands import (
     agents,
     doctor,
@@ -27,8 +28,8 @@ from relay_server.commands import (
     status,
     upgrade,
 )
-from relay_server.commands.options import PROGRAM, Command, add_state_option
-from relay_server.registry import Refused
+from relay_server.commands.options import Command, add_state_option
+from relay_server.registry.registry import Refused
 
 _EXAMPLES: Final = """\
 from nothing to a login:

@@ -23,10 +23,7 @@ from protocol.process.cli.text import counted, span
 from protocol.process.config import ConfigError
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
-from relay_server.commands.state import LOCK, existing_registry
 from relay_server.config import FILE, ServerConfig, load_config
-from relay_server.keys import load
-from relay_server.listening import bind_error, lowest_free, who_holds
 from relay_server.machine import (
     accepts,
     check_address,
@@ -35,7 +32,10 @@ from relay_server.machine import (
     check_service,
     how_to_start,
 )
-from relay_server.registry import Agent
+from relay_server.net.bind_check import bind_error, lowest_free, who_holds
+from relay_server.registry.open import LOCK, existing_registry
+from relay_server.registry.registry import Agent
+from relay_server.registry.relay_keys import load
 
 # One that has just been started opens its control socket within that time.
 SETTLE_TIMEOUT: Final = 3.0

@@ -35,15 +35,15 @@ from relay_server.takeover import DISPLACED_KEPT
 
 if TYPE_CHECKING:
     from relay_server.agents import Agents
-    from relay_server.kept import KeptSockets
-    from relay_server.registry import Agent, Registry
+    from relay_server.net.fd_store import StoredListeners
+    from relay_server.registry.registry import Agent, Registry
 
 log = logging.getLogger(__name__)
 
 VISITOR: Final = "visitor"
 
 
-async def upgrade(agents: Agents, kept: KeptSockets, read: Callable[[], object]) -> None:
+async def upgrade(agents: Agents, stored: StoredListeners, read: Callable[[], object]) -> None:
     """Become what is installed now. Returns if that cannot be; then all goes on.
 
     `read` raises ConfigError for a configuration that the next one could not start with.
@@ -57,7 +57,7 @@ async def upgrade(agents: Agents, kept: KeptSockets, read: Callable[[], object])
     if not reason:
         try:
             left = _leave(agents)
-            handover.replace_process([*kept.left(), *left])
+            handover.replace_process([*stored.left(), *left])
         except OSError as exc:
             reason = exc.strerror or str(exc)
     for name, descriptor in left:

@@ -18,9 +18,9 @@ import trio
 
 from protocol.errors import RefusalCode
 from protocol.process.logs import event
-from relay_server.accept import accept_forever
-from relay_server.kept import KeptSockets
-from relay_server.networks import Admission
+from relay_server.net.accept_loop import accept_forever
+from relay_server.net.fd_store import StoredListeners
+from relay_server.net.networks import Admission
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Listener:
     publication: int = 0
     admission: Admission = field(default_factory=Admission)
     closed: bool = False  # for good
-    kept: KeptSockets = field(default_factory=KeptSockets)
+    stored: StoredListeners = field(default_factory=StoredListeners)
     sockets: list[socket.socket] = field(default_factory=list)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _ending: set[trio.CancelScope] = field(default_factory=set)
@@ -63,7 +63,7 @@ class Listener:
         self.publication = 0
         self._scope.cancel()
         for sock in self.sockets:
-            self.kept.close(sock)
+            self.stored.close(sock)
         self.sockets.clear()
         for scope in self._ending:
             scope.cancel()
@@ -84,14 +84,14 @@ class Listener:
         try:
             for host in hosts:
                 try:
-                    opened.append(self.kept.listen(host, self.port, dual_stack=False))
+                    opened.append(self.stored.listen(host, self.port, dual_stack=False))
                 except OSError as exc:
                     if host == "::" and exc.errno in _NO_IPV6:
                         continue
                     raise
         except OSError as exc:
             for sock in opened:
-                self.kept.close(sock)
+                self.stored.close(sock)
             raise _unavailable(self.port, exc) from exc
         self.sockets = opened
 

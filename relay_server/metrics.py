@@ -28,7 +28,7 @@ from relay_server.acceptor import Acceptor, Failure
 from relay_server.agents import Agents
 
 if TYPE_CHECKING:
-    from relay_server.registry import Registry
+    from relay_server.registry.registry import Registry
 
 # Agents told of by name, in the order of the alphabet. Each costs 20 µs of everybody's turn at each
 # scrape; whoever has more than that many looks for one in `relay-server agents --json`.

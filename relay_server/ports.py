@@ -15,8 +15,8 @@ from protocol.transport.endpoint import Endpoint
 from protocol.wire.body import Fields
 from protocol.wire.frame import Publish
 from protocol.wire.hello import MAX_TEXT
-from relay_server.kept import KeptSockets
 from relay_server.listeners import Listener, PortUnavailable
+from relay_server.net.fd_store import StoredListeners
 from relay_server.presence import Presence
 from relay_server.tally import Tally
 from relay_server.visitors import Visit, visit
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
 
     from relay_server.config import ServerConfig
-    from relay_server.registry import Agent, Registry
+    from relay_server.registry.registry import Agent, Registry
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ class Ports:
         config: ServerConfig,
         registry: Registry,
         nursery: trio.Nursery,
-        kept: KeptSockets,
+        stored: StoredListeners,
         tally: Tally,
     ) -> None:
         self._config = config
         self._registry = registry
         self._nursery = nursery
-        self._kept = kept
+        self._stored = stored
         self._tally = tally
 
     def reconfigure(self, config: ServerConfig) -> None:
@@ -167,7 +167,7 @@ class Ports:
 
     def _new_listener(self, presence: Presence, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""
-        listener = Listener(publish.port, publish.service, kept=self._kept)
+        listener = Listener(publish.port, publish.service, stored=self._stored)
         try:
             listener.try_open(self._config.bind)
         except PortUnavailable as exc:

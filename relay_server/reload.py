@@ -25,7 +25,7 @@ from protocol.process.state import StateError
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry import Registry
+    from relay_server.registry.registry import Registry
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ import h11
 import trio
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from relay_server.accept import accept_forever
-from relay_server.containment import contained
+from relay_server.net.accept_loop import accept_forever
+from relay_server.net.fault_isolation import contained
 
 # A line and a dozen headers; Prometheus sends half a KiB.
 MAX_REQUEST: Final = 8 * 1024

@@ -27,18 +27,18 @@ from protocol.process.sighup import ControllingTerminal
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify
 from protocol.wire.frame import CloseCode
-from relay_server.accept import accept_forever, listen, stop_accepting
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.handover import Found, leave_to_manager, upgrade
-from relay_server.kept import UNCLAIMED_SECONDS, KeptSockets
-from relay_server.keys import RelayKeys, retire_unneeded
+from relay_server.net.accept_loop import accept_forever, listen, stop_accepting
+from relay_server.net.fd_store import UNCLAIMED_SECONDS, StoredListeners
+from relay_server.registry.relay_keys import RelayKeys, retire_unneeded
 from relay_server.reload import Reload
 from relay_server.supervision import report
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry import Registry
+    from relay_server.registry.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +68,14 @@ async def serve(
     """
     with contextlib.ExitStack() as stack:
         found = Found(take_left())
-        kept = KeptSockets(found.others)
+        stored = StoredListeners(found.others)
         # A socket unit knows better than the defaults where agents dial in.
-        sockets = [stack.enter_context(sock) for sock in kept.links] or [
-            stack.enter_context(_listen(kept, address)) for address in config.listen
+        sockets = [stack.enter_context(sock) for sock in stored.links] or [
+            stack.enter_context(_listen(stored, address)) for address in config.listen
         ]
         try:
             read = read or (lambda: config)
-            await _run(config, state, registry, keys, kept, found, sockets, read)
+            await _run(config, state, registry, keys, stored, found, sockets, read)
         except BaseExceptionGroup as group:
             # What a nursery wraps; the command line expects the one.
             told, rest = group.split(StateError)
@@ -89,7 +89,7 @@ async def _run(
     state: StateFolder,
     registry: Registry,
     keys: RelayKeys,
-    kept: KeptSockets,
+    stored: StoredListeners,
     found: Found,
     sockets: Sequence[socket.socket],
     read: Callable[[], ServerConfig],
@@ -100,7 +100,7 @@ async def _run(
         signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2
     ) as signals:
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, keys, nursery, kept)
+            agents = Agents(config, registry, keys, nursery, stored)
             found.restore(agents, registry)
             acceptor = Acceptor(config, registry, keys, agents, nursery)
             refresh = partial(_refresh, state, keys, agents)
@@ -119,19 +119,19 @@ async def _run(
             if config.metrics.listen is not None:
                 _tell_metrics(config.metrics.listen, agents, acceptor, registry, sockets, nursery)
             tell_small_buffers(config.stream_window_max)
-            nursery.start_soon(_close_unclaimed, kept)
+            nursery.start_soon(_close_unclaimed, stored)
             nursery.start_soon(report, agents)
             async for number in signals:
                 if number == signal.SIGHUP and not terminal.is_gone:
                     nursery.start_soon(_reload_as_told, reload)
                     continue
                 if number == signal.SIGUSR2:
-                    await upgrade(agents, kept, read)
+                    await upgrade(agents, stored, read)
                     continue
                 event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
                 break
             notify("STOPPING=1")
-            kept.leave()
+            stored.leave()
             if number == signal.SIGTERM and has_store():
                 leave_to_manager(agents)
             for sock in sockets:
@@ -177,25 +177,25 @@ def _only(group: BaseException) -> BaseException:
     return group
 
 
-async def _close_unclaimed(kept: KeptSockets) -> None:
+async def _close_unclaimed(stored: StoredListeners) -> None:
     await trio.sleep(UNCLAIMED_SECONDS)
-    for address in kept.close_unclaimed():
+    for address in stored.close_unclaimed():
         event(log, logging.INFO, "port-unclaimed", address=address)
 
 
-def _listen(kept: KeptSockets, address: HostPort) -> socket.socket:
+def _listen(stored: StoredListeners, address: HostPort) -> socket.socket:
     try:
-        return kept.listen(address.host, address.port, dual_stack=True)
+        return stored.listen(address.host, address.port, dual_stack=True)
     except OSError as exc:
         if address.host == "::" and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            return _listen_v4(kept, address)
+            return _listen_v4(stored, address)
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 
 
-def _listen_v4(kept: KeptSockets, address: HostPort) -> socket.socket:
+def _listen_v4(stored: StoredListeners, address: HostPort) -> socket.socket:
     """For a kernel without IPv6, where the dual-stack default cannot be had."""
     try:
-        return kept.listen("0.0.0.0", address.port, dual_stack=False)  # noqa: S104 - as [::] is
+        return stored.listen("0.0.0.0", address.port, dual_stack=False)  # noqa: S104 - as [::] is
     except OSError as exc:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 

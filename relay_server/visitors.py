@@ -17,11 +17,11 @@ from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM
-from relay_server.containment import contained
 from relay_server.gate import Gate
 from relay_server.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
 from relay_server.listeners import Listener
 from relay_server.login import Login
+from relay_server.net.fault_isolation import contained
 from relay_server.opening import Opening, look, wait_opening
 from relay_server.presence import Presence
 from relay_server.rules import Rules

@@ -10,10 +10,11 @@ from protocol.process.cli.command import hint, say, say_json
 from protocol.process.cli.text import span, table
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_server.commands.options import PROGRAM, add_command, port_list
-from relay_server.commands.state import existing_registry
-from relay_server.keys import has_former
-from relay_server.registry import Agent
+from relay_server import PROGRAM
+from relay_server.commands.options import add_command, port_list
+from relay_server.registry.open import existing_registry
+from relay_server.registry.registry import Agent
+from relay_server.registry.relay_keys import has_former
 
 # What an agent of ours names a service by; others may use 64 letters.
 _SERVICE: Final = 32

@@ -14,7 +14,7 @@ from protocol.process.state import StateFolder
 from relay_server.backup import pack
 from relay_server.commands.options import add_command
 from relay_server.commands.rotate_key import LOCK as ROTATION
-from relay_server.commands.state import existing_registry
+from relay_server.registry.open import existing_registry
 
 _EXAMPLES: Final = """\
 examples:

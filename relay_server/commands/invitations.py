@@ -10,8 +10,8 @@ from protocol.process.cli.command import hint, say, say_json
 from protocol.process.cli.text import span, table
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, port_list, reader
-from relay_server.commands.state import existing_registry
-from relay_server.registry import parse_name
+from relay_server.registry.open import existing_registry
+from relay_server.registry.registry import parse_name
 
 
 def add(commands: Any) -> None:

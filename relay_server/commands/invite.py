@@ -24,11 +24,11 @@ from relay_server.commands.options import (
     ports_in_words,
     reader,
 )
-from relay_server.commands.state import refresh_server
 from relay_server.config import load_config
-from relay_server.keys import load_or_make
-from relay_server.listening import bind_error
-from relay_server.registry import Registry, parse_name
+from relay_server.net.bind_check import bind_error
+from relay_server.registry.open import refresh_server
+from relay_server.registry.registry import Registry, parse_name
+from relay_server.registry.relay_keys import load_or_make
 
 # A script may be done in seconds; a month is a second password rather than a token.
 _MIN_LIFETIME, _MAX_LIFETIME = "1s", "30d"

@@ -15,8 +15,8 @@ from relay_server.commands.options import (
     at_most_eight,
     reader,
 )
-from relay_server.commands.state import existing_registry, refresh_server
 from relay_server.config import DEFAULT_PORT, parse_host
+from relay_server.registry.open import existing_registry, refresh_server
 
 # For agents that are here to come again and be told: what one attempt to attach may take.
 TELL_LIMIT: Final = 10.0

@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from protocol.process.cli.command import add_log_options
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import MAX_HOSTS
 from relay_server.config import Host, parse_host
-from relay_server.networks import Admission, Networks, parse_network
+from relay_server.net.networks import Admission, Networks, parse_network
 
 _T = TypeVar("_T")
 
 Command: TypeAlias = Callable[[argparse.Namespace, StateFolder], int | None]
-
-PROGRAM: Final = "relay-server"
 
 
 def add_command(

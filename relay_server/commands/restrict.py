@@ -15,9 +15,9 @@ from relay_server.commands.options import (
     ports_in_words,
     reader,
 )
-from relay_server.commands.state import existing_registry, refresh_server
-from relay_server.networks import Admission
-from relay_server.registry import parse_name
+from relay_server.net.networks import Admission
+from relay_server.registry.open import existing_registry, refresh_server
+from relay_server.registry.registry import parse_name
 
 _EXAMPLES: Final = """\
 examples:

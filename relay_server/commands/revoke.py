@@ -9,8 +9,8 @@ from typing import Any
 from protocol.process.cli.command import hint
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, reader
-from relay_server.commands.state import existing_registry, refresh_server
-from relay_server.registry import parse_name
+from relay_server.registry.open import existing_registry, refresh_server
+from relay_server.registry.registry import parse_name
 
 
 def add(commands: Any) -> None:

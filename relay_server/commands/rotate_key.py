@@ -9,10 +9,11 @@ from typing import Any, Final
 from protocol.process.cli.command import happens, hint
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_server.commands.options import PROGRAM, add_command
-from relay_server.commands.state import existing_registry, refresh_server
-from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make, retire, rotate
-from relay_server.registry import Refused, Registry
+from relay_server import PROGRAM
+from relay_server.commands.options import add_command
+from relay_server.registry.open import existing_registry, refresh_server
+from relay_server.registry.registry import Refused, Registry
+from relay_server.registry.relay_keys import MAX_FORMER, RelayKeys, load_or_make, retire, rotate
 
 # For agents that are here to come again under a new key: what one attempt to attach may take.
 FOLLOW_LIMIT: Final = 10.0

@@ -13,7 +13,6 @@ import trio
 from protocol.process import logs
 from protocol.process.state import StateFolder
 from relay_server.commands.options import add_command, add_host_option, at_most_eight, reader
-from relay_server.commands.state import LOCK
 from relay_server.config import (
     DEFAULT_PORT,
     ServerConfig,
@@ -21,8 +20,9 @@ from relay_server.config import (
     parse_bind,
     parse_listen,
 )
-from relay_server.keys import load_or_make
-from relay_server.registry import Registry
+from relay_server.registry.open import LOCK
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import load_or_make
 
 _EXAMPLES: Final = """\
 examples:

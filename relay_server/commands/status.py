@@ -13,9 +13,10 @@ from protocol.process.cli.status_text import link_lines, service_name, stream_li
 from protocol.process.cli.text import Paint, counted, span, wrapped
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_server.commands.options import PROGRAM, add_command, reader
-from relay_server.commands.state import existing_registry
-from relay_server.registry import parse_name
+from relay_server import PROGRAM
+from relay_server.commands.options import add_command, reader
+from relay_server.registry.open import existing_registry
+from relay_server.registry.registry import parse_name
 
 # As often as a person can read it; an answer costs the relay about a millisecond.
 _WATCH_SECONDS: Final = 1.0

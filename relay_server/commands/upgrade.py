@@ -10,7 +10,8 @@ from protocol.process.cli.command import CommandFailed, happens, say
 from protocol.process.cli.text import counted
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_server.commands.options import PROGRAM, add_command
+from relay_server import PROGRAM
+from relay_server.commands.options import add_command
 
 _ABOUT: Final = """\
 Listening sockets, visitors and sessions go on under the same process id;

@@ -22,7 +22,7 @@ def test_the_relay_dials_nobody() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in DIALS
     }
     assert calls == {
-        "relay_server/database.py: sqlite3.connect",
+        "relay_server/registry/database.py: sqlite3.connect",
         "protocol/process/control/client.py: sock.connect",
         "relay_server/machine.py: trio.open_tcp_stream",
     }

@@ -27,7 +27,7 @@ from relay_agent.attachment import Relay
 from relay_agent.enrolment import load_or_make_key, save_enrolment
 from relay_agent.keys import Keys
 from relay_agent.own import load_own, rotate, save_accepted
-from relay_server.registry import FILE, Refused, Registry
+from relay_server.registry.registry import FILE, Refused, Registry
 from tests.unit.relay_agent.relay import LIMITS
 from tests.unit.relay_agent.test_enrolment import enrolment
 from tests.unit.test_rotation import run

@@ -25,9 +25,15 @@ from relay_agent import keys as agent_module
 from relay_agent.attachment import Relay
 from relay_agent.keys import Keys
 from relay_agent.own import OwnKeys
-from relay_server import keys as relay_module
-from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make, retire_unneeded, rotate
-from relay_server.registry import Registry
+from relay_server.registry import relay_keys as relay_module
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import (
+    MAX_FORMER,
+    RelayKeys,
+    load_or_make,
+    retire_unneeded,
+    rotate,
+)
 
 
 class OneAgent:

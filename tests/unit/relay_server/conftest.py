@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from protocol.process.state import StateFolder
-from relay_server.registry import Registry
+from relay_server.registry.registry import Registry
 from tests.unit.relay_server.relay import Relay, running
 
 

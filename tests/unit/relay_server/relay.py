@@ -31,16 +31,16 @@ from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode, Refused
 from protocol.wire.hello import Hello, Resume, Welcome
 from protocol.wire.noise import StaticKey, Suite
-from relay_server import containment
-from relay_server.accept import accept_forever, listen
 from relay_server.acceptor import Acceptor
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
 from relay_server.handover import Found
-from relay_server.kept import KeptSockets
-from relay_server.keys import RelayKeys
+from relay_server.net import fault_isolation
+from relay_server.net.accept_loop import accept_forever, listen
+from relay_server.net.fd_store import StoredListeners
 from relay_server.presence import Presence
-from relay_server.registry import Registry
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import RelayKeys
 from tests.ports import free_port as free_port
 from tests.unit.protocol.transport.ends import LIMITS, new_session, tcp_pair
 
@@ -99,7 +99,7 @@ class Faults(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._met: list[logging.LogRecord] = []
-        self._logger = logging.getLogger(containment.__name__)
+        self._logger = logging.getLogger(fault_isolation.__name__)
 
     def __enter__(self) -> Faults:
         self._logger.addHandler(self)
@@ -181,7 +181,7 @@ async def running(
         Faults() as faults,
     ):
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, keys, nursery, KeptSockets())
+            agents = Agents(config, registry, keys, nursery, StoredListeners())
             if found is not None:
                 found.restore(agents, registry)
             acceptor = Acceptor(config, registry, keys, agents, nursery)

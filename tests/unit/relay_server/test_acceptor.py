@@ -22,7 +22,7 @@ from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
 from relay_server.acceptor import REGISTRY_RETRY, Failure
-from relay_server.registry import Agent
+from relay_server.registry.registry import Agent
 from tests.unit.protocol.transport.ends import tcp_pair
 from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import (

@@ -19,7 +19,7 @@ from protocol.wire.frame import CloseCode
 from protocol.wire.hello import INQUIRY, Resume
 from protocol.wire.noise import StaticKey
 from relay_server.agents import DUPLICATE_RETRY, PROBE_SECONDS, Agents
-from relay_server.registry import Registry
+from relay_server.registry.registry import Registry
 from tests.unit.relay_server.relay import (
     Relay,
     Router,

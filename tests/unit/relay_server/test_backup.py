@@ -15,9 +15,9 @@ from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server.backup import is_unknown, pack, put, unpack
 from relay_server.config import FILE as CONFIG
-from relay_server.keys import KEY, load_or_make, rotate
-from relay_server.registry import FILE as REGISTRY
-from relay_server.registry import Registry
+from relay_server.registry.registry import FILE as REGISTRY
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import KEY, load_or_make, rotate
 
 NOW = 1_000_000.0
 TOKEN = b"t" * 16

@@ -26,10 +26,10 @@ from protocol.wire.noise import StaticKey
 from relay_server import cli
 from relay_server.__main__ import main as entry_point
 from relay_server.commands import invite, rotate_key, upgrade
-from relay_server.commands import state as commands_state
-from relay_server.commands.state import LOCK
-from relay_server.keys import MAX_FORMER, RelayKeys, load_or_make
-from relay_server.registry import Registry
+from relay_server.registry import open as commands_state
+from relay_server.registry.open import LOCK
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import MAX_FORMER, RelayKeys, load_or_make
 from tests.ports import free_port
 
 NOW = 1_000_000.0

@@ -19,13 +19,13 @@ from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server import doctor
-from relay_server.accept import listen
-from relay_server.commands.state import LOCK
 from relay_server.doctor import LEAST_SPACE, MOST_NAMES, STEPS, Patient
-from relay_server.keys import load_or_make
-from relay_server.listening import lowest_free
 from relay_server.machine import accepts
-from relay_server.registry import Registry
+from relay_server.net.accept_loop import listen
+from relay_server.net.bind_check import lowest_free
+from relay_server.registry.open import LOCK
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import load_or_make
 from tests.unit.relay_server.relay import LOOPBACK, free_port
 
 Status = dict[str, Any]

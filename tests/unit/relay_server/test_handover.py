@@ -21,7 +21,7 @@ from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode
 from relay_server import handover
 from relay_server.handover import VISITOR, Found
-from relay_server.kept import KeptSockets
+from relay_server.net.fd_store import StoredListeners
 from tests.unit.relay_server.relay import (
     Relay,
     Router,
@@ -354,7 +354,7 @@ async def test_where_the_new_version_does_not_start_all_goes_on(
     async with running(tmp_path) as relay:
         router = relay.enrol("home", port)
         await router.attach()
-        await handover.upgrade(relay.agents, KeptSockets(), list)
+        await handover.upgrade(relay.agents, StoredListeners(), list)
         assert relay.presence(router).tenure.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "it does not start"}]
 
@@ -368,7 +368,7 @@ async def test_with_a_configuration_that_is_wrong_all_goes_on(
     async with running(tmp_path) as relay:
         router = relay.enrol("home", free_port())
         await router.attach()
-        await handover.upgrade(relay.agents, KeptSockets(), read)
+        await handover.upgrade(relay.agents, StoredListeners(), read)
         assert relay.presence(router).tenure.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "server.toml: unknown key colour"}]
 
@@ -390,7 +390,7 @@ async def test_where_it_cannot_take_over_agents_come_back_to_this_one(
         await router.attach()
         await router.serve(port)
         visitor, target = await router.visited(port)
-        await handover.upgrade(relay.agents, KeptSockets(), list)
+        await handover.upgrade(relay.agents, StoredListeners(), list)
         await until(lambda: router.ended)
         assert (await router.resume()).resumed
         visitor.send(b"still here")

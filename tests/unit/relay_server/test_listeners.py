@@ -10,8 +10,8 @@ import trio
 import trio.testing
 
 from protocol.errors import RefusalCode
-from relay_server import kept
 from relay_server.listeners import RETRY, Listener, PortUnavailable
+from relay_server.net import fd_store
 from tests.unit.relay_server.relay import (
     LOOPBACK,
     caller_of,
@@ -56,14 +56,14 @@ async def test_only_the_address_to_bind_is_opened() -> None:
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 async def test_without_ipv6_it_does_with_ipv4(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = kept.listen
+    real = fd_store.listen
 
     def listen(host: str, port: int, *, dual_stack: bool) -> socket.socket:
         if ":" in host:
             raise OSError(code, "no IPv6")
         return real(host, port, dual_stack=dual_stack)
 
-    monkeypatch.setattr(kept, "listen", listen)
+    monkeypatch.setattr(fd_store, "listen", listen)
     listener = Listener(free_port(), "ssh")
     listener.try_open(None)
     assert len(listener.sockets) == 1
@@ -76,7 +76,7 @@ async def test_without_ipv6_no_such_address_can_be_bound(
     def listen(host: str, port: int, *, dual_stack: bool) -> socket.socket:
         raise OSError(errno.EAFNOSUPPORT, "no IPv6")
 
-    monkeypatch.setattr(kept, "listen", listen)
+    monkeypatch.setattr(fd_store, "listen", listen)
     with pytest.raises(PortUnavailable, match="no IPv6"):
         Listener(free_port(), "ssh").try_open("::1")
 
@@ -108,7 +108,7 @@ def test_other_failures_say_why(code: int, reason: str, monkeypatch: pytest.Monk
     def listen(host: str, port: int, *, dual_stack: bool) -> socket.socket:
         raise OSError(code, "too many")
 
-    monkeypatch.setattr(kept, "listen", listen)
+    monkeypatch.setattr(fd_store, "listen", listen)
     with pytest.raises(PortUnavailable) as caught:
         Listener(22, "ssh").try_open(None)
     assert caught.value.code is RefusalCode.PORT_FAILED

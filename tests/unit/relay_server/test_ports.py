@@ -154,7 +154,7 @@ async def test_a_port_that_cannot_be_opened_at_all_is_refused_for_good(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr("relay_server.kept.listen", forbidden)
+        patched.setattr("relay_server.net.fd_store.listen", forbidden)
         router.publish(port)
         assert (await refusal(router))[0] == RefusalCode.PORT_FAILED
     assert not relay.presence(router).listeners

@@ -12,8 +12,8 @@ from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateError, StateFolder
 from relay_server.config import Host, ServerConfig
-from relay_server.networks import parse_networks
-from relay_server.registry import Registry
+from relay_server.net.networks import parse_networks
+from relay_server.registry.registry import Registry
 from relay_server.reload import Outcome, Reload
 from relay_server.rules import GuardTable
 from tests.unit.relay_server.relay import told

@@ -7,7 +7,7 @@ import pytest
 
 from protocol.process.config import ConfigError
 from relay_server.config import FILE, ServerConfig, load_config
-from relay_server.networks import parse_networks
+from relay_server.net.networks import parse_networks
 from relay_server.rules import (
     FOR_OTHERS,
     FOR_SSH,

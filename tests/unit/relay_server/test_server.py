@@ -23,13 +23,14 @@ from protocol.process.control import server as control
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server import kept, server
-from relay_server.accept import listen
+from relay_server import server
 from relay_server.agents import Agents
 from relay_server.config import ServerConfig
-from relay_server.kept import KeptSockets
-from relay_server.keys import RelayKeys, has_former, load_or_make, rotate
-from relay_server.registry import Registry
+from relay_server.net import fd_store
+from relay_server.net.accept_loop import listen
+from relay_server.net.fd_store import StoredListeners
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import RelayKeys, has_former, load_or_make, rotate
 from relay_server.server import REGISTRY_POLL, serve
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, free_port, quiet, refuses, told
 
@@ -122,24 +123,24 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch, code: int) -> Iterator[None]:
         return listen(host, port, dual_stack=dual_stack)
 
     with monkeypatch.context() as patched:
-        patched.setattr(kept, "listen", without)
+        patched.setattr(fd_store, "listen", without)
         yield
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_without_ipv6_the_default_means_ipv4(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with no_ipv6(monkeypatch, code):
-        with server._listen(KeptSockets(), HostPort("::", 0)) as sock:
+        with server._listen(StoredListeners(), HostPort("::", 0)) as sock:
             assert sock.family == socket.AF_INET
             port = sock.getsockname()[1]
             with pytest.raises(CommandFailed, match=rf"cannot listen on \[::\]:{port}"):
-                server._listen(KeptSockets(), HostPort("::", port))
+                server._listen(StoredListeners(), HostPort("::", port))
         with pytest.raises(CommandFailed, match=r"\[::1\]:0: Address family"):
-            server._listen(KeptSockets(), HostPort("::1", 0))
+            server._listen(StoredListeners(), HostPort("::1", 0))
 
 
 def test_the_default_takes_both_families() -> None:
-    with server._listen(KeptSockets(), HostPort("::", 0)) as sock:
+    with server._listen(StoredListeners(), HostPort("::", 0)) as sock:
         port = sock.getsockname()[1]
         for host in (LOOPBACK, "::1"):
             socket.create_connection((host, port)).close()
@@ -233,7 +234,7 @@ async def passes(
 ) -> Callable[[float], Awaitable[None]]:
     """With the registry watched: lets time pass."""
     agents = Agents(
-        ServerConfig(), registry, RelayKeys(StaticKey.generate()), nursery, KeptSockets()
+        ServerConfig(), registry, RelayKeys(StaticKey.generate()), nursery, StoredListeners()
     )
     nursery.start_soon(server._watch_registry, registry, agents.refresh)
     await quiet()
@@ -290,7 +291,7 @@ async def test_a_rotation_is_put_into_effect_and_the_former_key_goes_in_time(
 ) -> None:
     keys, command = load_or_make(state, registry), load_or_make(state, registry)
     renewed: list[bytes] = []
-    agents = Agents(ServerConfig(), registry, keys, nursery, KeptSockets())
+    agents = Agents(ServerConfig(), registry, keys, nursery, StoredListeners())
     agents.renew_links = lambda: renewed.append(keys.current.public)  # type: ignore[method-assign]
     server._refresh(state, keys, agents)
     assert not renewed

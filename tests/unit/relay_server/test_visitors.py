@@ -17,7 +17,7 @@ from relay_server.config import ServerConfig
 from relay_server.gate import ARRIVALS
 from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.listeners import Listener
-from relay_server.networks import Admission, parse_networks
+from relay_server.net.networks import Admission, parse_networks
 from relay_server.rules import FOR_SSH, GuardTable
 from relay_server.tally import Tally
 from relay_server.visitors import EVICTED, visit

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from protocol.process.state import StateError, StateFolder
-from relay_server.database import _is_full
-from relay_server.registry import FILE, Registry
-from tests.unit.relay_server.test_registry import SOME, enrol, invite, invite_many, key
+from relay_server.registry.database import _is_full
+from relay_server.registry.registry import FILE, Registry
+from tests.unit.relay_server.registry.test_registry import SOME, enrol, invite, invite_many, key
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
@@ -29,7 +29,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from protocol.process.state import StateFolder
-from relay_server.registry import Registry
+from relay_server.registry.registry import Registry
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 state = StateFolder(folder)
 sys.stdin.readline()
@@ -180,7 +180,7 @@ def test_errors_of_the_disk(
 ) -> None:
     error = sqlite3.OperationalError("odd")
     error.sqlite_errorcode = code
-    monkeypatch.setattr("relay_server.database._is_full", lambda _: full)
+    monkeypatch.setattr("relay_server.registry.database._is_full", lambda _: full)
     with pytest.raises(StateError, match=said), registry._errors():
         raise error
 
@@ -229,7 +229,7 @@ if ROOT:
 import os, sys
 from pathlib import Path
 from protocol.process.state import StateFolder
-from relay_server.registry import Registry
+from relay_server.registry.registry import Registry
 os.setgid(65534)
 os.setuid(65534)
 state = StateFolder(Path(sys.argv[1]))

@@ -8,9 +8,9 @@ from typing import Final
 from protocol.process.cli.command import CommandFailed
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
-from relay_server.commands.options import PROGRAM
-from relay_server.registry import FILE as REGISTRY
-from relay_server.registry import Registry
+from relay_server import PROGRAM
+from relay_server.registry.registry import FILE as REGISTRY
+from relay_server.registry.registry import Registry
 
 LOCK: Final = "run.lock"
 

@@ -19,8 +19,8 @@ from hypothesis.stateful import (
 
 from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
-from relay_server.networks import Admission, Networks, parse_network, parse_networks
-from relay_server.registry import (
+from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
+from relay_server.registry.registry import (
     FILE,
     MAX_NETWORKS,
     MAX_PORTS,
@@ -219,7 +219,7 @@ def test_an_unknown_token_is_told_without_a_write(registry: Registry) -> None:
 def test_the_number_of_outstanding_invitations_has_a_bound(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay_server.registry.MAX_OUTSTANDING", 3)
+    monkeypatch.setattr("relay_server.registry.registry.MAX_OUTSTANDING", 3)
     for number, name in enumerate("abc"):
         invite(registry, name, number, 2000 + number)
     with pytest.raises(Refused, match=r"^3 invitations are outstanding; cancel some"):

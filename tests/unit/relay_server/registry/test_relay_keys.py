@@ -8,8 +8,9 @@ import pytest
 
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server import keys as module
-from relay_server.keys import (
+from relay_server.registry import relay_keys as module
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import (
     KEY,
     RelayKeys,
     has_former,
@@ -18,7 +19,6 @@ from relay_server.keys import (
     retire_unneeded,
     rotate,
 )
-from relay_server.registry import Registry
 
 
 @pytest.fixture

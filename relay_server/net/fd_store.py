@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from protocol.process.systemd import notify
-from relay_server.accept import BACKLOG, listen, stop_accepting
+from relay_server.net.accept_loop import BACKLOG, listen, stop_accepting
 
 # FileDescriptorName of the socket unit: where agents dial in, instead of what `listen` says.
 LINK: Final = "relay-link"
@@ -25,7 +25,7 @@ LINK: Final = "relay-link"
 UNCLAIMED_SECONDS: Final = 30.0
 
 
-class KeptSockets:
+class StoredListeners:
     def __init__(self, started_with: Iterable[tuple[str, socket.socket]] = ()) -> None:
         """`started_with` is what `systemd.take_sockets` gave."""
         self.links: list[socket.socket] = []
@@ -42,7 +42,7 @@ class KeptSockets:
                 sock.close()
 
     def listen(self, host: str, port: int, *, dual_stack: bool) -> socket.socket:
-        """As `accept.listen`; the one that was kept, if there is one for that address."""
+        """As `accept.listen`; the one that was stored, if there is one for that address."""
         sock = self._unclaimed.pop(_name(host, port), None)
         if sock is None:
             sock = listen(host, port, dual_stack=dual_stack)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from relay_server.accept import listen
-from relay_server.kept import LINK, KeptSockets
+from relay_server.net.accept_loop import listen
+from relay_server.net.fd_store import LINK, StoredListeners
 from tests.manager import Manager
 from tests.unit.relay_server.relay import LOOPBACK, free_port
 
@@ -20,10 +20,10 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
         yield manager
 
 
-def restarted(manager: Manager) -> KeptSockets:
+def restarted(manager: Manager) -> StoredListeners:
     """As the next process finds them."""
     manager.obey()
-    return KeptSockets(
+    return StoredListeners(
         [(name, socket.socket(fileno=os.dup(descriptor))) for name, descriptor in manager.store]
     )
 
@@ -36,7 +36,7 @@ def is_refused(port: int) -> bool:
 
 async def test_what_is_open_when_the_process_leaves_is_open_for_the_next(manager: Manager) -> None:
     port = free_port()
-    first = KeptSockets()
+    first = StoredListeners()
     sock = first.listen(LOOPBACK, port, dual_stack=False)
     assert manager.names() == [f"listen-{port}-{LOOPBACK}"]
     first.leave()
@@ -56,7 +56,7 @@ async def test_what_is_open_when_the_process_leaves_is_open_for_the_next(manager
 
 async def test_what_nobody_asks_for_is_closed(manager: Manager) -> None:
     ports = sorted({free_port(), free_port()})
-    first = KeptSockets()
+    first = StoredListeners()
     sockets = [first.listen(LOOPBACK, port, dual_stack=False) for port in ports]
     first.leave()
     for sock in sockets:
@@ -73,35 +73,35 @@ async def test_what_nobody_asks_for_is_closed(manager: Manager) -> None:
 
 async def test_an_ipv6_address_has_a_name_without_colons(manager: Manager) -> None:
     port = free_port()
-    kept = KeptSockets()
-    sock = kept.listen("::1", port, dual_stack=False)
+    stored = StoredListeners()
+    sock = stored.listen("::1", port, dual_stack=False)
     assert manager.names() == [f"listen-{port}-__1"]
-    kept.leave()
-    kept.close(sock)
+    stored.leave()
+    stored.close(sock)
     assert restarted(manager).close_unclaimed() == [f"[::1]:{port}"]
 
 
 def test_the_socket_unit_says_where_agents_dial_in() -> None:
     sock = listen(LOOPBACK, 0, dual_stack=False)
-    kept = KeptSockets([(LINK, sock)])
-    assert kept.links == [sock]
-    assert kept.close_unclaimed() == []
+    stored = StoredListeners([(LINK, sock)])
+    assert stored.links == [sock]
+    assert stored.close_unclaimed() == []
     sock.close()
 
 
 def test_a_socket_of_another_name_is_not_ours() -> None:
     sock = listen(LOOPBACK, 0, dual_stack=False)
-    kept = KeptSockets([("unknown", sock)])
-    assert not kept.links
+    stored = StoredListeners([("unknown", sock)])
+    assert not stored.links
     assert sock.fileno() == -1
 
 
 async def test_without_a_store_all_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    kept = KeptSockets()
-    sock = kept.listen(LOOPBACK, 0, dual_stack=False)
+    stored = StoredListeners()
+    sock = stored.listen(LOOPBACK, 0, dual_stack=False)
     port = sock.getsockname()[1]
     with pytest.raises(OSError, match="in use"):
-        kept.listen(LOOPBACK, port, dual_stack=False)
-    kept.close(sock)
+        stored.listen(LOOPBACK, port, dual_stack=False)
+    stored.close(sock)
     assert is_refused(port)

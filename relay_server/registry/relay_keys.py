@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server.registry import FILE as REGISTRY
+from relay_server.registry.registry import FILE as REGISTRY
 
 if TYPE_CHECKING:
-    from relay_server.registry import Registry
+    from relay_server.registry.registry import Registry
 
 KEY: Final = "relay.key"
 FORMER: Final = "former-*.key"

@@ -32,8 +32,8 @@ from typing import Any, Final
 
 from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
-from relay_server.database import BUSY_TIMEOUT, Database, scalar
-from relay_server.networks import Admission, Networks, parse_networks
+from relay_server.net.networks import Admission, Networks, parse_networks
+from relay_server.registry.database import BUSY_TIMEOUT, Database, scalar
 
 FILE: Final = "registry.db"
 # Names go into logs and tables of 80 columns.

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from relay_server import accept
-from relay_server.accept import accept_forever, listen, plain_address, stop_accepting
+from relay_server.net import accept_loop
+from relay_server.net.accept_loop import accept_forever, listen, plain_address, stop_accepting
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, quiet, refuses, told, until
 
 
@@ -62,7 +62,7 @@ async def accepted_by(fake: FakeListener, during: Callable[[], object] = list) -
     return hosts
 
 
-@pytest.mark.parametrize("code", sorted(accept._OF_THE_CALLER))
+@pytest.mark.parametrize("code", sorted(accept_loop._OF_THE_CALLER))
 async def test_an_error_of_one_caller_does_not_delay_the_next(
     code: int, mock_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
@@ -217,7 +217,7 @@ def test_plain_addresses(address: tuple[str, int], plain: tuple[str, int]) -> No
 
 STARVED = """
 import logging, resource, socket, sys, trio
-from relay_server.accept import accept_forever, listen
+from relay_server.net.accept_loop import accept_forever, listen
 
 async def main():
     sock = listen("127.0.0.1", 0, dual_stack=False)
@@ -250,6 +250,6 @@ def test_running_out_of_descriptors_is_survived() -> None:
         text=True,
         timeout=20,
         check=False,
-        cwd=Path(accept.__file__).parents[1],
+        cwd=Path(accept_loop.__file__).parents[1],
     )
     assert done.stdout.splitlines() == ["accept-failed", "served"], done.stderr

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_server.networks import Networks, parse_network, parse_networks
+from relay_server.net.networks import Networks, parse_network, parse_networks
 
 
 @pytest.mark.parametrize(
