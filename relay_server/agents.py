@@ -413,8 +413,8 @@ class Agents:
                 "ports": sorted(port for port, one in presence.listeners.items() if one.open),
                 "refused": dict(presence.refused),
                 "services": [
-                    {"service": gate.service, "port": port, "refused": dict(gate.refused)}
-                    for port, gate in sorted(presence.gates.items())
+                    {"service": line.service, "port": port, "refused": dict(line.refused)}
+                    for port, line in sorted(presence.lines.items())
                 ],
                 # Whether it will follow by itself, and soon.
                 "following": presence.rotates and presence.tenure.attached,

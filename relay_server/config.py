@@ -21,8 +21,8 @@ from protocol.process.config import (
 )
 from protocol.process.limits import descriptor_limit
 from protocol.wire.invitation import MAX_HOSTS
+from relay_server.guard.rules import GuardTable, Rules, check_patterns, rules_for
 from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
-from relay_server.rules import GuardTable, Rules, check_patterns, rules_for
 
 _T = TypeVar("_T")
 

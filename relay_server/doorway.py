@@ -14,10 +14,11 @@ That proof is weak (it can be recorded and shown again), so the proved count as 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from relay_server.net.source import source_of
 
 # Sources remembered for their failures alone, about 200 bytes each. One that is pushed out starts
 # afresh, which whoever owns so many addresses can have anyway.
@@ -127,11 +128,3 @@ class Doorway:
             self._resting[source.name] = source
             if len(self._resting) > MAX_RESTING:
                 del self._resting[next(iter(self._resting))]
-
-
-def source_of(host: str) -> str:
-    """What counts as one source: an IPv4 address, or the /64 that one IPv6 subscriber has."""
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    return str(ipaddress.IPv6Address(int(address) >> 64 << 64))

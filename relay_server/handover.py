@@ -130,7 +130,7 @@ class Found:
         for name, descriptor in left:
             sock = None if name == STATE else handover.as_socket(descriptor)
             if sock is not None and name == VISITOR:
-                # One who was held at the door wakes up late (`opening`).
+                # One who was held at the door wakes up late (`ssh_ident`).
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
                 self._visitors[handover.cookie(sock)] = sock
             elif sock is not None:

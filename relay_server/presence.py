@@ -21,7 +21,7 @@ from protocol.process.link_history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode
-from relay_server.gate import Gate
+from relay_server.guard.waiting_line import WaitingLine
 from relay_server.listeners import Listener
 from relay_server.takeover import Tenure
 
@@ -46,13 +46,15 @@ class Presence:
     goodbye: CloseCode | None = None
     visits: set[Visit] = field(default_factory=set)
     held: int = 0  # visitors waiting unread
-    gates: dict[int, Gate] = field(default_factory=dict)  # by port; they outlive its listener
+    lines: dict[int, WaitingLine] = field(
+        default_factory=dict
+    )  # by port; they outlive its listener
     _changed: trio.Event = field(default_factory=trio.Event)
 
     @property
     def refused(self) -> Counter[str]:
         """Visitors of all services, by reason."""
-        return sum((gate.refused for gate in self.gates.values()), Counter())
+        return sum((line.refused for line in self.lines.values()), Counter())
 
     @property
     def link(self) -> Link | None:
@@ -129,21 +131,21 @@ class Presence:
             "name": self.name,
             "attached": self.tenure.attached,
             "link": link,
-            "services": [self._service(port) for port in sorted(self.listeners | self.gates)],
+            "services": [self._service(port) for port in sorted(self.listeners | self.lines)],
             "streams": [] if endpoint is None else endpoint.streams(),
             "waiting": self.held,
         }
 
     def _service(self, port: int) -> dict[str, object]:
         """What there is on a port, or was."""
-        listener, gate = self.listeners.get(port), self.gates.get(port)
+        listener, line = self.listeners.get(port), self.lines.get(port)
         state = "closed"
         if listener is not None:
             state = "open" if listener.open else "busy"
         return {
-            "service": listener.service if listener else gate.service if gate else "",
+            "service": listener.service if listener else line.service if line else "",
             "port": port,
             "state": state,
             "published": listener is not None and bool(listener.publication),
-            "refused": dict(gate.refused) if gate else {},
+            "refused": dict(line.refused) if line else {},
         }

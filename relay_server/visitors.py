@@ -17,14 +17,14 @@ from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM
-from relay_server.gate import Gate
-from relay_server.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
+from relay_server.guard.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
+from relay_server.guard.rules import Rules
+from relay_server.guard.ssh_ident import Identification, look, wait_identification
+from relay_server.guard.ssh_login import LoginDetector
+from relay_server.guard.waiting_line import WaitingLine
 from relay_server.listeners import Listener
-from relay_server.login import Login
 from relay_server.net.fault_isolation import contained
-from relay_server.opening import Opening, look, wait_opening
 from relay_server.presence import Presence
-from relay_server.rules import Rules
 from relay_server.tally import Tally
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 # How an eviction is counted beside the refusals.
 EVICTED: Final = "evicted for another visitor"
 _REFUSED_OPENINGS: Final = {
-    Opening.FOREIGN: "not an SSH client",
-    Opening.GONE: "gone without a word",
+    Identification.FOREIGN: "not an SSH client",
+    Identification.GONE: "gone without a word",
 }
 # How `Splice.reset_by_peer` says that the target's socket was reset, and not by us.
 _BY_TARGET: Final = "aborted"
@@ -62,13 +62,13 @@ async def visit(
             refused = await one.run()
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
-        one.gate.refused[EVICTED] += 1
+        one.line.refused[EVICTED] += 1
         tally.refused[EVICTED] += 1
-        await one.gate.tell_evicted(one.about, one.traffic())
+        await one.line.tell_evicted(one.about, one.traffic())
     elif refused is not None:
-        one.gate.refused[refused] += 1
+        one.line.refused[refused] += 1
         tally.refused[refused] += 1
-        await one.gate.tell_refused(one.about, refused)
+        await one.line.tell_refused(one.about, refused)
 
 
 class Visit:
@@ -89,13 +89,13 @@ class Visit:
         self._source = source
         self.about = {"agent": presence.name, "service": listener.service, "source": source[0]}
         self._rules = config.rules(presence.name, listener.service)
-        self.gate = _gate_of(self._rules, presence, listener)
+        self.line = _line_of(self._rules, presence, listener)
         self.scope = trio.CancelScope()  # cancelled when evicted
         self.evicted = False
         self._came = trio.current_time()
-        self._opening = Opening.SILENT
+        self._identification = Identification.SILENT
         self._joined: tuple[Endpoint, Splice] | None = None
-        self._login = Login()
+        self._login = LoginDetector()
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -134,7 +134,7 @@ class Visit:
             return "too many visitors of this agent"
         if host in self._config.uncounted or not self._rules.guarded:
             return await self._carry()
-        visitor = await self.gate.enter(
+        visitor = await self.line.enter(
             host, patience=self._rules.patience, traffic=self.traffic, evict=self._evict
         )
         if visitor is None:
@@ -144,7 +144,7 @@ class Visit:
             refused = await self._hold() or await self._carry()
             ending = self._ending()
         finally:
-            self.gate.guard.leave(visitor, trio.current_time(), ending)
+            self.line.guard.leave(visitor, trio.current_time(), ending)
         return refused
 
     def _turned_away(self) -> str | None:
@@ -159,18 +159,18 @@ class Visit:
             return None
         with trio.move_on_after(self._rules.hold) as scope:
             with self._listener.ending(scope):
-                await wait_opening(self.sock)
+                await wait_identification(self.sock)
         # A task woken in the turn in which it is evicted runs once more.
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._opening = look(self.sock, waited=not scope.cancelled_caught)
-        return _REFUSED_OPENINGS.get(self._opening)
+        self._identification = look(self.sock, waited=not scope.cancelled_caught)
+        return _REFUSED_OPENINGS.get(self._identification)
 
     async def _carry(self) -> str | None:
         ready = await self._wait_ready()
         splice = ready if isinstance(ready, str) else self._open(ready)
         if isinstance(splice, str):
             return splice
-        told = self.gate.tell_arrival(self.about, splice.stream)
+        told = self.line.tell_arrival(self.about, splice.stream)
         await self._see_through(splice, told=told)
         return None
 
@@ -250,7 +250,7 @@ class Visit:
     def traffic(self) -> Traffic:
         if self._joined is None:
             # All it said is unread; that it has begun shall count while it waits for the agent.
-            return Traffic(LEAST_BYTES if self._opening is Opening.SSH else 0)
+            return Traffic(LEAST_BYTES if self._identification is Identification.SSH else 0)
         splice = self._joined[1]
         return Traffic(splice.sent, splice.delivered, self._login.seen)
 
@@ -270,7 +270,7 @@ class Visit:
 
     def _ending(self) -> Ending:
         """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""
-        if self._opening in _REFUSED_OPENINGS:
+        if self._identification in _REFUSED_OPENINGS:
             return Ending.THEIRS
         presence = self._presence
         if self._joined is None or not presence.tenure.attached or presence.since > self._came:
@@ -280,9 +280,9 @@ class Visit:
         return Ending.THEIRS if is_theirs else Ending.OURS
 
 
-def _gate_of(rules: Rules, presence: Presence, listener: Listener) -> Gate:
-    gate = presence.gates.get(listener.port)
-    if gate is None or gate.service != listener.service:
-        gate = presence.gates[listener.port] = Gate(Guard(rules.caps), listener.service)
-    gate.guard.caps = rules.caps  # they may be others than when somebody came last
-    return gate
+def _line_of(rules: Rules, presence: Presence, listener: Listener) -> WaitingLine:
+    line = presence.lines.get(listener.port)
+    if line is None or line.service != listener.service:
+        line = presence.lines[listener.port] = WaitingLine(Guard(rules.caps), listener.service)
+    line.guard.caps = rules.caps  # they may be others than when somebody came last
+    return line

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay_server.rules import FOR_SSH
+from relay_server.guard.rules import FOR_SSH
 from tests.e2e.harness import eventually, visit
 
 from .bots import IDENTIFICATION

@@ -26,10 +26,13 @@ TELLERS = {"event": 2, "failure": 1, "_tell_failure": 1}
 # Where that is no literal: a teller itself, and one that takes it from a table of its module.
 PASSED_ON = {
     ("relay_agent/agent.py", "name"),
-    ("relay_server/gate.py", "one"),
-    ("relay_server/gate.py", "many"),
+    ("relay_server/guard/waiting_line.py", "one"),
+    ("relay_server/guard/waiting_line.py", "many"),
 }
-NAME_TABLES = {("relay_server/gate.py", "_REFUSED"), ("relay_server/gate.py", "_EVICTED")}
+NAME_TABLES = {
+    ("relay_server/guard/waiting_line.py", "_REFUSED"),
+    ("relay_server/guard/waiting_line.py", "_EVICTED"),
+}
 
 
 @dataclass

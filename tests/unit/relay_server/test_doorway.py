@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay_server import doorway
-from relay_server.doorway import Caller, Doorway, source_of
+from relay_server.doorway import Caller, Doorway
 
 
 def enter(door: Doorway, host: str, now: float = 0.0, evicted: list[str] | None = None) -> Caller:
@@ -25,21 +25,6 @@ def door_of(
     *, total: int = 8, per_source: int = 8, attempts: int = 100, per_second: float = 1.0
 ) -> Doorway:
     return Doorway(total=total, per_source=per_source, attempts=attempts, per_second=per_second)
-
-
-@pytest.mark.parametrize(
-    ("host", "source"),
-    [
-        ("203.0.113.9", "203.0.113.9"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::"),
-        ("2001:db8:1:3::1", "2001:db8:1:3::"),
-        ("fe80::1%eth0", "fe80::"),
-        ("::1", "::"),
-    ],
-)
-def test_what_counts_as_one_source(host: str, source: str) -> None:
-    assert source_of(host) == source
 
 
 def test_a_source_has_so_many_places() -> None:

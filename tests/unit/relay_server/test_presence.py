@@ -7,8 +7,8 @@ import trio.testing
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello
-from relay_server.gate import Gate
-from relay_server.guard import Caps, Guard
+from relay_server.guard.guard import Caps, Guard
+from relay_server.guard.waiting_line import WaitingLine
 from relay_server.listeners import Listener
 from relay_server.presence import Presence
 from relay_server.takeover import Decision
@@ -17,8 +17,8 @@ from tests.unit.protocol.transport.ends import LIMITS, new_session
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
 
 
-def new_gate(service: str) -> Gate:
-    return Gate(Guard(Caps(per_source=1, young_per_source=1, young=1, waiting=64)), service)
+def new_line(service: str) -> WaitingLine:
+    return WaitingLine(Guard(Caps(per_source=1, young_per_source=1, young=1, waiting=64)), service)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ async def test_since_is_the_time_of_the_last_change(
 
 
 async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: Presence) -> None:
-    presence.gates = {1: new_gate("ssh"), 3: new_gate("old")}
-    presence.gates[1].refused["the source is denied"] += 2
+    presence.lines = {1: new_line("ssh"), 3: new_line("old")}
+    presence.lines[1].refused["the source is denied"] += 2
     presence.attached_now(resumed=True)
     status = presence.status()
     assert (status["name"], status["attached"], status["waiting"]) == ("home", True, 0)

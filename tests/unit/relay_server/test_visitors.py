@@ -14,11 +14,11 @@ from protocol.session.events import StreamOpened
 from protocol.session.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.config import ServerConfig
-from relay_server.gate import ARRIVALS
-from relay_server.guard import GRACE, GROWN_BYTES, SILENT_GRACE
+from relay_server.guard.guard import GRACE, GROWN_BYTES, SILENT_GRACE
+from relay_server.guard.rules import FOR_SSH, GuardTable
+from relay_server.guard.waiting_line import ARRIVALS
 from relay_server.listeners import Listener
 from relay_server.net.networks import Admission, parse_networks
-from relay_server.rules import FOR_SSH, GuardTable
 from relay_server.tally import Tally
 from relay_server.visitors import EVICTED, visit
 from tests.unit.protocol.transport.ends import LIMITS, tcp_pair
@@ -279,7 +279,7 @@ async def visited_by(
 
 
 def score(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:
-    return relay.presence(router).gates[port].guard.score(host, trio.current_time())
+    return relay.presence(router).lines[port].guard.score(host, trio.current_time())
 
 
 async def test_one_young_visitor_too_many_evicts_another(
@@ -413,7 +413,7 @@ async def test_one_that_ends_with_both_directions_finished_is_not_if_it_was_let_
         await quiet()
     with visitor:
         assert not await receive_to_end(visitor)
-    await until(lambda: relay.presence(router).gates[port].guard.young == 0)
+    await until(lambda: relay.presence(router).lines[port].guard.young == 0)
     assert bool(score(relay, router, port)) is counts
     if not counts:
         assert told(log, "visitor-out")[0]["login"] == "seen"
@@ -430,7 +430,7 @@ async def test_endings_that_the_visitor_cannot_help_are_not(relay: Relay) -> Non
     await router.cut()
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: relay.presence(router).gates[port].guard.young == 0)
+    await until(lambda: relay.presence(router).lines[port].guard.young == 0)
     assert score(relay, router, port) == 0.0
 
 
@@ -442,7 +442,7 @@ async def test_nor_is_one_that_outlived_an_outage(relay: Relay, mock_clock: Cloc
     await router.resume()
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: relay.presence(router).gates[port].guard.young == 0)
+    await until(lambda: relay.presence(router).lines[port].guard.young == 0)
     assert score(relay, router, port) == 0.0
 
 

@@ -11,7 +11,7 @@ from protocol.errors import LinkLost, LocalProtocolError, SessionLost
 from protocol.session.session import Session
 from protocol.transport import link as link_module
 from relay_server import acceptor
-from relay_server.guard import Guard
+from relay_server.guard.guard import Guard
 from relay_server.net.fault_isolation import contained
 from tests.unit.relay_server.relay import (
     Relay,

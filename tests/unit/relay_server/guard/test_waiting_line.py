@@ -5,8 +5,7 @@ import trio
 import trio.testing
 
 from protocol.process.rate_limit import LINES, PERIOD
-from relay_server.gate import ARRIVALS, ASK_AGAIN, Gate
-from relay_server.guard import (
+from relay_server.guard.guard import (
     BEGUN_BYTES,
     GROWN_BYTES,
     SILENT_GRACE,
@@ -16,22 +15,23 @@ from relay_server.guard import (
     Traffic,
     Visitor,
 )
+from relay_server.guard.waiting_line import ARRIVALS, ASK_AGAIN, WaitingLine
 from tests.unit.relay_server.relay import told
 
 PATIENCE = 10.0
 ABOUT = {"agent": "home", "service": "ssh", "source": "203.0.113.9"}
 
 
-def gate_of(*, per_source: int = 8, young: int = 1) -> Gate:
+def line_of(*, per_source: int = 8, young: int = 1) -> WaitingLine:
     caps = Caps(per_source=per_source, young_per_source=8, young=young, waiting=64)
-    return Gate(Guard(caps))
+    return WaitingLine(Guard(caps))
 
 
 async def enter(
-    gate: Gate, host: str, *, sent: int = 0, evicted: list[str] | None = None
+    line: WaitingLine, host: str, *, sent: int = 0, evicted: list[str] | None = None
 ) -> Visitor | None:
     names = [] if evicted is None else evicted
-    return await gate.enter(
+    return await line.enter(
         host,
         patience=PATIENCE,
         traffic=lambda: Traffic(sent, 0),
@@ -42,26 +42,26 @@ async def enter(
 async def test_a_newcomer_waits_until_another_has_had_its_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    gate, evicted = gate_of(), list[str]()
-    await enter(gate, "a", evicted=evicted)
-    assert await enter(gate, "b") is not None
+    line, evicted = line_of(), list[str]()
+    await enter(line, "a", evicted=evicted)
+    assert await enter(line, "b") is not None
     assert evicted == ["a"]
     assert SILENT_GRACE <= trio.current_time() < SILENT_GRACE + 2 * ASK_AGAIN
-    assert gate.guard.waiting == 0
+    assert line.guard.waiting == 0
 
 
 async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.MockClock) -> None:
-    gate, evicted = gate_of(), list[str]()
+    line, evicted = line_of(), list[str]()
     for _ in range(20):
-        bot = await enter(gate, "bot")
+        bot = await enter(line, "bot")
         assert bot is not None
-        gate.guard.leave(bot, trio.current_time(), Ending.THEIRS)
-    person = await enter(gate, "a", evicted=evicted)
+        line.guard.leave(bot, trio.current_time(), Ending.THEIRS)
+    person = await enter(line, "a", evicted=evicted)
     assert person is not None
     late = list[Visitor | None]()
 
     async def come() -> None:
-        late.append(await enter(gate, "bot"))
+        late.append(await enter(line, "bot"))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(come)
@@ -73,18 +73,18 @@ async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.Mo
     # But it is refused only where another of its source has a place.
     assert evicted == ["a"]
     assert [one is None for one in late] == [False, True]
-    assert gate.guard.waiting == 0
+    assert line.guard.waiting == 0
 
 
 async def test_who_is_evicted_from_the_line_gets_no_place(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    gate = Gate(Guard(Caps(per_source=8, young_per_source=8, young=1, waiting=1)))
-    await enter(gate, "a", sent=BEGUN_BYTES)
+    line = WaitingLine(Guard(Caps(per_source=8, young_per_source=8, young=1, waiting=1)))
+    await enter(line, "a", sent=BEGUN_BYTES)
     evicted, got = list[str](), list[Visitor | None]()
 
     async def newcomer(host: str) -> None:
-        got.append(await enter(gate, host, evicted=evicted))
+        got.append(await enter(line, host, evicted=evicted))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(newcomer, "b")
@@ -99,72 +99,72 @@ async def test_who_is_evicted_from_the_line_gets_no_place(
 
 
 async def test_who_goes_while_waiting_leaves_the_line(mock_clock: trio.testing.MockClock) -> None:
-    gate = gate_of()
-    await enter(gate, "a")
+    line = line_of()
+    await enter(line, "a")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(enter, gate, "b")
+        nursery.start_soon(enter, line, "b")
         await trio.testing.wait_all_tasks_blocked()
-        assert gate.guard.waiting == 1
+        assert line.guard.waiting == 1
         nursery.cancel_scope.cancel()
-    assert gate.guard.waiting == 0
-    assert gate.guard.burden("b", trio.current_time()) == 0.0
+    assert line.guard.waiting == 0
+    assert line.guard.burden("b", trio.current_time()) == 0.0
 
 
 async def test_who_gets_a_place_and_goes_in_one_turn_keeps_none() -> None:
-    gate = gate_of()
+    line = line_of()
     with trio.CancelScope() as scope:
         scope.cancel()
-        await enter(gate, "a")
-    assert gate.guard.young == 0
+        await enter(line, "a")
+    assert line.guard.young == 0
 
 
 async def test_a_newcomer_gets_a_place_that_frees_itself(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    gate, evicted = gate_of(), list[str]()
-    first = await enter(gate, "a", evicted=evicted)
+    line, evicted = line_of(), list[str]()
+    first = await enter(line, "a", evicted=evicted)
     assert first is not None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(enter, gate, "b")
+        nursery.start_soon(enter, line, "b")
         await trio.sleep(0.5)
-        assert gate.guard.waiting == 1
-        gate.guard.leave(first, trio.current_time(), Ending.OURS)
+        assert line.guard.waiting == 1
+        line.guard.leave(first, trio.current_time(), Ending.OURS)
     assert trio.current_time() < 0.5 + 2 * ASK_AGAIN
     assert not evicted
 
 
 async def test_a_source_whose_visitors_are_all_established_may_have_no_more() -> None:
-    gate = gate_of(per_source=1)
-    assert await enter(gate, "a", sent=GROWN_BYTES) is not None
-    assert await enter(gate, "a") is None
+    line = line_of(per_source=1)
+    assert await enter(line, "a", sent=GROWN_BYTES) is not None
+    assert await enter(line, "a") is None
 
 
 async def test_many_refusals_become_one_line(
     autojump_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
-    gate = gate_of()
+    line = line_of()
     async with trio.open_nursery() as nursery:
         for number in range(LINES + 400):
-            nursery.start_soon(gate.tell_refused, ABOUT, "no place")
+            nursery.start_soon(line.tell_refused, ABOUT, "no place")
             if number < 3:
-                nursery.start_soon(gate.tell_evicted, ABOUT, Traffic(21, 500))
+                nursery.start_soon(line.tell_evicted, ABOUT, Traffic(21, 500))
     assert trio.current_time() == PERIOD
     assert told(log, "visitor-refused") == [ABOUT | {"reason": "no place"}] * LINES
     assert told(log, "visitors-refused") == [{"agent": "home", "service": "ssh", "more": 400}]
     assert told(log, "visitor-evicted") == [ABOUT | {"received": 21, "sent": 500}] * 3
-    await gate.tell_refused(ABOUT, "no place")
+    await line.tell_refused(ABOUT, "no place")
     assert len(told(log, "visitor-refused")) == LINES + 1
 
 
 async def test_of_many_who_come_some_are_told_of(
     mock_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
-    gate = gate_of()
-    assert all(gate.tell_arrival(ABOUT, stream) for stream in range(ARRIVALS))
-    assert not any(gate.tell_arrival(ABOUT, stream) for stream in range(300))
+    line = line_of()
+    assert all(line.tell_arrival(ABOUT, stream) for stream in range(ARRIVALS))
+    assert not any(line.tell_arrival(ABOUT, stream) for stream in range(300))
     mock_clock.jump(PERIOD)
-    assert gate.tell_arrival(ABOUT, 7)
-    assert gate.tell_arrival(ABOUT, 9)
+    assert line.tell_arrival(ABOUT, 7)
+    assert line.tell_arrival(ABOUT, 9)
     lines = told(log, "visitor-in")
     assert len(lines) == ARRIVALS + 2
     assert lines[-2:] == [ABOUT | {"stream": 7, "untold": 300}, ABOUT | {"stream": 9}]

@@ -29,33 +29,35 @@ import trio
 _START: Final = b"SSH-"
 
 
-class Opening(enum.Enum):
+class Identification(enum.Enum):
     SSH = enum.auto()
     SILENT = enum.auto()  # so far
     FOREIGN = enum.auto()
     GONE = enum.auto()
 
 
-async def wait_opening(sock: socket.socket) -> None:
+async def wait_identification(sock: socket.socket) -> None:
     """Until `look` tells more than `SILENT`."""
     with _wakes_at(sock, len(_START)):
         await trio.lowlevel.wait_readable(sock.fileno())
 
 
-def look(sock: socket.socket, *, waited: bool) -> Opening:
-    """What the visitor began with; `waited`: `wait_opening` has returned."""
+def look(sock: socket.socket, *, waited: bool) -> Identification:
+    """What the visitor began with; `waited`: `wait_identification` has returned."""
     try:
         start = sock.recv(len(_START), socket.MSG_PEEK)
     except BlockingIOError:
-        return Opening.SILENT
+        return Identification.SILENT
     except OSError:
-        return Opening.GONE
+        return Identification.GONE
     if start == _START:
-        return Opening.SSH
+        return Identification.SSH
     if not start:
-        return Opening.GONE
+        return Identification.GONE
     # Awake with less means that there will be no more of it.
-    return Opening.SILENT if _START.startswith(start) and not waited else Opening.FOREIGN
+    return (
+        Identification.SILENT if _START.startswith(start) and not waited else Identification.FOREIGN
+    )
 
 
 @contextmanager

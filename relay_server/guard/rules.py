@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from protocol.process.config import between, parse_count, parse_duration
-from relay_server.guard import Caps
+from relay_server.guard.guard import Caps
 from relay_server.net.networks import Admission, Networks, parse_networks
 
 # Whose names look like this, in capitals too, are SSH servers unless a table says otherwise.

@@ -1,6 +1,6 @@
 """The guard of one public port at work: newcomers wait, and what it does is told of.
 
-A gate belongs to an agent's key and port, as its listener does, and outlives that: a source's score
+A line belongs to an agent's key and port, as its listener does, and outlives that: a source's score
 is not mended by an agent that publishes anew.
 """
 
@@ -18,7 +18,7 @@ import trio
 
 from protocol.process.logs import event
 from protocol.process.rate_limit import RateLimit
-from relay_server.guard import Ending, Guard, Standing, Traffic, Visitor
+from relay_server.guard.guard import Ending, Guard, Standing, Traffic, Visitor
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ ARRIVALS: Final = 60
 
 
 @dataclass(slots=True, eq=False)
-class Gate:
+class WaitingLine:
     guard: Guard
     service: str = ""
     refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason

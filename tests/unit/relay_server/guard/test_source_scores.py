@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay_server.sources import (
+from relay_server.guard.source_scores import (
     HALF_LIFE,
     MAX_RESTING,
     TRY_HALF_LIFE,

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay_server.sources import MAX_RESTING, Source, Sources, grade_of
+from relay_server.guard.source_scores import MAX_RESTING, Source, Sources, grade_of
 
 # Bytes either way. Ten guesses come to 3 KiB, with a legal notice and the largest of keys to 8.
 GROWN_BYTES: Final = 16 * 1024

@@ -32,7 +32,7 @@ _MOST_ACCEPT: Final = 100
 _SIZES: Final = 5
 
 
-class Login:
+class LoginDetector:
     def __init__(self) -> None:
         self.seen = False
         self._exchanges = 0

@@ -7,8 +7,7 @@ import pytest
 
 from protocol.process.config import ConfigError
 from relay_server.config import FILE, ServerConfig, load_config
-from relay_server.net.networks import parse_networks
-from relay_server.rules import (
+from relay_server.guard.rules import (
     FOR_OTHERS,
     FOR_SSH,
     MAX_PATTERN,
@@ -17,6 +16,7 @@ from relay_server.rules import (
     check_patterns,
     rules_for,
 )
+from relay_server.net.networks import parse_networks
 
 
 def load(folder: Path, toml: str) -> ServerConfig:

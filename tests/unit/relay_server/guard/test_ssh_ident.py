@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from relay_server.opening import Opening, look, wait_opening
+from relay_server.guard.ssh_ident import Identification, look, wait_identification
 from tests.unit.protocol.transport.ends import tcp_pair
 
 Pair = tuple[socket.socket, socket.socket]
@@ -25,26 +25,26 @@ def pair() -> Iterator[Pair]:
 async def waited(sock: socket.socket) -> bool:
     """Whether there is enough to tell."""
     with trio.move_on_after(1) as scope:
-        await wait_opening(sock)
+        await wait_identification(sock)
     return not scope.cancelled_caught
 
 
 @pytest.mark.parametrize(
     ("said", "opening"),
     [
-        (b"SSH-", Opening.SSH),
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n", Opening.SSH),
-        (b"SSH-1.5-old\n", Opening.SSH),
-        (b"SSH 2", Opening.FOREIGN),
-        (b"ssh-2.0-x", Opening.FOREIGN),
-        (b" SSH-2.0-x", Opening.FOREIGN),
-        (b"\r\n\r\n", Opening.FOREIGN),
-        (b"GET / HTTP/1.1\r\n", Opening.FOREIGN),
-        (bytes(4), Opening.FOREIGN),
+        (b"SSH-", Identification.SSH),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", Identification.SSH),
+        (b"SSH-1.5-old\n", Identification.SSH),
+        (b"SSH 2", Identification.FOREIGN),
+        (b"ssh-2.0-x", Identification.FOREIGN),
+        (b" SSH-2.0-x", Identification.FOREIGN),
+        (b"\r\n\r\n", Identification.FOREIGN),
+        (b"GET / HTTP/1.1\r\n", Identification.FOREIGN),
+        (bytes(4), Identification.FOREIGN),
     ],
 )
 async def test_four_bytes_tell(
-    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Opening
+    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Identification
 ) -> None:
     visitor, sock = pair
     visitor.send(said)
@@ -56,15 +56,15 @@ async def test_four_bytes_tell(
 @pytest.mark.parametrize(
     ("said", "opening"),
     [
-        (b"", Opening.SILENT),
-        (b"S", Opening.SILENT),
-        (b"SSH", Opening.SILENT),
-        (b"G", Opening.FOREIGN),
-        (b"SSG", Opening.FOREIGN),
+        (b"", Identification.SILENT),
+        (b"S", Identification.SILENT),
+        (b"SSH", Identification.SILENT),
+        (b"G", Identification.FOREIGN),
+        (b"SSG", Identification.FOREIGN),
     ],
 )
 async def test_less_wakes_nobody(
-    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Opening
+    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Identification
 ) -> None:
     visitor, sock = pair
     visitor.send(said)
@@ -75,14 +75,14 @@ async def test_less_wakes_nobody(
 @pytest.mark.parametrize(
     ("said", "opening"),
     [
-        (b"", Opening.GONE),
-        (b"S", Opening.FOREIGN),
-        (b"SSH", Opening.FOREIGN),
-        (b"SSH-", Opening.SSH),
+        (b"", Identification.GONE),
+        (b"S", Identification.FOREIGN),
+        (b"SSH", Identification.FOREIGN),
+        (b"SSH-", Identification.SSH),
     ],
 )
 async def test_an_end_wakes(
-    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Opening
+    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Identification
 ) -> None:
     visitor, sock = pair
     visitor.send(said)
@@ -96,7 +96,7 @@ async def test_so_does_a_reset(pair: Pair, autojump_clock: trio.testing.MockCloc
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     visitor.close()
     assert await waited(sock)
-    assert look(sock, waited=True) is Opening.GONE
+    assert look(sock, waited=True) is Identification.GONE
 
 
 async def test_afterwards_a_single_byte_wakes_again(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay_server.login import Login
+from relay_server.guard.ssh_login import LoginDetector
 
 DROPBEAR = [538, 428]
 OPENSSH = [41, 1088, 1564]
@@ -12,7 +12,7 @@ OPENSSH = [41, 1088, 1564]
 
 def seen_at(sizes: list[int]) -> int | None:
     """At which piece the login was seen."""
-    login = Login()
+    login = LoginDetector()
     for number, size in enumerate(sizes):
         login.hear(size)
         if login.seen:
@@ -70,7 +70,7 @@ def test_nothing_else_is(sizes: list[int]) -> None:
 
 
 def test_once_seen_it_stays_so() -> None:
-    login = Login()
+    login = LoginDetector()
     for size in (*DROPBEAR, 44, 36, 44, 1400, 36):
         login.hear(size)
     assert login.seen

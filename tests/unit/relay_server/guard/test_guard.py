@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay_server.guard import (
+from relay_server.guard.guard import (
     BEGUN_BYTES,
     BOT_GRACE,
     GRACE,
@@ -22,7 +22,7 @@ from relay_server.guard import (
     Traffic,
     Visitor,
 )
-from relay_server.sources import TRY_HALF_LIFE
+from relay_server.guard.source_scores import TRY_HALF_LIFE
 
 
 @dataclass(eq=False)

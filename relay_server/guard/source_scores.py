@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from relay_server.doorway import source_of
+from relay_server.net.source import source_of
 
 # Of visitors who came: those of the last minutes. Somebody who was cut is back to one by the time
 # he tries again; a bot that comes each ten seconds stays at nine.
