@@ -30,11 +30,11 @@ from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM, CloseCode, Publish
 from protocol.wire.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
 from protocol.wire.noise import KEY_SIZE
-from relay_server.presence import Presence
-from relay_server.takeover import DISPLACED_KEPT
+from relay_server.agents.agent_state import AgentState
+from relay_server.agents.attach_policy import DISPLACED_KEPT
 
 if TYPE_CHECKING:
-    from relay_server.agents import Agents
+    from relay_server.agents.manager import Agents
     from relay_server.net.fd_store import StoredListeners
     from relay_server.registry.registry import Agent, Registry
 
@@ -89,10 +89,10 @@ def _leave(agents: Agents) -> Named:
     return [(STATE, state), *sockets]
 
 
-def _records(present: list[Presence], sockets: Named) -> Iterator[dict[str, object]]:
+def _records(present: list[AgentState], sockets: Named) -> Iterator[dict[str, object]]:
     for presence in present:
-        endpoint, tenure = presence.endpoint, presence.tenure
-        if endpoint is None or tenure.session is None:
+        endpoint, ownership = presence.endpoint, presence.ownership
+        if endpoint is None or ownership.session is None:
             continue
         endpoint.drop_link("the relay restarts")
         visits = []
@@ -106,10 +106,10 @@ def _records(present: list[Presence], sockets: Named) -> Iterator[dict[str, obje
             "address": presence.address,
             "relay_key": presence.relay_key,
             "rotates": presence.rotates,
-            "instance": tenure.instance,
-            "epoch": tenure.epoch,
-            "id": tenure.session,
-            "displaced": list(tenure.displaced),
+            "instance": ownership.instance,
+            "epoch": ownership.epoch,
+            "id": ownership.session,
+            "displaced": list(ownership.displaced),
             "session": export(endpoint.session),
             "publications": [
                 {"id": one.publication, "service": one.service, "port": one.port}
@@ -165,16 +165,16 @@ class Found:
             event(log, logging.WARNING, "session-lost", agent=name, reason=str(exc))
 
     def _go_on(self, agent: Agent, key: bytes, saved: Fields, agents: Agents) -> None:
-        presence = Presence(key, agent.name)
+        presence = AgentState(key, agent.name)
         presence.address = saved.text("address", 0, MAX_TEXT)
         presence.relay_key = saved.octets("relay_key", 0, KEY_SIZE)
         presence.rotates = saved.boolean("rotates")
-        tenure = presence.tenure
-        tenure.instance = saved.octets("instance", ID_SIZE, ID_SIZE)
-        tenure.epoch = saved.integer("epoch", 0, U64_MAX)
-        tenure.session = saved.octets("id", ID_SIZE, ID_SIZE)
+        ownership = presence.ownership
+        ownership.instance = saved.octets("instance", ID_SIZE, ID_SIZE)
+        ownership.epoch = saved.integer("epoch", 0, U64_MAX)
+        ownership.session = saved.octets("id", ID_SIZE, ID_SIZE)
         displaced = saved.octet_strings("displaced", ID_SIZE, ID_SIZE, most=DISPLACED_KEPT)
-        tenure.displaced.extend(displaced)
+        ownership.displaced.extend(displaced)
         publications = [_publish(one) for one in saved.maps("publications", most=MAX_PORTS)]
         visits = saved.maps("visits", most=MAX_STREAMS)
         session = saved.map("session")
@@ -189,7 +189,7 @@ class Found:
                 endpoint.splices.pop(stream, None)
                 endpoint.session.reset(stream, ResetCode.ABORTED)
 
-    def _rejoin(self, agents: Agents, presence: Presence, saved: Fields) -> int | None:
+    def _rejoin(self, agents: Agents, presence: AgentState, saved: Fields) -> int | None:
         """The stream of the visitor that goes on; None if it has none, or cannot."""
         sock = None
         try:

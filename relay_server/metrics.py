@@ -1,8 +1,8 @@
 """The relay in numbers, for Prometheus: read from its state whenever somebody asks.
 
 docs/metrics.md tells what each is good for. How many series there are is bounded, whatever agents
-and visitors do: by the tables below and in `tally`. Imported only where metrics are wanted, since
-`prometheus_client` need not be there otherwise.
+and visitors do: by the tables below and in `counters`. Imported only where metrics are wanted,
+since `prometheus_client` need not be there otherwise.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector
 from protocol import __version__
 from protocol.errors import DenialCode
 from protocol.process.state import StateError
-from relay_server.acceptor import Acceptor, Failure
-from relay_server.agents import Agents
+from relay_server.agents.handshakes import Failure, Handshakes
+from relay_server.agents.manager import Agents
 
 if TYPE_CHECKING:
     from relay_server.registry.registry import Registry
@@ -72,10 +72,10 @@ class LoopLag:
 
 
 class Metrics(Collector):
-    def __init__(self, agents: Agents, acceptor: Acceptor, registry: Registry) -> None:
+    def __init__(self, agents: Agents, handshakes: Handshakes, registry: Registry) -> None:
         self.lag = LoopLag()
         self._agents = agents
-        self._acceptor = acceptor
+        self._handshakes = handshakes
         self._registry = registry
         self._exported = CollectorRegistry()
         self._exported.register(self)
@@ -94,8 +94,8 @@ class Metrics(Collector):
         yield self.lag.family()
 
     def _who_is_here(self) -> Iterator[Metric]:
-        present, tally = self._agents.present, self._agents.tally
-        attached = {one.name for one in present if one.tenure.attached}
+        present, counters = self._agents.present, self._agents.counters
+        attached = {one.name for one in present if one.ownership.attached}
         # Without the registry there is no saying who is not here: then nothing is said.
         enrolled = self._enrolled()
         if enrolled is not None:
@@ -113,8 +113,8 @@ class Metrics(Collector):
             "Public ports that are open.",
             sum(listener.open for one in present for listener in one.listeners.values()),
         )
-        yield _counter("links", "Links that attached.", tally.links)
-        yield _counter("resumptions", "Links that continued a session.", tally.resumed)
+        yield _counter("links", "Links that attached.", counters.links)
+        yield _counter("resumptions", "Links that continued a session.", counters.resumed)
         cap = self._agents.replay_cap
         yield _gauge("replay_bytes", "Memory of frames queued or not yet acked.", cap.held)
         yield _gauge("replay_limit_bytes", "At most that much (replay_total).", cap.limit)
@@ -126,24 +126,24 @@ class Metrics(Collector):
             return None
 
     def _at_the_door(self) -> Iterator[Metric]:
-        tally = self._agents.tally
+        counters = self._agents.counters
         yield _gauge(
             "handshakes_active",
             "Callers of whom it is not known yet who they are.",
-            self._acceptor.at_door,
+            self._handshakes.at_door,
         )
-        failed = {(str(why),): tally.handshakes_failed[why] for why in Failure}
+        failed = {(str(why),): counters.handshakes_failed[why] for why in Failure}
         text = "Callers who were not let in, as they are no agents, or not in time."
         yield _counter("handshakes_failed", text, failed, "reason")
-        denied = {(code.name.lower(),): tally.denied[code] for code in _DENIALS}
+        denied = {(code.name.lower(),): counters.denied[code] for code in _DENIALS}
         text = "Agents that proved their key and were told why they may not attach."
         yield _counter("agents_denied", text, denied, "reason")
         text = "Failures to take a caller or visitor in, mostly for want of descriptors."
-        yield _counter("accept_failures", text, tally.accept_failures)
+        yield _counter("accept_failures", text, counters.accept_failures)
 
     def _visitors(self) -> Iterator[Metric]:
-        present, tally = self._agents.present, self._agents.tally
-        here = {(service,): count for service, count in tally.present.items()}
+        present, counters = self._agents.present, self._agents.counters
+        here = {(service,): count for service, count in counters.present.items()}
         yield _gauge("visitors_active", "Visitors who are carried now.", here, "service")
         yield _gauge(
             "visitors_waiting",
@@ -152,12 +152,12 @@ class Metrics(Collector):
                 one.held + sum(line.guard.waiting for line in one.lines.values()) for one in present
             ),
         )
-        came = {(service,): count for service, count in tally.visitors.items()}
+        came = {(service,): count for service, count in counters.visitors.items()}
         yield _counter("visitors", "Visitors who were carried.", came, "service")
-        refused = {(reason,): count for reason, count in tally.refused.items()}
+        refused = {(reason,): count for reason, count in counters.refused.items()}
         text = "Visitors who were refused or evicted: by the guard, a list, or an agent away."
         yield _counter("visitors_refused", text, refused, "reason")
-        carried = {("received",): tally.received, ("sent",): tally.sent}
+        carried = {("received",): counters.received, ("sent",): counters.sent}
         text = "Bytes received from visitors, and sent to them."
         yield _counter("visitor_bytes", text, carried, "direction")
 

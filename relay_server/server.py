@@ -27,8 +27,8 @@ from protocol.process.sighup import ControllingTerminal
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify
 from protocol.wire.frame import CloseCode
-from relay_server.acceptor import Acceptor
-from relay_server.agents import Agents
+from relay_server.agents.handshakes import Handshakes
+from relay_server.agents.manager import Agents
 from relay_server.handover import Found, leave_to_manager, upgrade
 from relay_server.net.accept_loop import accept_forever, listen, stop_accepting
 from relay_server.net.fd_store import UNCLAIMED_SECONDS, StoredListeners
@@ -102,12 +102,12 @@ async def _run(
         async with trio.open_nursery() as nursery:
             agents = Agents(config, registry, keys, nursery, stored)
             found.restore(agents, registry)
-            acceptor = Acceptor(config, registry, keys, agents, nursery)
+            handshakes = Handshakes(config, registry, keys, agents, nursery)
             refresh = partial(_refresh, state, keys, agents)
-            reload = Reload(config, read, registry, partial(_reconfigure, agents, acceptor))
+            reload = Reload(config, read, registry, partial(_reconfigure, agents, handshakes))
             for sock in sockets:
                 nursery.start_soon(
-                    accept_forever, sock, acceptor.on_caller, agents.tally.accept_failed
+                    accept_forever, sock, handshakes.on_caller, agents.counters.accept_failed
                 )
             nursery.start_soon(_watch_registry, registry, refresh)
             nursery.start_soon(_watch_followers, state, keys, registry)
@@ -117,7 +117,7 @@ async def _run(
             for address in listening:
                 event(log, logging.INFO, "listening", host=address.host, port=address.port)
             if config.metrics.listen is not None:
-                _tell_metrics(config.metrics.listen, agents, acceptor, registry, sockets, nursery)
+                _tell_metrics(config.metrics.listen, agents, handshakes, registry, sockets, nursery)
             tell_small_buffers(config.stream_window_max)
             nursery.start_soon(_close_unclaimed, stored)
             nursery.start_soon(report, agents)
@@ -144,7 +144,7 @@ async def _run(
 def _tell_metrics(
     address: HostPort,
     agents: Agents,
-    acceptor: Acceptor,
+    handshakes: Handshakes,
     registry: Registry,
     sockets: Sequence[socket.socket],
     nursery: trio.Nursery,
@@ -163,7 +163,7 @@ def _tell_metrics(
         raise CommandFailed(
             f"cannot listen on {address} for metrics: {exc.strerror or exc}"
         ) from None
-    metrics = Metrics(agents, acceptor, registry)
+    metrics = Metrics(agents, handshakes, registry)
     # Those where agents dial in are closed when the relay stops, the first thing that it does.
     scrape = Scrape(metrics.page, lambda: all(one.fileno() >= 0 for one in sockets), nursery)
     nursery.start_soon(metrics.lag.measure)
@@ -200,9 +200,9 @@ def _listen_v4(stored: StoredListeners, address: HostPort) -> socket.socket:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
 
 
-def _reconfigure(agents: Agents, acceptor: Acceptor, config: ServerConfig) -> None:
+def _reconfigure(agents: Agents, handshakes: Handshakes, config: ServerConfig) -> None:
     agents.reconfigure(config)
-    acceptor.reconfigure(config)
+    handshakes.reconfigure(config)
 
 
 async def _reload_as_told(reload: Reload) -> None:

@@ -9,7 +9,7 @@ import trio
 from protocol.process.systemd import notify, watchdog_seconds
 
 if TYPE_CHECKING:
-    from relay_server.agents import Agents
+    from relay_server.agents.manager import Agents
 
 # How old the line in `systemctl status` may be: people look at it again after seconds.
 STATUS_SECONDS: Final = 5.0
@@ -29,7 +29,7 @@ async def report(agents: Agents) -> None:
 def status(agents: Agents) -> str:
     """One line for `systemctl status`."""
     present = agents.present
-    attached = sum(one.tenure.attached for one in present)
+    attached = sum(one.ownership.attached for one in present)
     ports = sum(listener.open for one in present for listener in one.listeners.values())
     visitors = sum(one.endpoint.session.open_streams for one in present if one.endpoint)
     return (

@@ -31,14 +31,14 @@ from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode, Refused
 from protocol.wire.hello import Hello, Resume, Welcome
 from protocol.wire.noise import StaticKey, Suite
-from relay_server.acceptor import Acceptor
-from relay_server.agents import Agents
+from relay_server.agents.agent_state import AgentState
+from relay_server.agents.handshakes import Handshakes
+from relay_server.agents.manager import Agents
 from relay_server.config import ServerConfig
 from relay_server.handover import Found
 from relay_server.net import fault_isolation
 from relay_server.net.accept_loop import accept_forever, listen
 from relay_server.net.fd_store import StoredListeners
-from relay_server.presence import Presence
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys
 from tests.ports import free_port as free_port
@@ -125,7 +125,7 @@ class Relay:
     config: ServerConfig
     registry: Registry
     agents: Agents
-    acceptor: Acceptor
+    handshakes: Handshakes
     keys: RelayKeys
     port: int  # where agents dial
     nursery: trio.Nursery
@@ -161,7 +161,7 @@ class Relay:
         with closing(sqlite3.connect(self.registry._path)) as db, db:
             db.execute("DELETE FROM ports WHERE port = ?", (port,))
 
-    def presence(self, router: Router) -> Presence:
+    def presence(self, router: Router) -> AgentState:
         return self.agents._present[router.key.public]
 
 
@@ -184,10 +184,10 @@ async def running(
             agents = Agents(config, registry, keys, nursery, StoredListeners())
             if found is not None:
                 found.restore(agents, registry)
-            acceptor = Acceptor(config, registry, keys, agents, nursery)
-            nursery.start_soon(accept_forever, sock, acceptor.on_caller)
+            handshakes = Handshakes(config, registry, keys, agents, nursery)
+            nursery.start_soon(accept_forever, sock, handshakes.on_caller)
             port = sock.getsockname()[1]
-            relay = Relay(config, registry, agents, acceptor, keys, port, nursery, faults)
+            relay = Relay(config, registry, agents, handshakes, keys, port, nursery, faults)
             yield relay
             nursery.cancel_scope.cancel()
         for one in relay.leftovers:
@@ -297,7 +297,7 @@ class Router:
         """The link is lost, and the relay has noticed."""
         assert self.endpoint is not None
         self.endpoint.drop_link("cut")
-        await until(lambda: not self.relay.presence(self).tenure.attached)
+        await until(lambda: not self.relay.presence(self).ownership.attached)
 
     async def lose(self) -> None:
         """The process is killed."""

@@ -244,7 +244,10 @@ async def test_nobody_else_can_take_over_meanwhile(
         await other.attach()
         left = left_by(first)
     async with running(tmp_path, found=Found(left)) as second:
-        assert second.presence(router).tenure.displaced == first.presence(router).tenure.displaced
+        assert (
+            second.presence(router).ownership.displaced
+            == first.presence(router).ownership.displaced
+        )
         assert await resumed(other, second)
 
 
@@ -355,7 +358,7 @@ async def test_where_the_new_version_does_not_start_all_goes_on(
         router = relay.enrol("home", port)
         await router.attach()
         await handover.upgrade(relay.agents, StoredListeners(), list)
-        assert relay.presence(router).tenure.attached
+        assert relay.presence(router).ownership.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "it does not start"}]
 
 
@@ -369,7 +372,7 @@ async def test_with_a_configuration_that_is_wrong_all_goes_on(
         router = relay.enrol("home", free_port())
         await router.attach()
         await handover.upgrade(relay.agents, StoredListeners(), read)
-        assert relay.presence(router).tenure.attached
+        assert relay.presence(router).ownership.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "server.toml: unknown key colour"}]
 
 

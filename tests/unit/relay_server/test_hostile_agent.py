@@ -157,4 +157,4 @@ async def test_a_flood_of_publications_is_a_minute_of_lines_and_ends_at_the_head
     log.handler.removeFilter(enough)
     assert len(told(log, "publication-refused")) == logs.LINES_A_MINUTE < sent
     assert "pile up unacked" in told(log, "link-down")[0]["reason"]
-    assert relay.presence(other).tenure.attached
+    assert relay.presence(other).ownership.attached

@@ -24,7 +24,7 @@ from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server import server
-from relay_server.agents import Agents
+from relay_server.agents.manager import Agents
 from relay_server.config import ServerConfig
 from relay_server.net import fd_store
 from relay_server.net.accept_loop import listen

@@ -27,7 +27,7 @@ def agents(*present: tuple[bool, int, int | None]) -> Any:
     return SimpleNamespace(
         present=[
             SimpleNamespace(
-                tenure=SimpleNamespace(attached=attached),
+                ownership=SimpleNamespace(attached=attached),
                 listeners={port: SimpleNamespace(open=True) for port in range(ports)},
                 endpoint=None
                 if streams is None

@@ -10,9 +10,10 @@ import trio
 from protocol.errors import LinkLost, LocalProtocolError, SessionLost
 from protocol.session.session import Session
 from protocol.transport import link as link_module
-from relay_server import acceptor
+from relay_server.agents import handshakes
 from relay_server.guard.guard import Guard
 from relay_server.net.fault_isolation import contained
+from tests.unit.relay_server.agents.test_visits import come
 from tests.unit.relay_server.relay import (
     Relay,
     free_port,
@@ -21,7 +22,6 @@ from tests.unit.relay_server.relay import (
     was_reset,
 )
 from tests.unit.relay_server.test_hostile_agent import echoes
-from tests.unit.relay_server.test_visitors import come
 
 
 class Neighbours:
@@ -137,12 +137,12 @@ async def test_a_caller_at_the_door_is_all_that_is_lost(
         raise LocalProtocolError("handshake step 2 is not this one")
 
     with monkeypatch.context() as patched:
-        patched.setattr(acceptor, "respond", fails)
+        patched.setattr(handshakes, "respond", fails)
         with pytest.raises(LinkLost):
             await late.attach()
     fault = await relay.faults.take()
     assert vars(fault)["event_fields"] == {"address": "127.0.0.1"}
-    assert relay.acceptor.at_door == 0
+    assert relay.handshakes.at_door == 0
     await late.attach()
     assert not here.ended
 

@@ -21,19 +21,19 @@ from protocol.process.link_history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode
+from relay_server.agents.attach_policy import Ownership
+from relay_server.agents.listener import Listener
 from relay_server.guard.waiting_line import WaitingLine
-from relay_server.listeners import Listener
-from relay_server.takeover import Tenure
 
 if TYPE_CHECKING:
-    from relay_server.visitors import Visit
+    from relay_server.agents.visits import Visit
 
 
 @dataclass(slots=True, eq=False)
-class Presence:
+class AgentState:
     key: bytes  # the agent's; another one once a successor was taken
     name: str
-    tenure: Tenure = field(default_factory=Tenure)
+    ownership: Ownership = field(default_factory=Ownership)
     endpoint: Endpoint | None = None  # the session, attached or not
     listeners: dict[int, Listener] = field(default_factory=dict)  # by port
     keeper: trio.CancelScope | None = None  # of the task that carries the link, or waits for one
@@ -62,7 +62,7 @@ class Presence:
 
     def ready(self, listener: Listener) -> Endpoint | None:
         """The session that a visitor on `listener` can be passed on to now."""
-        return self.endpoint if self.tenure.attached and listener.publication else None
+        return self.endpoint if self.ownership.attached and listener.publication else None
 
     async def wait_change(self) -> None:
         """Until it may be worth asking `ready` again."""
@@ -96,22 +96,22 @@ class Presence:
         return self.history.since
 
     def attached_now(self, *, resumed: bool = False) -> None:
-        self.tenure.attached = True
+        self.ownership.attached = True
         self.history.came(trio.current_time(), resumed=resumed)
         self.notify()
 
     def detached_now(self, why: str = "") -> None:
-        self.tenure.attached = False
+        self.ownership.attached = False
         self.history.went(trio.current_time(), why)
 
     def end_session(self) -> None:
         """The session is over and nobody's."""
         self.reset_streams()
-        self.tenure.end()
+        self.ownership.end()
 
     def reset_streams(self) -> None:
         """Every socket of the session is reset; the listeners stay, serving nobody."""
-        self.tenure.attached = False
+        self.ownership.attached = False
         if self.endpoint is not None:
             endpoint, self.endpoint = self.endpoint, None
             endpoint.lose()
@@ -129,7 +129,7 @@ class Presence:
         }
         return {
             "name": self.name,
-            "attached": self.tenure.attached,
+            "attached": self.ownership.attached,
             "link": link,
             "services": [self._service(port) for port in sorted(self.listeners | self.lines)],
             "streams": [] if endpoint is None else endpoint.streams(),

@@ -9,8 +9,8 @@ import trio.testing
 from protocol.errors import RefusalCode
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
-from relay_server.listeners import RETRY
-from relay_server.ports import LEAST_ORPHAN_SECONDS
+from relay_server.agents.listener import RETRY
+from relay_server.agents.public_ports import LEAST_ORPHAN_SECONDS
 from tests.unit.relay_server.relay import (
     LOOPBACK,
     Relay,

@@ -4,18 +4,20 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from relay_server import doorway
-from relay_server.doorway import Caller, Doorway
+from relay_server.agents import half_open
+from relay_server.agents.half_open import Caller, HalfOpenLimit
 
 
-def enter(door: Doorway, host: str, now: float = 0.0, evicted: list[str] | None = None) -> Caller:
+def enter(
+    door: HalfOpenLimit, host: str, now: float = 0.0, evicted: list[str] | None = None
+) -> Caller:
     caller = maybe_enter(door, host, now, evicted)
     assert caller is not None
     return caller
 
 
 def maybe_enter(
-    door: Doorway, host: str, now: float = 0.0, evicted: list[str] | None = None
+    door: HalfOpenLimit, host: str, now: float = 0.0, evicted: list[str] | None = None
 ) -> Caller | None:
     names = [] if evicted is None else evicted
     return door.enter(host, now, lambda: names.append(host))
@@ -23,8 +25,10 @@ def maybe_enter(
 
 def door_of(
     *, total: int = 8, per_source: int = 8, attempts: int = 100, per_second: float = 1.0
-) -> Doorway:
-    return Doorway(total=total, per_source=per_source, attempts=attempts, per_second=per_second)
+) -> HalfOpenLimit:
+    return HalfOpenLimit(
+        total=total, per_source=per_source, attempts=attempts, per_second=per_second
+    )
 
 
 def test_a_source_has_so_many_places() -> None:
@@ -133,7 +137,7 @@ def test_a_fleet_behind_one_address_gets_in() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doorway, "MAX_RESTING", 3)
+    monkeypatch.setattr(half_open, "MAX_RESTING", 3)
     door = door_of(attempts=1, per_second=0.001)
     for host in "abcd":
         door.leave(enter(door, host), 0.0, known=False)
@@ -150,7 +154,7 @@ class DoorwayModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.door = Doorway(
+        self.door = HalfOpenLimit(
             total=self.TOTAL,
             per_source=self.PER_SOURCE,
             attempts=self.ATTEMPTS,

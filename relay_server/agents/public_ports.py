@@ -15,11 +15,11 @@ from protocol.transport.endpoint import Endpoint
 from protocol.wire.body import Fields
 from protocol.wire.frame import Publish
 from protocol.wire.hello import MAX_TEXT
-from relay_server.listeners import Listener, PortUnavailable
+from relay_server.agents.agent_state import AgentState
+from relay_server.agents.counters import Counters
+from relay_server.agents.listener import Listener, PortUnavailable
+from relay_server.agents.visits import Visit, visit
 from relay_server.net.fd_store import StoredListeners
-from relay_server.presence import Presence
-from relay_server.tally import Tally
-from relay_server.visitors import Visit, visit
 
 if TYPE_CHECKING:
     import socket
@@ -43,19 +43,19 @@ class Ports:
         registry: Registry,
         nursery: trio.Nursery,
         stored: StoredListeners,
-        tally: Tally,
+        counters: Counters,
     ) -> None:
         self._config = config
         self._registry = registry
         self._nursery = nursery
         self._stored = stored
-        self._tally = tally
+        self._counters = counters
 
     def reconfigure(self, config: ServerConfig) -> None:
         """For visitors from now on."""
         self._config = config
 
-    def publish(self, presence: Presence, publish: Publish) -> None:
+    def publish(self, presence: AgentState, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
         listener = presence.listeners.get(publish.port)
         agent = self._grantee(presence, publish)
@@ -77,7 +77,7 @@ class Ports:
         listener.publication = publish.publication
         self._confirm(presence, listener)
 
-    def take_back(self, presence: Presence, sock: socket.socket, saved: Fields) -> int | None:
+    def take_back(self, presence: AgentState, sock: socket.socket, saved: Fields) -> int | None:
         """Go on with a visitor of another process of ours; its stream, if it has one by now.
 
         Raises RemoteProtocolError.
@@ -89,7 +89,7 @@ class Ports:
         if "splice" in saved and presence.endpoint is not None:
             # Its port may be closed by now, or serve something else; streams go on.
             listener = Listener(port, service)
-            one = Visit(self._config, self._tally, presence, listener, sock, source)
+            one = Visit(self._config, self._counters, presence, listener, sock, source)
             splice = one.restore(presence.endpoint, saved)
             self._nursery.start_soon(one.go_on, splice)
             return splice.stream
@@ -99,12 +99,12 @@ class Ports:
             self._on_visitor(presence, listener, sock, source)
         return None
 
-    def withdraw(self, presence: Presence, publication: int) -> None:
+    def withdraw(self, presence: AgentState, publication: int) -> None:
         for listener in list(presence.listeners.values()):
             if listener.publication == publication:
                 self.close(presence, listener, "withdrawn")
 
-    def keep_granted(self, presence: Presence, agent: Agent) -> None:
+    def keep_granted(self, presence: AgentState, agent: Agent) -> None:
         """Close what is no longer granted, and tell the agent, which asks again in its own time.
 
         Who may visit the others is asked anew of each visitor that comes or waits; streams go on.
@@ -120,22 +120,22 @@ class Ports:
                     presence.endpoint.session.refused(publication, code, reason)
                     presence.endpoint.flush()
 
-    async def close_orphans(self, presence: Presence, endpoint: Endpoint) -> None:
+    async def close_orphans(self, presence: AgentState, endpoint: Endpoint) -> None:
         """A new session publishes at once whatever it will; other ports are of the past."""
         while presence.endpoint is endpoint:
             await trio.sleep(max(self._config.visitor_wait, LEAST_ORPHAN_SECONDS))
             # What an agent that has gone away meanwhile sent may be still on its way.
-            if presence.endpoint is endpoint and presence.tenure.attached:
+            if presence.endpoint is endpoint and presence.ownership.attached:
                 for listener in list(presence.listeners.values()):
                     if not listener.publication:
                         self.close(presence, listener, "no longer published")
                 return
 
-    def close_all(self, presence: Presence, reason: str) -> None:
+    def close_all(self, presence: AgentState, reason: str) -> None:
         for listener in list(presence.listeners.values()):
             self.close(presence, listener, reason)
 
-    def close(self, presence: Presence, listener: Listener, reason: str) -> None:
+    def close(self, presence: AgentState, listener: Listener, reason: str) -> None:
         """Free the port at once; visitors who wait at it are reset, streams go on."""
         del presence.listeners[listener.port]
         listener.close()
@@ -150,7 +150,7 @@ class Ports:
             reason=reason,
         )
 
-    def _grantee(self, presence: Presence, publish: Publish) -> Agent | None:
+    def _grantee(self, presence: AgentState, publish: Publish) -> Agent | None:
         """The agent, if the port is granted to it; else `publish` is refused."""
         try:
             agent = self._registry.agent_by_key(presence.key)
@@ -165,7 +165,7 @@ class Ports:
         self._refuse(presence, publish, RefusalCode.NOT_GRANTED, reason)
         return None
 
-    def _new_listener(self, presence: Presence, publish: Publish) -> Listener | None:
+    def _new_listener(self, presence: AgentState, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""
         listener = Listener(publish.port, publish.service, stored=self._stored)
         try:
@@ -178,31 +178,35 @@ class Ports:
         self._nursery.start_soon(self._serve, presence, listener)
         return listener
 
-    async def _serve(self, presence: Presence, listener: Listener) -> None:
+    async def _serve(self, presence: AgentState, listener: Listener) -> None:
         await listener.serve(
             self._config.bind,
             agent=presence.name,
             opened=partial(self._confirm, presence, listener),
             on_visitor=partial(self._on_visitor, presence, listener),
-            on_failure=self._tally.accept_failed,
+            on_failure=self._counters.accept_failed,
         )
 
     def _on_visitor(
         self,
-        presence: Presence,
+        presence: AgentState,
         listener: Listener,
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
-        self._nursery.start_soon(visit, self._config, self._tally, presence, listener, sock, source)
+        self._nursery.start_soon(
+            visit, self._config, self._counters, presence, listener, sock, source
+        )
 
-    def _confirm(self, presence: Presence, listener: Listener) -> None:
+    def _confirm(self, presence: AgentState, listener: Listener) -> None:
         if listener.open and listener.publication and presence.endpoint is not None:
             presence.endpoint.session.published(listener.publication, listener.port)
             presence.endpoint.flush()
             presence.notify()
 
-    def _refuse(self, presence: Presence, publish: Publish, code: RefusalCode, reason: str) -> None:
+    def _refuse(
+        self, presence: AgentState, publish: Publish, code: RefusalCode, reason: str
+    ) -> None:
         event(
             log,
             logging.WARNING,

@@ -21,7 +21,7 @@ from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
-from relay_server.acceptor import REGISTRY_RETRY, Failure
+from relay_server.agents.handshakes import REGISTRY_RETRY, Failure
 from relay_server.registry.registry import Agent
 from tests.unit.protocol.transport.ends import tcp_pair
 from tests.unit.protocol.transport.test_splice import receive_to_end
@@ -64,7 +64,7 @@ async def answer_to(sock: socket.socket) -> bytes:
 
 
 def at_door(relay: Relay) -> int:
-    return len(relay.acceptor._doorway)
+    return len(relay.handshakes._half_open)
 
 
 def caller_without_a_word(relay: Relay) -> socket.socket:
@@ -265,7 +265,7 @@ async def test_a_denial_that_cannot_be_sent_is_one_line(
     async def lost(*_: object) -> None:
         raise LinkLost("sending failed: Broken pipe")
 
-    monkeypatch.setattr("relay_server.acceptor.Arrival.deny", lost)
+    monkeypatch.setattr("relay_server.agents.handshakes.Arrival.deny", lost)
     with pytest.raises(LinkLost):
         await Router(relay, StaticKey.generate()).attach()
     assert told(log, "handshake-failed")[0]["reason"] == "sending failed: Broken pipe"
@@ -411,16 +411,16 @@ async def test_a_disk_that_hangs_delays_neither_others_nor_the_end(
 
 async def test_cancelled_in_the_middle_of_a_handshake_the_place_is_free(relay: Relay) -> None:
     at_agent, accepted = tcp_pair()
-    doorway = relay.acceptor._doorway
+    half_open = relay.handshakes._half_open
     scope = trio.CancelScope()
-    caller = doorway.enter("203.0.113.9", 0.0, scope.cancel)
+    caller = half_open.enter("203.0.113.9", 0.0, scope.cancel)
     assert caller is not None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay.acceptor._greet, accepted, ("203.0.113.9", 1), caller, scope)
+        nursery.start_soon(relay.handshakes._greet, accepted, ("203.0.113.9", 1), caller, scope)
         await send_all(at_agent, first_flight(relay))
         await receive_exactly(at_agent, 2)
         nursery.cancel_scope.cancel()
-    assert len(doorway) == 0
+    assert len(half_open) == 0
     assert accepted.fileno() < 0
     at_agent.close()
 
@@ -464,8 +464,8 @@ async def test_2000_agents_behind_one_address_are_here_at_once(
     async with trio.open_nursery() as nursery:
         for router in fleet:
             nursery.start_soon(come, router)
-    await until(lambda: sum(one.tenure.attached for one in relay.agents.present) == FLEET)
-    assert relay.agents.tally.handshakes_failed.keys() == {Failure.TOO_MANY}
+    await until(lambda: sum(one.ownership.attached for one in relay.agents.present) == FLEET)
+    assert relay.agents.counters.handshakes_failed.keys() == {Failure.TOO_MANY}
     assert not any(one.link.over for one in fleet if one.link is not None)
 
 
@@ -517,7 +517,7 @@ async def test_a_key_that_is_retired_gets_no_byte(relay: Relay) -> None:
 
 
 async def test_other_bounds_hold_for_callers_from_then_on(relay: Relay) -> None:
-    relay.acceptor.reconfigure(replace(relay.config, half_open_per_source=1))
+    relay.handshakes.reconfigure(replace(relay.config, half_open_per_source=1))
     with await idle_caller(relay):
         assert await answer_to(caller_of(relay.port)) == b""
         assert at_door(relay) == 1

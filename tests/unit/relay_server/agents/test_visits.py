@@ -13,14 +13,14 @@ from protocol.errors import ResetCode, SessionLost
 from protocol.session.events import StreamOpened
 from protocol.session.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.agents.counters import Counters
+from relay_server.agents.listener import Listener
+from relay_server.agents.visits import EVICTED, visit
 from relay_server.config import ServerConfig
 from relay_server.guard.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.guard.rules import FOR_SSH, GuardTable
 from relay_server.guard.waiting_line import ARRIVALS
-from relay_server.listeners import Listener
 from relay_server.net.networks import Admission, parse_networks
-from relay_server.tally import Tally
-from relay_server.visitors import EVICTED, visit
 from tests.unit.protocol.transport.ends import LIMITS, tcp_pair
 from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import (
@@ -196,7 +196,7 @@ async def test_a_socket_that_takes_no_options_is_closed(
     def gone(sock: socket.socket) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr("relay_server.visitors.prepare_spliced", gone)
+    monkeypatch.setattr("relay_server.agents.visits.prepare_spliced", gone)
     with caller_of(port) as visitor:
         assert await receive_to_end(visitor) == b""
     assert not told(log, "visitor-refused")
@@ -212,7 +212,7 @@ async def test_cancelled_where_it_waits_or_carries_the_visitor_is_reset(relay: R
         visitor, accepted = tcp_pair()
         async with trio.open_nursery() as nursery:
             source = ("203.0.113.9", 1)
-            nursery.start_soon(visit, relay.config, Tally(), presence, at, accepted, source)
+            nursery.start_soon(visit, relay.config, Counters(), presence, at, accepted, source)
             await until(started)
             nursery.cancel_scope.cancel()
         assert await was_reset(visitor)

@@ -18,7 +18,7 @@ from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import INQUIRY, Resume
 from protocol.wire.noise import StaticKey
-from relay_server.agents import DUPLICATE_RETRY, PROBE_SECONDS, Agents
+from relay_server.agents.manager import DUPLICATE_RETRY, PROBE_SECONDS, Agents
 from relay_server.registry.registry import Registry
 from tests.unit.relay_server.relay import (
     Relay,
@@ -45,8 +45,8 @@ async def denied(router: Router, code: DenialCode, **options: Any) -> LinkDenied
 
 def is_attached(router: Router) -> bool:
     """As the relay sees it, to this very process."""
-    tenure = router.relay.presence(router).tenure
-    return tenure.attached and tenure.instance == router.instance
+    ownership = router.relay.presence(router).ownership
+    return ownership.attached and ownership.instance == router.instance
 
 
 # Attaching
@@ -499,7 +499,7 @@ async def test_a_welcome_that_cannot_be_sent_leaves_nobody_attached(
         with pytest.raises(LinkLost):
             await router.attach()
     await quiet()
-    assert not relay.presence(router).tenure.attached
+    assert not relay.presence(router).ownership.attached
     assert not told(log, "link-up")
     assert told(log, "link-down")[0]["reason"] == "sending failed: Broken pipe"
     await router.attach()
@@ -767,12 +767,12 @@ async def test_whoever_only_asks_is_answered_and_changes_nothing(relay: Relay) -
     await router.serve(port)
     visitor, target = await router.visited(port)
     with visitor, target:
-        before = relay.presence(router).tenure.session
+        before = relay.presence(router).ownership.session
         welcome = await router.again().attach(features=(INQUIRY,), silent=True)
         assert (welcome.name, welcome.ports) == ("home", (port,))
         assert welcome.clock is not None
         assert is_attached(router)
-        assert relay.presence(router).tenure.session == before
+        assert relay.presence(router).ownership.session == before
         await send_all(visitor, b"on")
         assert await receive_exactly(target, 2) == b"on"
         # Nor while it is away, when another process would take over at once.
@@ -855,7 +855,7 @@ async def test_a_key_that_was_replaced_during_its_probe_takes_over_nothing(
         await quiet()
         mock_clock.jump(PROBE_SECONDS)
     router.key = new
-    assert relay.presence(router).tenure.instance == router.instance
+    assert relay.presence(router).ownership.instance == router.instance
 
 
 async def test_a_successor_that_cannot_be_taken_leaves_the_old_key_as_it_was(

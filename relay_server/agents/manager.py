@@ -29,14 +29,14 @@ from protocol.wire.body import Fields
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
+from relay_server.agents.agent_state import AgentState
+from relay_server.agents.attach_policy import Decision
+from relay_server.agents.counters import Counters
+from relay_server.agents.public_ports import Ports
 from relay_server.net.fault_isolation import contained
 from relay_server.net.fd_store import StoredListeners
-from relay_server.ports import Ports
-from relay_server.presence import Presence
 from relay_server.registry.registry import Refused
 from relay_server.registry.relay_keys import RelayKeys
-from relay_server.takeover import Decision
-from relay_server.tally import Tally
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -66,9 +66,9 @@ class Agents:
         self._registry = registry
         self._keys = keys
         self._nursery = nursery
-        self.tally = Tally()
-        self.ports = Ports(config, registry, nursery, stored, self.tally)
-        self._present: dict[bytes, Presence] = {}
+        self.counters = Counters()
+        self.ports = Ports(config, registry, nursery, stored, self.counters)
+        self._present: dict[bytes, AgentState] = {}
         self._pool = BufferPool()
         self.replay_cap = ReplayCap(config.replay_total)
         self._limits = _limits(config)
@@ -93,9 +93,9 @@ class Agents:
             await self._inform(arrival, agent)
             return
         presence = self._present.setdefault(
-            arrival.agent_key, Presence(arrival.agent_key, agent.name)
+            arrival.agent_key, AgentState(arrival.agent_key, agent.name)
         )
-        decision = presence.tenure.decide(hello)
+        decision = presence.ownership.decide(hello)
         if decision is Decision.PROBE:
             decision = await self._probe(presence, hello)
             if self._present.get(arrival.agent_key) is not presence:
@@ -148,7 +148,7 @@ class Agents:
 
     # From here on the agent has the presence: nothing waits until the welcome is on its way.
 
-    def _take_successor(self, presence: Presence, successor: bytes | None) -> bytes | None:
+    def _take_successor(self, presence: AgentState, successor: bytes | None) -> bytes | None:
         """The agent's new key, if it has come with one; the old is worth nothing from then on.
 
         Whoever could not attach does not get as far as this. It is done here and now and not in a
@@ -170,13 +170,13 @@ class Agents:
         return successor
 
     async def _attach(
-        self, presence: Presence, arrival: Arrival, agent: Agent, *, resume: bool
+        self, presence: AgentState, arrival: Arrival, agent: Agent, *, resume: bool
     ) -> None:
-        hello, tenure = arrival.hello, presence.tenure
+        hello, ownership = arrival.hello, presence.ownership
         agent_key = self._take_successor(presence, hello.successor)
         keeper = presence.take_over()
-        endpoint, session = presence.endpoint, tenure.session
-        if tenure.attached:
+        endpoint, session = presence.endpoint, ownership.session
+        if ownership.attached:
             presence.detached_now(_REPLACED if resume else _RENEWED)
         if resume and endpoint is not None and session is not None:
             endpoint.drop_link(_REPLACED)
@@ -185,7 +185,7 @@ class Agents:
             resume, session = False, secrets.token_bytes(ID_SIZE)
             endpoint = presence.endpoint = self._new_endpoint(presence, hello.limits)
             self._nursery.start_soon(self.ports.close_orphans, presence, endpoint)
-        tenure.accept(hello, session)
+        ownership.accept(hello, session)
         presence.goodbye = None
         presence.relay_key = arrival.relay_key
         presence.rotates = ROTATION in hello.features
@@ -210,13 +210,13 @@ class Agents:
             self._on_link_down(presence, endpoint, ended)
 
     async def _carry(
-        self, presence: Presence, endpoint: Endpoint, arrival: Arrival, welcome: Welcome
+        self, presence: AgentState, endpoint: Endpoint, arrival: Arrival, welcome: Welcome
     ) -> None:
         """Carry the session over the link; always raises, LinkLost or SessionLost."""
         hello = arrival.hello
         await arrival.welcome(welcome)
         presence.attached_now(resumed=welcome.resumed)
-        self.tally.attached(resumed=welcome.resumed)
+        self.counters.attached(resumed=welcome.resumed)
         event(
             log,
             logging.INFO,
@@ -232,7 +232,7 @@ class Agents:
         raise SessionLost("a fault of the relay, which its log tells of")
 
     def _on_link_down(
-        self, presence: Presence, endpoint: Endpoint, why: LinkLost | SessionLost
+        self, presence: AgentState, endpoint: Endpoint, why: LinkLost | SessionLost
     ) -> None:
         presence.detached_now(str(why))
         event(
@@ -248,7 +248,7 @@ class Agents:
             presence.end_session()
         self._nursery.start_soon(self._wait_for_return, presence, presence.take_over())
 
-    async def _wait_for_return(self, presence: Presence, keeper: trio.CancelScope) -> None:
+    async def _wait_for_return(self, presence: AgentState, keeper: trio.CancelScope) -> None:
         """Keep the session for a while, the listeners longer. Cancelled when the agent is back."""
         gone = presence.since
         with keeper:
@@ -264,7 +264,7 @@ class Agents:
             if not keeper.cancel_called:
                 self._forget(presence, "the agent stayed away")
 
-    def take_back(self, presence: Presence, session: Fields) -> Endpoint:
+    def take_back(self, presence: AgentState, session: Fields) -> Endpoint:
         """Go on with a session of another process of ours, once its agent is back.
 
         Raises SessionLost.
@@ -286,17 +286,17 @@ class Agents:
             pool=self._pool,
         )
 
-    def _endpoint_of(self, presence: Presence, session: Session) -> Endpoint:
+    def _endpoint_of(self, presence: AgentState, session: Session) -> Endpoint:
         return Endpoint(session, pool=self._pool, on_event=partial(self._on_event, presence))
 
-    def _new_endpoint(self, presence: Presence, peer: Limits) -> Endpoint:
+    def _new_endpoint(self, presence: AgentState, peer: Limits) -> Endpoint:
         return self._endpoint_of(
             presence, Session(relay=True, options=self._session_options(), peer=peer)
         )
 
     # Another process with the same key
 
-    async def _probe(self, presence: Presence, hello: Hello) -> Decision:
+    async def _probe(self, presence: AgentState, hello: Hello) -> Decision:
         """Give the attached agent a moment to show life. One question a key; the newest wins."""
         if presence.newcomer is not None:
             presence.newcomer.cancel()
@@ -310,10 +310,10 @@ class Agents:
         if alive:
             return Decision.DUPLICATE
         # The old one may have gone meanwhile.
-        again = presence.tenure.decide(hello)
+        again = presence.ownership.decide(hello)
         return Decision.RENEW if again is Decision.PROBE else again
 
-    async def _shows_life(self, presence: Presence) -> bool:
+    async def _shows_life(self, presence: AgentState) -> bool:
         """Whether a byte comes from the attached agent in time, or a new link of whomever."""
         while True:
             endpoint, link = presence.endpoint, presence.link
@@ -326,7 +326,9 @@ class Agents:
                 return False
             # We did not run (stopped, suspended), so the silence may be our own.
 
-    async def _deny_duplicate(self, presence: Presence, arrival: Arrival, source: HostPort) -> None:
+    async def _deny_duplicate(
+        self, presence: AgentState, arrival: Arrival, source: HostPort
+    ) -> None:
         event(
             log,
             logging.WARNING,
@@ -342,14 +344,14 @@ class Agents:
     async def _deny(
         self, arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
     ) -> None:
-        self.tally.denied[code] += 1
+        self.counters.denied[code] += 1
         # Whoever is gone meanwhile needs no answer.
         with contextlib.suppress(LinkLost):
             await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))
 
     # What an agent says
 
-    def _on_event(self, presence: Presence, happened: Event) -> None:
+    def _on_event(self, presence: AgentState, happened: Event) -> None:
         if isinstance(happened, PublishRequested):
             self.ports.publish(presence, happened.publish)
         elif isinstance(happened, PublicationWithdrawn):
@@ -384,19 +386,19 @@ class Agents:
             if presence.rotates and self._keys.successor(presence.relay_key) is not None:
                 _renew_link(presence, "the relay's key was rotated")
 
-    def _forget(self, presence: Presence, reason: str) -> None:
+    def _forget(self, presence: AgentState, reason: str) -> None:
         self.ports.close_all(presence, reason)
         del self._present[presence.key]
 
     def say_goodbye(self, code: CloseCode) -> None:
         """The relay is going away: tell every agent, so that none waits for a timeout."""
         for presence in self._present.values():
-            if presence.endpoint is not None and presence.tenure.attached:
+            if presence.endpoint is not None and presence.ownership.attached:
                 presence.endpoint.session.close_link(code)
                 presence.endpoint.flush()
 
     @property
-    def present(self) -> list[Presence]:
+    def present(self) -> list[AgentState]:
         """Those with a session, attached or kept."""
         return list(self._present.values())
 
@@ -406,7 +408,7 @@ class Agents:
         return [
             {
                 "name": presence.name,
-                "attached": presence.tenure.attached,
+                "attached": presence.ownership.attached,
                 "address": presence.address,
                 "since": round(now - presence.since, 1),  # seconds ago
                 "streams": presence.endpoint.session.open_streams if presence.endpoint else 0,
@@ -417,7 +419,7 @@ class Agents:
                     for port, line in sorted(presence.lines.items())
                 ],
                 # Whether it will follow by itself, and soon.
-                "following": presence.rotates and presence.tenure.attached,
+                "following": presence.rotates and presence.ownership.attached,
                 # Whether it knows where else we may be; None if it does not listen.
                 "told": None if presence.told is None else presence.told == self._announced,
             }
@@ -437,9 +439,9 @@ def _limits(config: ServerConfig) -> Limits:
     )
 
 
-def _renew_link(presence: Presence, reason: str) -> None:
+def _renew_link(presence: AgentState, reason: str) -> None:
     """Have the agent come again, to be told; its session goes on over the next link."""
-    if presence.endpoint is not None and presence.tenure.attached:
+    if presence.endpoint is not None and presence.ownership.attached:
         presence.endpoint.session.close_link(CloseCode.RESTARTING)
         presence.endpoint.flush()
         presence.endpoint.drop_link(reason)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.wire.hello import Hello, Resume
-from relay_server.takeover import DISPLACED_KEPT, Decision, Tenure
+from relay_server.agents.attach_policy import DISPLACED_KEPT, Decision, Ownership
 from tests.unit.protocol.transport.ends import LIMITS
 
 SESSION, OTHER_SESSION = b"s" * 16, b"t" * 16
@@ -27,12 +27,12 @@ def hello(number: int, epoch: int, session: bytes | None = None) -> Hello:
     )
 
 
-def held(*, attached: bool) -> Tenure:
+def held(*, attached: bool) -> Ownership:
     """By process 1, epoch 5."""
-    tenure = Tenure()
-    tenure.accept(hello(1, 5), SESSION)
-    tenure.attached = attached
-    return tenure
+    ownership = Ownership()
+    ownership.accept(hello(1, 5), SESSION)
+    ownership.attached = attached
+    return ownership
 
 
 @pytest.mark.parametrize("attached", [True, False])
@@ -64,42 +64,42 @@ def test_another_process(attached: bool, decision: Decision, session: bytes | No
 
 @pytest.mark.parametrize("session", [None, SESSION])
 def test_whoever_comes_first_is_let_in(session: bytes | None) -> None:
-    assert Tenure().decide(hello(1, 0, session)) is Decision.RENEW
+    assert Ownership().decide(hello(1, 0, session)) is Decision.RENEW
 
 
 def test_a_displaced_process_stays_out_while_the_winner_has_its_session() -> None:
-    tenure = held(attached=False)
-    tenure.accept(hello(2, 1), OTHER_SESSION)
+    ownership = held(attached=False)
+    ownership.accept(hello(2, 1), OTHER_SESSION)
     for attached in (True, False):
-        tenure.attached = attached
-        assert tenure.decide(hello(1, 6, SESSION)) is Decision.DUPLICATE
-    assert tenure.decide(hello(3, 0)) is Decision.RENEW
-    tenure.end()
-    assert tenure.decide(hello(1, 6, SESSION)) is Decision.RENEW
+        ownership.attached = attached
+        assert ownership.decide(hello(1, 6, SESSION)) is Decision.DUPLICATE
+    assert ownership.decide(hello(3, 0)) is Decision.RENEW
+    ownership.end()
+    assert ownership.decide(hello(1, 6, SESSION)) is Decision.RENEW
 
 
 def test_an_ended_session_cannot_be_resumed() -> None:
-    tenure = held(attached=True)
-    tenure.end()
-    assert not tenure.attached
-    assert tenure.decide(hello(1, 6, SESSION)) is Decision.RENEW
-    assert tenure.decide(hello(2, 0)) is Decision.RENEW
+    ownership = held(attached=True)
+    ownership.end()
+    assert not ownership.attached
+    assert ownership.decide(hello(1, 6, SESSION)) is Decision.RENEW
+    assert ownership.decide(hello(2, 0)) is Decision.RENEW
 
 
 def test_a_process_that_comes_again_does_not_displace_itself() -> None:
-    tenure = held(attached=False)
-    tenure.accept(hello(1, 6), OTHER_SESSION)
-    assert tenure.decide(hello(1, 7, OTHER_SESSION)) is Decision.RESUME
+    ownership = held(attached=False)
+    ownership.accept(hello(1, 6), OTHER_SESSION)
+    assert ownership.decide(hello(1, 7, OTHER_SESSION)) is Decision.RESUME
 
 
 def test_the_displaced_are_remembered_up_to_a_bound() -> None:
-    tenure = Tenure()
+    ownership = Ownership()
     for number in range(DISPLACED_KEPT + 1):
-        tenure.accept(hello(number, 0), SESSION)
-    assert tenure.decide(hello(0, 1)) is Decision.DUPLICATE
-    tenure.accept(hello(200, 0), SESSION)
-    assert tenure.decide(hello(0, 1)) is Decision.RENEW
-    assert tenure.decide(hello(1, 1)) is Decision.DUPLICATE
+        ownership.accept(hello(number, 0), SESSION)
+    assert ownership.decide(hello(0, 1)) is Decision.DUPLICATE
+    ownership.accept(hello(200, 0), SESSION)
+    assert ownership.decide(hello(0, 1)) is Decision.RENEW
+    assert ownership.decide(hello(1, 1)) is Decision.DUPLICATE
 
 
 @given(
@@ -112,12 +112,16 @@ def test_the_displaced_are_remembered_up_to_a_bound() -> None:
 def test_an_attached_process_is_never_displaced_unasked(
     arrivals: list[tuple[int, int, bytes | None]], data: st.DataObject
 ) -> None:
-    tenure = Tenure()
+    ownership = Ownership()
     for number, epoch, session in arrivals:
         arriving = hello(number, epoch, session)
-        decision = tenure.decide(arriving)
-        if tenure.session is not None and tenure.attached and process(number) != tenure.instance:
+        decision = ownership.decide(arriving)
+        if (
+            ownership.session is not None
+            and ownership.attached
+            and process(number) != ownership.instance
+        ):
             assert decision in (Decision.PROBE, Decision.DUPLICATE)
         if decision in (Decision.RESUME, Decision.RENEW):
-            tenure.accept(arriving, SESSION)
-            tenure.attached = data.draw(st.booleans())
+            ownership.accept(arriving, SESSION)
+            ownership.attached = data.draw(st.booleans())

@@ -7,11 +7,11 @@ import trio.testing
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello
+from relay_server.agents.agent_state import AgentState
+from relay_server.agents.attach_policy import Decision
+from relay_server.agents.listener import Listener
 from relay_server.guard.guard import Caps, Guard
 from relay_server.guard.waiting_line import WaitingLine
-from relay_server.listeners import Listener
-from relay_server.presence import Presence
-from relay_server.takeover import Decision
 from tests.unit.protocol.transport.ends import LIMITS, new_session
 
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
@@ -22,18 +22,18 @@ def new_line(service: str) -> WaitingLine:
 
 
 @pytest.fixture
-def presence() -> Presence:
+def presence() -> AgentState:
     """Holding a session, with one published and one idle listener."""
-    one = Presence(b"k" * 32, "home")
+    one = AgentState(b"k" * 32, "home")
     one.endpoint = Endpoint(
         new_session(relay=True), pool=BufferPool(), on_event=lambda happened: None
     )
-    one.tenure.accept(HELLO, b"s" * 16)
+    one.ownership.accept(HELLO, b"s" * 16)
     one.listeners = {1: Listener(1, "ssh", publication=7), 2: Listener(2, "web")}
     return one
 
 
-async def test_visitors_are_passed_on_while_attached_and_published(presence: Presence) -> None:
+async def test_visitors_are_passed_on_while_attached_and_published(presence: AgentState) -> None:
     published, idle = presence.listeners.values()
     assert not presence.ready(published)
     presence.attached_now()
@@ -43,7 +43,7 @@ async def test_visitors_are_passed_on_while_attached_and_published(presence: Pre
     assert not presence.ready(published)
 
 
-async def test_attaching_wakes_whoever_waits(presence: Presence) -> None:
+async def test_attaching_wakes_whoever_waits(presence: AgentState) -> None:
     woken: list[int] = []
 
     async def wait(number: int) -> None:
@@ -60,7 +60,7 @@ async def test_attaching_wakes_whoever_waits(presence: Presence) -> None:
 
 
 async def test_since_is_the_time_of_the_last_change(
-    presence: Presence, mock_clock: trio.testing.MockClock
+    presence: AgentState, mock_clock: trio.testing.MockClock
 ) -> None:
     mock_clock.jump(5)
     presence.attached_now()
@@ -70,7 +70,7 @@ async def test_since_is_the_time_of_the_last_change(
     assert presence.since == began + 7
 
 
-async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: Presence) -> None:
+async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: AgentState) -> None:
     presence.lines = {1: new_line("ssh"), 3: new_line("old")}
     presence.lines[1].refused["the source is denied"] += 2
     presence.attached_now(resumed=True)
@@ -94,7 +94,7 @@ async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: Presenc
     assert presence.status()["streams"] == []
 
 
-async def test_who_takes_over_cancels_the_one_before(presence: Presence) -> None:
+async def test_who_takes_over_cancels_the_one_before(presence: AgentState) -> None:
     first = presence.take_over()
     assert not first.cancel_called
     second = presence.take_over()
@@ -104,19 +104,19 @@ async def test_who_takes_over_cancels_the_one_before(presence: Presence) -> None
 
 
 async def test_the_end_of_the_session_leaves_the_listeners_serving_nobody(
-    presence: Presence,
+    presence: AgentState,
 ) -> None:
     presence.attached_now()
     presence.end_session()
     assert presence.endpoint is None
     assert presence.link is None
-    assert presence.tenure.decide(HELLO) is Decision.RENEW
+    assert presence.ownership.decide(HELLO) is Decision.RENEW
     assert [one.publication for one in presence.listeners.values()] == [0, 0]
     assert not any(one.closed for one in presence.listeners.values())
     presence.end_session()
 
 
-async def test_expelled_means_everything_under_way(presence: Presence) -> None:
+async def test_expelled_means_everything_under_way(presence: AgentState) -> None:
     keeper, newcomer = presence.take_over(), trio.CancelScope()
     presence.newcomer = newcomer
     presence.expel()
@@ -125,6 +125,6 @@ async def test_expelled_means_everything_under_way(presence: Presence) -> None:
     assert presence.endpoint is None
 
 
-async def test_expelled_with_nothing_under_way(presence: Presence) -> None:
+async def test_expelled_with_nothing_under_way(presence: AgentState) -> None:
     presence.expel()
     assert presence.endpoint is None

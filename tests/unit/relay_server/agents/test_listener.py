@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from protocol.errors import RefusalCode
-from relay_server.listeners import RETRY, Listener, PortUnavailable
+from relay_server.agents.listener import RETRY, Listener, PortUnavailable
 from relay_server.net import fd_store
 from tests.unit.relay_server.relay import (
     LOOPBACK,

@@ -40,7 +40,7 @@ class Decision(enum.Enum):
 
 
 @dataclass(slots=True)
-class Tenure:
+class Ownership:
     """Which process holds an agent's key now, and which it displaced."""
 
     instance: bytes = b""

@@ -1,7 +1,7 @@
 """From an accepted TCP connection to an agent that proved who it is.
 
 Until message 1 verifies a caller has proved nothing and gets no byte; until message 3 it may send
-4 KiB. It has five seconds for all of it, whatever it does, and a place at the door (`doorway`) in
+4 KiB. It has five seconds for all of it, whatever it does, and a place at the door (`half_open`) in
 between. A slow or idle caller delays nobody.
 """
 
@@ -23,8 +23,8 @@ from protocol.process.rate_limit import RateLimit
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from protocol.wire.hello import Denial
-from relay_server.agents import Agents
-from relay_server.doorway import Caller, Doorway
+from relay_server.agents.half_open import Caller, HalfOpenLimit
+from relay_server.agents.manager import Agents
 from relay_server.net.fault_isolation import contained
 from relay_server.registry.registry import Agent, TokenRefused
 from relay_server.registry.relay_keys import RelayKeys
@@ -50,7 +50,7 @@ class Failure(enum.StrEnum):
     NETWORK = "network error"  # likewise
 
 
-class Acceptor:
+class Handshakes:
     def __init__(
         self,
         config: ServerConfig,
@@ -64,19 +64,19 @@ class Acceptor:
         self._keys = keys
         self._agents = agents
         self._nursery = nursery
-        self._doorway = Doorway(**_bounds(config))
+        self._half_open = HalfOpenLimit(**_bounds(config))
         # The noise of scanners must not hide the trouble of agents, who know the relay's key.
         self._strangers, self._proved = RateLimit(), RateLimit()
 
     def reconfigure(self, config: ServerConfig) -> None:
         """For callers from now on."""
         self._config = config
-        self._doorway.allow(**_bounds(config))
+        self._half_open.allow(**_bounds(config))
 
     def on_caller(self, sock: socket.socket, source: tuple[str, int]) -> None:
         now = trio.current_time()
         scope = trio.CancelScope(deadline=now + self._config.handshake_timeout)
-        caller = self._doorway.enter(source[0], now, scope.cancel)
+        caller = self._half_open.enter(source[0], now, scope.cancel)
         if caller is None:
             sock.close()
             self._tell_failed(source, Failure.TOO_MANY, self._strangers)
@@ -96,7 +96,7 @@ class Acceptor:
                 with scope:
                     known = await self._meet(sock, source, caller)
             finally:
-                self._doorway.leave(caller, trio.current_time(), known=known is not None)
+                self._half_open.leave(caller, trio.current_time(), known=known is not None)
             if scope.cancelled_caught:
                 in_time = trio.current_time() < scope.deadline
                 why = Failure.PUSHED_OUT if in_time else Failure.LATE
@@ -109,7 +109,7 @@ class Acceptor:
     ) -> tuple[Arrival, Agent] | None:
         """Who is there; None if that is nobody of ours, and told so if it may know."""
         try:
-            verified = partial(self._doorway.prove, caller)
+            verified = partial(self._half_open.prove, caller)
             arrival = await respond(sock, statics=self._keys.all, verified=verified)
             answer = await self._identify(arrival)
             if isinstance(answer, Agent):
@@ -124,7 +124,7 @@ class Acceptor:
                 key=arrival.agent_key.hex(),
                 reason=answer.reason,
             )
-            self._agents.tally.denied[answer.code] += 1
+            self._agents.counters.denied[answer.code] += 1
             await arrival.deny(answer)
         except (RemoteProtocolError, LinkLost) as exc:
             why, reason = Failure.WRONG, str(exc)
@@ -143,12 +143,12 @@ class Acceptor:
     @property
     def at_door(self) -> int:
         """Callers of whom it is not yet known who they are."""
-        return len(self._doorway)
+        return len(self._half_open)
 
     def _tell_failed(
         self, source: tuple[str, int], why: Failure, limit: RateLimit, reason: str = ""
     ) -> None:
-        self._agents.tally.handshakes_failed[why] += 1
+        self._agents.counters.handshakes_failed[why] += 1
         if limit.allows(trio.current_time()):
             event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason or why)
         elif limit.suppressed == 1:

@@ -40,7 +40,7 @@ class Caller:
     proved: bool = False  # message 1 was genuine
 
 
-class Doorway:
+class HalfOpenLimit:
     def __init__(self, *, total: int, per_source: int, attempts: int, per_second: float) -> None:
         """At most `total` callers at once, `per_source` of one source; a bucket holds `attempts`
         tokens and gets `per_second` back."""

@@ -27,7 +27,7 @@ class Carried(Protocol):
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     links: int = 0  # that attached
     resumed: int = 0  # of those, how many continued a session
     handshakes_failed: Counter[str] = field(default_factory=Counter)  # by reason

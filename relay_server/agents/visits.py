@@ -17,15 +17,15 @@ from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM
+from relay_server.agents.agent_state import AgentState
+from relay_server.agents.counters import Counters
+from relay_server.agents.listener import Listener
 from relay_server.guard.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
 from relay_server.guard.rules import Rules
 from relay_server.guard.ssh_ident import Identification, look, wait_identification
 from relay_server.guard.ssh_login import LoginDetector
 from relay_server.guard.waiting_line import WaitingLine
-from relay_server.listeners import Listener
 from relay_server.net.fault_isolation import contained
-from relay_server.presence import Presence
-from relay_server.tally import Tally
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -44,14 +44,14 @@ _BY_TARGET: Final = "aborted"
 
 async def visit(
     config: ServerConfig,
-    tally: Tally,
-    presence: Presence,
+    counters: Counters,
+    presence: AgentState,
     listener: Listener,
     sock: socket.socket,
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
-    one = Visit(config, tally, presence, listener, sock, source)
+    one = Visit(config, counters, presence, listener, sock, source)
     refused: str | None = None
     with one.here():
         try:
@@ -63,11 +63,11 @@ async def visit(
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
         one.line.refused[EVICTED] += 1
-        tally.refused[EVICTED] += 1
+        counters.refused[EVICTED] += 1
         await one.line.tell_evicted(one.about, one.traffic())
     elif refused is not None:
         one.line.refused[refused] += 1
-        tally.refused[refused] += 1
+        counters.refused[refused] += 1
         await one.line.tell_refused(one.about, refused)
 
 
@@ -75,14 +75,14 @@ class Visit:
     def __init__(
         self,
         config: ServerConfig,
-        tally: Tally,
-        presence: Presence,
+        counters: Counters,
+        presence: AgentState,
         listener: Listener,
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
         self._config = config
-        self._tally = tally
+        self._counters = counters
         self._presence = presence
         self._listener = listener
         self.sock = sock
@@ -187,7 +187,7 @@ class Visit:
             await self._see_through(splice, told=True)
 
     async def _see_through(self, splice: Splice, *, told: bool) -> None:
-        with self._tally.carrying(self._listener.service, splice):
+        with self._counters.carrying(self._listener.service, splice):
             await splice.run(self.sock)
         # It may have been evicted in the turn in which it ended.
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -273,14 +273,14 @@ class Visit:
         if self._identification in _REFUSED_OPENINGS:
             return Ending.THEIRS
         presence = self._presence
-        if self._joined is None or not presence.tenure.attached or presence.since > self._came:
+        if self._joined is None or not presence.ownership.attached or presence.since > self._came:
             return Ending.OURS
         splice = self._joined[1]
         is_theirs = splice.reset_by_peer in (None, _BY_TARGET)
         return Ending.THEIRS if is_theirs else Ending.OURS
 
 
-def _line_of(rules: Rules, presence: Presence, listener: Listener) -> WaitingLine:
+def _line_of(rules: Rules, presence: AgentState, listener: Listener) -> WaitingLine:
     line = presence.lines.get(listener.port)
     if line is None or line.service != listener.service:
         line = presence.lines[listener.port] = WaitingLine(Guard(rules.caps), listener.service)
