@@ -1,4 +1,4 @@
-"""`relay-server doctor`: what `relay_server.doctor` found, as it finds it."""
+"""`relay-server doctor`: what `relay_server.doctor.steps` found, as it finds it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
 def examine_relay(options: argparse.Namespace, state: StateFolder) -> int:
     # Only here: the other commands need none of it and are done sooner.
     from protocol.process.cli.checks import conduct
-    from relay_server.doctor import STEPS, Patient
+    from relay_server.doctor.steps import STEPS, Patient
 
     # What the steps have to say they return.
     logs.configure(options.log_level or "error", options.log_format or "text")

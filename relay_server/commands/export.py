@@ -11,9 +11,9 @@ from typing import Any, Final
 from protocol.process.cli.command import CommandFailed, hint
 from protocol.process.cli.text import counted
 from protocol.process.state import StateFolder
-from relay_server.backup import pack
 from relay_server.commands.options import add_command
 from relay_server.commands.rotate_key import LOCK as ROTATION
+from relay_server.process.backup import pack
 from relay_server.registry.open import existing_registry
 
 _EXAMPLES: Final = """\

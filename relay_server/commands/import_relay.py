@@ -12,9 +12,9 @@ from protocol.process.cli.text import counted
 from protocol.process.config import ConfigError
 from protocol.process.state import StateError, StateFolder
 from relay_server import PROGRAM
-from relay_server.backup import MAX_SIZE, is_unknown, put, unpack
 from relay_server.commands.options import add_command
 from relay_server.config import load_config
+from relay_server.process.backup import MAX_SIZE, is_unknown, put, unpack
 from relay_server.registry.open import LOCK
 from relay_server.registry.registry import Registry
 

@@ -65,8 +65,8 @@ def run_server(options: argparse.Namespace, state: StateFolder) -> None:
     config = read()
     logs.configure(config.log_level, config.log_format)
     # Only here: the other commands need none of it and are done sooner.
-    from relay_server.reload import remember
-    from relay_server.server import serve
+    from relay_server.process.reload import remember
+    from relay_server.process.run import serve
 
     state.ensure()
     with state.lock(LOCK), Registry(state) as registry:

@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 
 def upgrade(options: argparse.Namespace, state: StateFolder) -> None:
     # This process is of the version that is to take over.
-    import relay_server.server  # noqa: F401 - whether it loads
+    import relay_server.process.run  # noqa: F401 - whether it loads
 
     asked = time.monotonic()
     if ask(state.path / SOCKET, "upgrade") is None:

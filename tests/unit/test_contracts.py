@@ -24,6 +24,6 @@ def test_the_relay_dials_nobody() -> None:
     assert calls == {
         "relay_server/registry/database.py: sqlite3.connect",
         "protocol/process/control/client.py: sock.connect",
-        "relay_server/machine.py: trio.open_tcp_stream",
+        "relay_server/doctor/host.py: trio.open_tcp_stream",
     }
     assert "socket.AF_UNIX" in (ROOT / "protocol/process/control/client.py").read_text()

@@ -35,10 +35,10 @@ from relay_server.agents.agent_state import AgentState
 from relay_server.agents.handshakes import Handshakes
 from relay_server.agents.manager import Agents
 from relay_server.config import ServerConfig
-from relay_server.handover import Found
 from relay_server.net import fault_isolation
 from relay_server.net.accept_loop import accept_forever, listen
 from relay_server.net.fd_store import StoredListeners
+from relay_server.process.handover import Found
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys
 from tests.ports import free_port as free_port

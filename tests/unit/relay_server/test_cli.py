@@ -746,9 +746,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     async def serve(*arguments: Any, **_: Any) -> None:
         served.arguments = arguments
 
-    module = ModuleType("relay_server.server")
+    module = ModuleType("relay_server.process.run")
     module.serve = serve  # type: ignore[attr-defined]  # a module made up here
-    monkeypatch.setitem(sys.modules, "relay_server.server", module)
+    monkeypatch.setitem(sys.modules, "relay_server.process.run", module)
     return served
 
 

@@ -250,6 +250,6 @@ def test_running_out_of_descriptors_is_survived() -> None:
         text=True,
         timeout=20,
         check=False,
-        cwd=Path(accept_loop.__file__).parents[1],
+        cwd=Path(accept_loop.__file__).parents[2],
     )
     assert done.stdout.splitlines() == ["accept-failed", "served"], done.stderr

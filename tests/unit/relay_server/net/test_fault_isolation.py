@@ -21,7 +21,7 @@ from tests.unit.relay_server.relay import (
     until,
     was_reset,
 )
-from tests.unit.relay_server.test_hostile_agent import echoes
+from tests.unit.relay_server.agents.test_hostile_agent import echoes
 
 
 class Neighbours:

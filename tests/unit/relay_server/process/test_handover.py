@@ -19,9 +19,9 @@ from protocol.process.handover import STATE, Named, read_state, write_state
 from protocol.session.events import PeerClosing
 from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode
-from relay_server import handover
-from relay_server.handover import VISITOR, Found
 from relay_server.net.fd_store import StoredListeners
+from relay_server.process import handover
+from relay_server.process.handover import VISITOR, Found
 from tests.unit.relay_server.relay import (
     Relay,
     Router,

@@ -24,7 +24,7 @@ from protocol.process.config import ConfigError
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from relay_server.config import FILE, ServerConfig, load_config
-from relay_server.machine import (
+from relay_server.doctor.host import (
     accepts,
     check_address,
     check_clock,

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from protocol.errors import LinkDenied
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
-from relay_server.metrics import LAG_BOUNDS, LAG_PAUSE, MOST_AGENTS, LoopLag, Metrics
+from relay_server.metrics.collector import LAG_BOUNDS, LAG_PAUSE, MOST_AGENTS, LoopLag, Metrics
 from tests.unit.relay_server.relay import Relay, caller_of, free_port, until, was_reset
 
 Clock = trio.testing.MockClock
@@ -184,7 +184,7 @@ async def test_the_lag_is_how_late_a_sleeper_wakes(mock_clock: Clock) -> None:
 
 # What people read and look at
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 NAME = re.compile(r"\b(?:ssh_relay|process)_\w+")
 
 

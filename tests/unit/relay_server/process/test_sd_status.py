@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from relay_server.supervision import STATUS_SECONDS, report, status
+from relay_server.process.sd_status import STATUS_SECONDS, report, status
 from tests.manager import Manager
 
 Clock = trio.testing.MockClock

@@ -13,8 +13,8 @@ from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server.backup import is_unknown, pack, put, unpack
 from relay_server.config import FILE as CONFIG
+from relay_server.process.backup import is_unknown, pack, put, unpack
 from relay_server.registry.registry import FILE as REGISTRY
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import KEY, load_or_make, rotate

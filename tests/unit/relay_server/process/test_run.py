@@ -23,18 +23,18 @@ from protocol.process.control import server as control
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server import server
 from relay_server.agents.manager import Agents
 from relay_server.config import ServerConfig
 from relay_server.net import fd_store
 from relay_server.net.accept_loop import listen
 from relay_server.net.fd_store import StoredListeners
+from relay_server.process import run
+from relay_server.process.run import REGISTRY_POLL, serve
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys, has_former, load_or_make, rotate
-from relay_server.server import REGISTRY_POLL, serve
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, free_port, quiet, refuses, told
 
-ROOT = Path(server.__file__).parents[1]
+ROOT = Path(run.__file__).parents[2]
 Clock = trio.testing.MockClock
 
 
@@ -130,17 +130,17 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch, code: int) -> Iterator[None]:
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_without_ipv6_the_default_means_ipv4(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with no_ipv6(monkeypatch, code):
-        with server._listen(StoredListeners(), HostPort("::", 0)) as sock:
+        with run._listen(StoredListeners(), HostPort("::", 0)) as sock:
             assert sock.family == socket.AF_INET
             port = sock.getsockname()[1]
             with pytest.raises(CommandFailed, match=rf"cannot listen on \[::\]:{port}"):
-                server._listen(StoredListeners(), HostPort("::", port))
+                run._listen(StoredListeners(), HostPort("::", port))
         with pytest.raises(CommandFailed, match=r"\[::1\]:0: Address family"):
-            server._listen(StoredListeners(), HostPort("::1", 0))
+            run._listen(StoredListeners(), HostPort("::1", 0))
 
 
 def test_the_default_takes_both_families() -> None:
-    with server._listen(StoredListeners(), HostPort("::", 0)) as sock:
+    with run._listen(StoredListeners(), HostPort("::", 0)) as sock:
         port = sock.getsockname()[1]
         for host in (LOOPBACK, "::1"):
             socket.create_connection((host, port)).close()
@@ -236,7 +236,7 @@ async def passes(
     agents = Agents(
         ServerConfig(), registry, RelayKeys(StaticKey.generate()), nursery, StoredListeners()
     )
-    nursery.start_soon(server._watch_registry, registry, agents.refresh)
+    nursery.start_soon(run._watch_registry, registry, agents.refresh)
     await quiet()
 
     async def pass_by(seconds: float) -> None:
@@ -293,11 +293,11 @@ async def test_a_rotation_is_put_into_effect_and_the_former_key_goes_in_time(
     renewed: list[bytes] = []
     agents = Agents(ServerConfig(), registry, keys, nursery, StoredListeners())
     agents.renew_links = lambda: renewed.append(keys.current.public)  # type: ignore[method-assign]
-    server._refresh(state, keys, agents)
+    run._refresh(state, keys, agents)
     assert not renewed
     rotate(state, command)
-    server._refresh(state, keys, agents)
-    server._refresh(state, keys, agents)
+    run._refresh(state, keys, agents)
+    run._refresh(state, keys, agents)
     assert renewed == [command.current.public]
     assert told(log, "key-rotated") == [{"public": command.current.public.hex()}]
 
@@ -314,7 +314,7 @@ async def test_former_keys_are_ended_while_it_runs(
     registry.invite("home", b"t" * 16, now=0.0, lifetime=1.0, port_range=range(1, 9))
     registry.redeem(b"t" * 16, b"k" * 32, 0.0)
     rotate(state, keys)
-    nursery.start_soon(server._watch_followers, state, keys, registry)
+    nursery.start_soon(run._watch_followers, state, keys, registry)
     await quiet()
     assert has_former(state)
     registry.follow("home", b"k" * 32, keys.current.public)

@@ -18,9 +18,9 @@ from protocol.process.cli.checks import Finding, Verdict
 from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server import doctor
-from relay_server.doctor import LEAST_SPACE, MOST_NAMES, STEPS, Patient
-from relay_server.machine import accepts
+from relay_server.doctor import steps
+from relay_server.doctor.host import accepts
+from relay_server.doctor.steps import LEAST_SPACE, MOST_NAMES, STEPS, Patient
 from relay_server.net.accept_loop import listen
 from relay_server.net.bind_check import lowest_free
 from relay_server.registry.open import LOCK
@@ -88,7 +88,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Let a relay run that says so of itself. (Asking a real one waits for its answer.)"""
 
     def answer(says: Status) -> None:
-        monkeypatch.setattr(doctor, "ask", lambda path, command: says)
+        monkeypatch.setattr(steps, "ask", lambda path, command: says)
 
     return answer
 
@@ -152,17 +152,17 @@ async def test_a_registry_that_is_damaged(patient: Patient) -> None:
 
 
 async def test_files_of_somebody_else(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_foreign", lambda state: ["registry.db"])
+    monkeypatch.setattr(steps, "_foreign", lambda state: ["registry.db"])
     finding = await take(patient, "state")
     assert finding.verdict is Verdict.FAILED
     assert "chown --reference=" in finding.advice
 
 
 def test_what_is_foreign(patient: Patient) -> None:
-    assert doctor._foreign(patient.state) == []
+    assert steps._foreign(patient.state) == []
     if os.geteuid() == 0:
         os.chown(patient.state.path / "relay.key", 12345, -1)
-        assert doctor._foreign(patient.state) == ["relay.key"]
+        assert steps._foreign(patient.state) == ["relay.key"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_one_that_hangs(
         asked.append(command)
         raise CommandFailed("the running process does not answer")
 
-    monkeypatch.setattr(doctor, "ask", hangs)
+    monkeypatch.setattr(steps, "ask", hangs)
     finding = await take(patient, "relay")
     assert finding.verdict is Verdict.FAILED
     assert finding.found == "the running process does not answer"
@@ -298,7 +298,7 @@ async def test_ports_that_only_root_may_open(patient: Patient, runs: Runs) -> No
 
 async def test_descriptors_of_the_running_relay(patient: Patient, runs: Runs) -> None:
     enrol(patient, "home")
-    wanted = patient.config.half_open + doctor._FOR_AN_AGENT + doctor._FOR_THE_PROCESS
+    wanted = patient.config.half_open + steps._FOR_AN_AGENT + steps._FOR_THE_PROCESS
     for limit, verdict in ((wanted, Verdict.OK), (wanted - 1, Verdict.FAILED)):
         runs(status(descriptor_limit=limit))
         await take(patient, "relay")

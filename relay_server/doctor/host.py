@@ -17,7 +17,7 @@ import trio
 
 from protocol.process.address import HostPort
 from protocol.process.cli.checks import WRITTEN, Finding, failed, note, ok
-from relay_server.firewall import iptables_closed, nft_closed
+from relay_server.doctor.firewall import iptables_closed, nft_closed
 
 UNIT: Final = "relay-server.service"
 SYSTEMD: Final = Path("/run/systemd/system")  # there where systemd runs: sd_booted(3)

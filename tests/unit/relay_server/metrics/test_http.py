@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from protocol.transport.sockets import send_all
+from relay_server.metrics.http import FRESH, MAX_REQUEST, MOST_CALLERS, TIMEOUT, Scrape
 from relay_server.net.accept_loop import listen, stop_accepting
-from relay_server.scrape import FRESH, MAX_REQUEST, MOST_CALLERS, TIMEOUT, Scrape
 from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import LOOPBACK, caller_of, quiet, until
 

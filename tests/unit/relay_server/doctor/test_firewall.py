@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay_server.firewall import iptables_closed, nft_closed
+from relay_server.doctor.firewall import iptables_closed, nft_closed
 
 
 def chain(policy: str = "drop", hook: str = "input") -> dict[str, Any]:

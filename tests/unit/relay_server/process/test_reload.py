@@ -14,8 +14,8 @@ from protocol.process.state import StateError, StateFolder
 from relay_server.config import Host, ServerConfig
 from relay_server.guard.rules import GuardTable
 from relay_server.net.networks import parse_networks
+from relay_server.process.reload import Outcome, Reload
 from relay_server.registry.registry import Registry
-from relay_server.reload import Outcome, Reload
 from tests.unit.relay_server.relay import told
 
 DENIED = parse_networks(["203.0.113.0/24"])

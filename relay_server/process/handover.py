@@ -51,7 +51,7 @@ async def upgrade(agents: Agents, stored: StoredListeners, read: Callable[[], ob
     left: Named = []
     try:
         read()
-        reason = await handover.why_not("relay_server.server")
+        reason = await handover.why_not("relay_server.process.run")
     except ConfigError as exc:
         reason = str(exc)
     if not reason:

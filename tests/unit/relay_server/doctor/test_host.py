@@ -9,8 +9,8 @@ import pytest
 
 from protocol.process.address import HostPort
 from protocol.process.cli.checks import Verdict
-from relay_server import machine
-from relay_server.machine import (
+from relay_server.doctor import host
+from relay_server.doctor.host import (
     check_address,
     check_clock,
     check_firewall,
@@ -49,12 +49,12 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(host, "SYSTEMD", tmp_path)
 
 
 @pytest.fixture
 def without_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SYSTEMD", tmp_path / "nowhere")
+    monkeypatch.setattr(host, "SYSTEMD", tmp_path / "nowhere")
 
 
 # The service
@@ -123,12 +123,12 @@ def test_the_clock(
     monkeypatch: pytest.MonkeyPatch, now: float, kernel: int, verdict: Verdict
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: now)
-    monkeypatch.setattr(machine, "_kernel_clock", lambda: kernel)
+    monkeypatch.setattr(host, "_kernel_clock", lambda: kernel)
     assert check_clock().verdict is verdict
 
 
 def test_the_kernel_is_asked() -> None:
-    assert -1 <= machine._kernel_clock() <= 5
+    assert -1 <= host._kernel_clock() <= 5
 
 
 # The address
@@ -154,7 +154,7 @@ async def test_an_address_of_the_internet_that_is_not_ours() -> None:
 
 
 async def test_a_port_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_is_ours", lambda address: True)
+    monkeypatch.setattr(host, "_is_ours", lambda address: True)
     hosts = [HostPort("8.8.8.8", 7022), HostPort("8.8.8.8", 443)]
     assert (await check_address(hosts[:1], [7022])).verdict is Verdict.OK
     finding = await check_address(hosts, [7022])
@@ -166,16 +166,16 @@ async def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> 
     async def nobody(_: str) -> list[str]:
         return []
 
-    monkeypatch.setattr(machine, "_look_up", nobody)
+    monkeypatch.setattr(host, "_look_up", nobody)
     finding = await check_address([HostPort("vps.example.net", 7022)], [7022])
     assert finding.verdict is Verdict.FAILED
     assert "vps.example.net does not resolve" in finding.found
 
 
 async def test_a_name_is_looked_up() -> None:
-    assert "127.0.0.1" in await machine._look_up("localhost")
-    assert await machine._look_up("127.0.0.1") == ["127.0.0.1"]
-    assert await machine._look_up("no.such.name.invalid") == []
+    assert "127.0.0.1" in await host._look_up("localhost")
+    assert await host._look_up("127.0.0.1") == ["127.0.0.1"]
+    assert await host._look_up("no.such.name.invalid") == []
 
 
 # The firewall
@@ -208,7 +208,7 @@ async def test_only_root_may_look(program: Program, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_machine_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_program", lambda name: None)
+    monkeypatch.setattr(host, "_program", lambda name: None)
     finding = await check_firewall([7022])
     assert finding.verdict is Verdict.OK
     assert "no firewall of its own" in finding.found
@@ -220,5 +220,5 @@ async def test_a_program_that_hangs_is_given_up(
 ) -> None:
     program("nft", "")
     (tmp_path / "bin" / "nft").write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(machine, "PATIENCE", 0.05)
+    monkeypatch.setattr(host, "PATIENCE", 0.05)
     assert await output("nft") is None

@@ -29,12 +29,12 @@ from protocol.process.systemd import notify
 from protocol.wire.frame import CloseCode
 from relay_server.agents.handshakes import Handshakes
 from relay_server.agents.manager import Agents
-from relay_server.handover import Found, leave_to_manager, upgrade
 from relay_server.net.accept_loop import accept_forever, listen, stop_accepting
 from relay_server.net.fd_store import UNCLAIMED_SECONDS, StoredListeners
+from relay_server.process.handover import Found, leave_to_manager, upgrade
+from relay_server.process.reload import Reload
+from relay_server.process.sd_status import report
 from relay_server.registry.relay_keys import RelayKeys, retire_unneeded
-from relay_server.reload import Reload
-from relay_server.supervision import report
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -151,8 +151,8 @@ def _tell_metrics(
 ) -> None:
     try:
         # Only here: what they need is not installed unless somebody wants it.
-        from relay_server.metrics import Metrics
-        from relay_server.scrape import Scrape
+        from relay_server.metrics.collector import Metrics
+        from relay_server.metrics.http import Scrape
     except ModuleNotFoundError as exc:
         raise CommandFailed(
             f"metrics need the Python library {exc.name}: pip install 'ssh-relay[metrics]'"
