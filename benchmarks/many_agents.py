@@ -26,13 +26,13 @@ from protocol.process import logs
 from protocol.process.address import HostPort
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
-from relay_agent import serving
-from relay_agent.agent import Agent
-from relay_agent.attachment import Relay
 from relay_agent.config import AgentConfig
-from relay_agent.keys import Keys
-from relay_agent.own import OwnKeys
-from relay_agent.services import Service
+from relay_agent.identity.agent_keys import AgentKeys
+from relay_agent.identity.relay_identity import RelayIdentity
+from relay_agent.link.attach_loop import Agent
+from relay_agent.link.relay_dialer import RelayDialer
+from relay_agent.services import publisher
+from relay_agent.services.service import Service
 from tests.e2e.harness import LOOPBACK
 
 # Shaking hands at once. They all come from one address, and a relay lets 32 of one address do so;
@@ -80,7 +80,9 @@ def enrol(state: Path, relay: int, services: Sequence[tuple[int, int]]) -> Fleet
 
 
 async def play(fleet: Fleet, members: Sequence[Member]) -> None:
-    relay = Relay(hosts=[HostPort(LOOPBACK, fleet["relay"])], key=bytes.fromhex(fleet["relay_key"]))
+    relay = RelayIdentity(
+        hosts=[HostPort(LOOPBACK, fleet["relay"])], key=bytes.fromhex(fleet["relay_key"])
+    )
     config = AgentConfig()
     news = Services()
     coming = iter(members)
@@ -89,8 +91,8 @@ async def play(fleet: Fleet, members: Sequence[Member]) -> None:
             for member in some:
                 service = Service("ssh", HostPort(LOOPBACK, member["target"]), member["port"])
                 key = StaticKey.from_private(bytes.fromhex(member["key"]))
-                keys = Keys(
-                    OwnKeys(key), relay, remember=lambda _: None, remember_own=lambda _: None
+                keys = RelayDialer(
+                    AgentKeys(key), relay, remember=lambda _: None, remember_own=lambda _: None
                 )
                 agent = Agent(config, [service], keys, nursery)
                 nursery.start_soon(agent.stay_attached)
@@ -105,7 +107,7 @@ class Services(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._up = trio.Semaphore(0)
-        log = logging.getLogger(serving.__name__)
+        log = logging.getLogger(publisher.__name__)
         log.setLevel(logging.INFO)
         log.addHandler(self)
 

@@ -32,8 +32,8 @@ from protocol.process.config import (
 )
 from protocol.session.session import SessionOptions
 from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
-from relay_agent.proxy_protocol import Version
-from relay_agent.services import Service, parse_name
+from relay_agent.services.proxy_protocol import Version
+from relay_agent.services.service import Service, parse_name
 
 if TYPE_CHECKING:
     from protocol.process.state import StateFolder

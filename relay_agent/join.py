@@ -30,18 +30,19 @@ from protocol.wire.frame import CloseCode
 from protocol.wire.hello import ID_SIZE, ROTATION, Hello, Welcome
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey
-from relay_agent.attachment import SOFTWARE, Relay, attach
-from relay_agent.dial import DialFailed, dial
-from relay_agent.enrolment import Enrolment, load_or_make_key, save_enrolment
-from relay_agent.services import (
+from relay_agent.identity.enrolment import Enrolment, load_or_make_key, save_enrolment
+from relay_agent.identity.relay_identity import RelayIdentity
+from relay_agent.link.attach import SOFTWARE, attach
+from relay_agent.net.dial import DialFailed, dial
+from relay_agent.services.publisher import Publisher
+from relay_agent.services.service import Service
+from relay_agent.services.ssh_discovery import (
     BANNER_TIMEOUT,
     NoBanner,
     NoSshServer,
-    Service,
     find_ssh_server,
     read_banner,
 )
-from relay_agent.serving import Serving
 
 if TYPE_CHECKING:
     from protocol.process.state import StateFolder
@@ -66,10 +67,10 @@ async def join(
     services = list(services) or [await _ssh_service()]
     key = load_or_make_key(state, invitation.token)
     hosts = [HostPort(host, port) for host, port in invitation.hosts]
-    relay = Relay(hosts=hosts, key=invitation.relay_key)
+    relay = RelayIdentity(hosts=hosts, key=invitation.relay_key)
     link, welcome = await _enrol(relay, key, invitation.token, config)
     # The relay's key may be another one since the invitation was made; `run` begins with that.
-    relay = Relay(hosts=hosts, key=invitation.relay_key, successor=welcome.successor)
+    relay = RelayIdentity(hosts=hosts, key=invitation.relay_key, successor=welcome.successor)
     try:
         services = _with_ports(services, welcome)
         host, port = link.peername
@@ -107,7 +108,7 @@ async def _ssh_service() -> Service:
 
 
 async def _enrol(
-    relay: Relay, key: StaticKey, token: bytes, config: AgentConfig
+    relay: RelayIdentity, key: StaticKey, token: bytes, config: AgentConfig
 ) -> tuple[Link, Welcome]:
     hello = Hello(
         instance=secrets.token_bytes(ID_SIZE),
@@ -166,7 +167,7 @@ async def _prove(
     host, _ = link.peername
     answers = _Answers(services)
     async with trio.open_nursery() as nursery:
-        serving = Serving(
+        serving = Publisher(
             session,
             services,
             max_streams=config.max_streams,
@@ -186,7 +187,7 @@ async def _prove(
     return "; ".join(filter(None, unproved))
 
 
-async def _carry(serving: Serving, link: Link, welcome: Welcome) -> None:
+async def _carry(serving: Publisher, link: Link, welcome: Welcome) -> None:
     try:
         await serving.endpoint.carry(link, welcome.received)
     except (LinkLost, SessionLost) as exc:

@@ -1,4 +1,4 @@
 """The commands of `relay-agent`, one a module, imported when it is run.
 
-Each has `command(options, state)`; its options are in `relay_agent.cli`.
+Imports every other room. Nothing but `relay_agent.cli` imports it, which has the options.
 """

@@ -13,8 +13,9 @@ from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation, InvitationError
 from relay_agent import join
-from relay_agent.commands.options import LOCK_FILE, configure_logs, read_services
+from relay_agent.commands.options import configure_logs, read_services
 from relay_agent.config import load_config
+from relay_agent.identity.enrolment import LOCK
 
 # The longest invitation has less than 4 KiB; the rest is room for a mail around it, to no avail.
 MAX_PASTED: Final = 16 * 1024
@@ -27,7 +28,7 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
     configure_logs(options, config, "warning")
     # Last, so that nobody pastes an invitation only to hear of a mistake elsewhere.
     state.ensure()
-    with state.lock(LOCK_FILE):
+    with state.lock(LOCK):
         invitation = _invitation(options.invitation)
         trio.run(partial(join.join, invitation, services, config=config, state=state))
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Final
 
 from protocol.process import logs
 from protocol.process.config import ConfigError
 from relay_agent.config import AgentConfig, check_distinct
-from relay_agent.services import Service, parse_service
+from relay_agent.services.service import Service, parse_service
 
 # Two agents with one key would take turns at the relay, so one state folder has one user.
-LOCK_FILE: Final = "agent.lock"
 
 
 def configure_logs(options: argparse.Namespace, config: AgentConfig, level: str) -> None:

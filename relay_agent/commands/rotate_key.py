@@ -8,9 +8,8 @@ from typing import Final
 from protocol.process.cli.command import happens, hint
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_agent.commands.options import LOCK_FILE
-from relay_agent.enrolment import load_enrolment
-from relay_agent.own import load_own, rotate
+from relay_agent.identity.agent_keys import load_agent_keys, rotate
+from relay_agent.identity.enrolment import LOCK, load_enrolment
 
 # For the agent to come again and the relay to answer: what one attempt to attach may take.
 ACCEPT_LIMIT: Final = 10.0
@@ -18,14 +17,14 @@ ACCEPT_LIMIT: Final = 10.0
 
 def command(_: argparse.Namespace, state: StateFolder) -> None:
     load_enrolment(state)  # else there is nobody to have a key
-    if not load_own(state).accepted:
+    if not load_agent_keys(state).accepted:
         hint("the relay has not accepted the last new key yet, so it stays with that one")
     if ask(state.path / SOCKET, "rotate-key") is None:
-        with state.lock(LOCK_FILE):
+        with state.lock(LOCK):
             rotate(state)
         hint("this agent has a new key; the relay hears of it once relay-agent runs")
         return
-    if happens(lambda: load_own(state).accepted, within=ACCEPT_LIMIT):
+    if happens(lambda: load_agent_keys(state).accepted, within=ACCEPT_LIMIT):
         hint("this agent has a new key; the old one is worth nothing now")
     else:
         hint(

@@ -10,28 +10,28 @@ import trio
 
 from protocol.process import logs
 from protocol.process.state import StateFolder
-from relay_agent import process
-from relay_agent.commands.options import LOCK_FILE, read_services
+from relay_agent.commands.options import read_services
 from relay_agent.config import load_config, settle
-from relay_agent.enrolment import load_enrolment, load_key, save_relay
-from relay_agent.keys import Keys
-from relay_agent.own import load_own, save_accepted
-from relay_agent.reload import Reload, Settings
+from relay_agent.identity.agent_keys import load_agent_keys, save_accepted
+from relay_agent.identity.enrolment import LOCK, load_enrolment, load_key, save_relay
+from relay_agent.link.relay_dialer import RelayDialer
+from relay_agent.process import run
+from relay_agent.process.reload import Reload, Settings
 
 
 def command(options: argparse.Namespace, state: StateFolder) -> None:
     settings = _read(options, state)
     logs.configure(settings.config.log_level, settings.config.log_format)
     state.ensure()
-    with state.lock(LOCK_FILE):
-        keys = Keys(
-            load_own(state),  # inside: nobody rotates them meanwhile
+    with state.lock(LOCK):
+        keys = RelayDialer(
+            load_agent_keys(state),  # inside: nobody rotates them meanwhile
             settings.relay,
             remember=partial(save_relay, state),
             remember_own=partial(save_accepted, state),
         )
         rereading = partial(Reload, settings, lambda: _read(options.again(), state))
-        trio.run(process.run, settings.config, settings.services, keys, state, rereading)
+        trio.run(run.run, settings.config, settings.services, keys, state, rereading)
 
 
 def _read(options: argparse.Namespace, state: StateFolder) -> Settings:

@@ -37,9 +37,9 @@ def add(commands: Any) -> None:
 def examine_relay(options: argparse.Namespace, state: StateFolder) -> int:
     # Only here: the other commands need none of it and are done sooner.
     from protocol.process.cli.checks import conduct
-    from relay_server.doctor.steps import STEPS, Patient
+    from relay_server.doctor.steps import STEPS, Context
 
     # What the steps have to say they return.
     logs.configure(options.log_level or "error", options.log_format or "text")
-    well = conduct(STEPS, Patient(state, options.config), as_json=options.json)
+    well = conduct(STEPS, Context(state, options.config), as_json=options.json)
     return 0 if well else 1

@@ -51,7 +51,7 @@ MOST_NAMES: Final = 5
 
 
 @dataclass
-class Patient:
+class Context:
     """What is known so far; each step may add to it."""
 
     state: StateFolder
@@ -67,22 +67,22 @@ class Patient:
         return sorted(port for agent in self.agents for port in agent.ports)
 
 
-async def _check_config(patient: Patient) -> Finding:
+async def _check_config(context: Context) -> Finding:
     try:
-        patient.config = load_config(patient.config_file, patient.state.path)
+        context.config = load_config(context.config_file, context.state.path)
     except ConfigError as exc:
         return failed(str(exc), "put that line right; the relay starts with no other")
-    file = patient.config_file or patient.state.path / FILE
+    file = context.config_file or context.state.path / FILE
     return ok(f"{file} is understood" if file.exists() else f"all defaults, as there is no {file}")
 
 
-async def _check_state(patient: Patient) -> Finding:
-    state = patient.state
+async def _check_state(context: Context) -> Finding:
+    state = context.state
     try:
         with existing_registry(state) as registry:  # which checks its integrity, too
-            patient.agents = registry.agents()
-            patient.hosts = patient.config.dialled or registry.hosts()
-            patient.link_ports = registry.link_ports()
+            context.agents = registry.agents()
+            context.hosts = context.config.dialled or registry.hosts()
+            context.link_ports = registry.link_ports()
         keys = load(state)
         foreign = _foreign(state)
         space = os.statvfs(state.path)
@@ -99,7 +99,7 @@ async def _check_state(patient: Patient) -> Finding:
             f"only {free >> 20} MiB are free on the disk of {state.path}",
             "make room: a full disk keeps agents from enrolling and keys from being saved",
         )
-    count = len(patient.agents)
+    count = len(context.agents)
     text = f"{state.path} is sound: a key, a registry with {counted(count, 'agent')}"
     if keys.former:
         return ok(f"{text}; agents still follow from {len(keys.former)} older key(s)")
@@ -112,23 +112,23 @@ def _foreign(state: StateFolder) -> list[str]:
     return sorted(one.name for one in state.path.iterdir() if one.lstat().st_uid != owner)
 
 
-async def _check_relay(patient: Patient) -> Finding:
-    patient.running, wrong = None, ""
+async def _check_relay(context: Context) -> Finding:
+    context.running, wrong = None, ""
     with trio.move_on_after(SETTLE_TIMEOUT):
-        while patient.running is None:
+        while context.running is None:
             try:
-                patient.running = ask(patient.state.path / SOCKET, "status")
-                if patient.running is None:
-                    with patient.state.lock(LOCK):
+                context.running = ask(context.state.path / SOCKET, "status")
+                if context.running is None:
+                    with context.state.lock(LOCK):
                         return failed("no relay runs with this state folder", how_to_start())
             except CommandFailed as exc:  # a busy machine may need more than one attempt
                 wrong = str(exc)
             except StateError as exc:
                 wrong = f"no relay answers, but one may run: {exc}"
             await trio.sleep(_GLANCE)
-    if patient.running is None:
+    if context.running is None:
         return failed(wrong, f"look at its log, and start it anew: {how_to_start()}")
-    version, age = patient.running["version"], span(patient.running["age"])
+    version, age = context.running["version"], span(context.running["age"])
     if version != __version__:
         return note(
             f"ssh-relay {version} runs since {age}, but {__version__} is installed",
@@ -137,10 +137,10 @@ async def _check_relay(patient: Patient) -> Finding:
     return ok(f"ssh-relay {version} runs since {age}")
 
 
-async def _check_listening(patient: Patient) -> Finding:
+async def _check_listening(context: Context) -> Finding:
     """Where agents dial in."""
-    if patient.running is not None:
-        where = [parse_host_port(text) for text in patient.running["listening"]]
+    if context.running is not None:
+        where = [parse_host_port(text) for text in context.running["listening"]]
         silent = [str(one) for one in where if not await accepts(one)]
         text = f"agents can dial in at {', '.join(map(str, where))}"
         if silent:
@@ -149,10 +149,10 @@ async def _check_listening(patient: Patient) -> Finding:
                 "the relay hangs, or this machine's firewall drops what comes from itself",
             )
         return ok(text)
-    wanted = patient.config.listen
-    if patient.link_ports and set(patient.link_ports) != set(patient.config.link_ports):
+    wanted = context.config.listen
+    if context.link_ports and set(context.link_ports) != set(context.config.link_ports):
         # The last relay was told others on its command line.
-        wanted = tuple(HostPort("::", port) for port in patient.link_ports)
+        wanted = tuple(HostPort("::", port) for port in context.link_ports)
     held = [one for one in wanted if bind_error(one, dual_stack=True) == errno.EADDRINUSE]
     if held:
         shown = ", ".join(map(str, held))
@@ -160,16 +160,16 @@ async def _check_listening(patient: Patient) -> Finding:
     return ok(f"{', '.join(map(str, wanted))} can be had")
 
 
-async def _check_ports(patient: Patient) -> Finding:
+async def _check_ports(context: Context) -> Finding:
     """The public ports that agents may publish."""
-    ports = patient.public_ports
+    ports = context.public_ports
     served = {
         (service["port"], service["state"])
-        for agent in (patient.running or {"agents": []})["agents"]
+        for agent in (context.running or {"agents": []})["agents"]
         for service in agent["services"]
     }
     is_open = {port for port, state in served if state == "open"}
-    bind = patient.config.bind
+    bind = context.config.bind
     wanted = [
         HostPort(host, port)
         for port in ports
@@ -181,7 +181,7 @@ async def _check_ports(patient: Patient) -> Finding:
         shown = ", ".join(map(str, sorted({one.port for one in held})))
         return failed(f"another program holds port {shown}", who_holds(held))
     low = [port for port in ports if port not in is_open and port < lowest_free()]
-    if low and patient.running is not None:
+    if low and context.running is not None:
         return note(
             f"ports below {lowest_free()} are not for everybody: {', '.join(map(str, low))}",
             "if the log says that it may not open them: docs/systemd.md, ports below 1024",
@@ -193,59 +193,59 @@ async def _check_ports(patient: Patient) -> Finding:
     return ok(f"{count} of {len(ports)} granted ports are open{others}")
 
 
-async def _check_files(patient: Patient) -> Finding:
+async def _check_files(context: Context) -> Finding:
     """Descriptors: of the running relay, or what one may have that is started like this command."""
-    wanted = patient.config.half_open + _FOR_AN_AGENT * len(patient.agents) + _FOR_THE_PROCESS
-    if patient.running is not None:
-        used, limit = patient.running["descriptors"], patient.running["descriptor_limit"]
+    wanted = context.config.half_open + _FOR_AN_AGENT * len(context.agents) + _FOR_THE_PROCESS
+    if context.running is not None:
+        used, limit = context.running["descriptors"], context.running["descriptor_limit"]
         text = f"{used} of {limit} descriptors are in use"
     else:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         text = f"{limit} descriptors are allowed"
     if limit < wanted:
         return failed(
-            f"{text}, and {len(patient.agents)} agents may need {wanted}",
+            f"{text}, and {len(context.agents)} agents may need {wanted}",
             "LimitNOFILE= in the unit, or ulimit -n before the relay is started",
         )
     return ok(text)
 
 
-async def _check_buffers(patient: Patient) -> Finding:
-    return check_buffers(patient.config.stream_window_max)
+async def _check_buffers(context: Context) -> Finding:
+    return check_buffers(context.config.stream_window_max)
 
 
-async def _check_agents(patient: Patient) -> Finding:
-    running = patient.running or {"agents": []}
+async def _check_agents(context: Context) -> Finding:
+    running = context.running or {"agents": []}
     attached = {agent["name"] for agent in running["agents"] if agent["attached"]}
-    away = [agent.name for agent in patient.agents if agent.name not in attached]
-    if not patient.agents:
+    away = [agent.name for agent in context.agents if agent.name not in attached]
+    if not context.agents:
         return note("no agent is enrolled", "invite one: relay-server invite NAME")
     if away:
         shown = ", ".join(away[:MOST_NAMES]) + (", …" if len(away) > MOST_NAMES else "")
         return note(
-            f"{len(away)} of {len(patient.agents)} agents are away: {shown}",
+            f"{len(away)} of {len(context.agents)} agents are away: {shown}",
             "if one should be here, run this where it is: relay-agent doctor",
         )
-    return ok(f"all that are enrolled ({len(patient.agents)}) are attached")
+    return ok(f"all that are enrolled ({len(context.agents)}) are attached")
 
 
-async def _check_service(_: Patient) -> Finding:
+async def _check_service(_: Context) -> Finding:
     return await check_service()
 
 
-async def _check_address(patient: Patient) -> Finding:
-    return await check_address(patient.hosts, patient.link_ports)
+async def _check_address(context: Context) -> Finding:
+    return await check_address(context.hosts, context.link_ports)
 
 
-async def _check_firewall(patient: Patient) -> Finding:
-    return await check_firewall([*patient.link_ports, *patient.public_ports])
+async def _check_firewall(context: Context) -> Finding:
+    return await check_firewall([*context.link_ports, *context.public_ports])
 
 
-async def _check_clock(_: Patient) -> Finding:
+async def _check_clock(_: Context) -> Finding:
     return check_clock()
 
 
-STEPS: Final[tuple[Step[Patient], ...]] = (
+STEPS: Final[tuple[Step[Context], ...]] = (
     Step("config", _check_config),
     Step("state", _check_state, needs=("config",)),
     Step("relay", _check_relay, needs=("state",)),

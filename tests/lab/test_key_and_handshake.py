@@ -28,7 +28,7 @@ from protocol.wire.frame import FrameType
 from protocol.wire.hello import PREFACE_SIZE, Hello, Limits, Resume, Welcome
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey, Suite
-from relay_agent.enrolment import load_enrolment, load_key
+from relay_agent.identity.enrolment import load_enrolment, load_key
 from tests.e2e.harness import LIMIT, ProcessUnderTest, eventually
 
 from .lab import RELAY_PORT, VPS, Lab, LabAgent

@@ -25,7 +25,7 @@ TABLES = {
 TELLERS = {"event": 2, "failure": 1, "_tell_failure": 1}
 # Where that is no literal: a teller itself, and one that takes it from a table of its module.
 PASSED_ON = {
-    ("relay_agent/agent.py", "name"),
+    ("relay_agent/link/attach_loop.py", "name"),
     ("relay_server/guard/waiting_line.py", "one"),
     ("relay_server/guard/waiting_line.py", "many"),
 }

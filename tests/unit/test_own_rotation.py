@@ -22,14 +22,14 @@ from protocol.process.state import StateError, StateFolder
 from protocol.transport.link import Link
 from protocol.wire.hello import Hello, Welcome
 from protocol.wire.noise import StaticKey
-from relay_agent import keys as agent_module
-from relay_agent.attachment import Relay
-from relay_agent.enrolment import load_or_make_key, save_enrolment
-from relay_agent.keys import Keys
-from relay_agent.own import load_own, rotate, save_accepted
+from relay_agent.identity.agent_keys import load_agent_keys, rotate, save_accepted
+from relay_agent.identity.enrolment import load_or_make_key, save_enrolment
+from relay_agent.identity.relay_identity import RelayIdentity
+from relay_agent.link import relay_dialer as agent_module
+from relay_agent.link.relay_dialer import RelayDialer
 from relay_server.registry.registry import FILE, Refused, Registry
+from tests.unit.relay_agent.identity.test_enrolment import enrolment
 from tests.unit.relay_agent.relay import LIMITS
-from tests.unit.relay_agent.test_enrolment import enrolment
 from tests.unit.test_rotation import run
 
 TOKEN = b"t" * 16
@@ -88,9 +88,9 @@ class OwnRotation(RuleBasedStateMachine):
 
     @rule()
     def boot(self) -> None:
-        self.agent = Keys(
-            load_own(self.state),
-            Relay(hosts=(), key=bytes(32)),
+        self.agent = RelayDialer(
+            load_agent_keys(self.state),
+            RelayIdentity(hosts=(), key=bytes(32)),
             remember=lambda _: None,
             remember_own=self.save,
         )
@@ -104,7 +104,7 @@ class OwnRotation(RuleBasedStateMachine):
     @rule(fails_at=st.sampled_from([None, 0, 1]))
     def rotate(self, fails_at: int | None) -> None:
         """The agent dies with the power, so it boots."""
-        before = load_own(self.state).newest.public
+        before = load_agent_keys(self.state).newest.public
         steps, write = 0, StateFolder.write
 
         def failing(*arguments: Any, **options: Any) -> None:
@@ -121,7 +121,7 @@ class OwnRotation(RuleBasedStateMachine):
             except StateError:
                 self.boot()
                 self.rotations += fails_at == 1  # its former key was overwritten
-        self.rotations += load_own(self.state).newest.public != before
+        self.rotations += load_agent_keys(self.state).newest.public != before
 
     @rule(full=st.booleans(), answers=st.booleans())
     def come(self, full: bool, answers: bool) -> None:
@@ -141,7 +141,7 @@ class OwnRotation(RuleBasedStateMachine):
                 assert self.registry.revoked_name(former.public) == "home"
 
     async def shake(
-        self, _: Relay, *, static: StaticKey, hello: Any, **__: object
+        self, _: RelayIdentity, *, static: StaticKey, hello: Any, **__: object
     ) -> tuple[Link, Welcome]:
         """What the relay does with an agent's keys."""
         if self.registry.agent_by_key(static.public) is None:

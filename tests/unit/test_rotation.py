@@ -21,10 +21,10 @@ from protocol.process.state import StateError, StateFolder
 from protocol.transport.link import Link
 from protocol.wire.hello import Limits, Welcome
 from protocol.wire.noise import StaticKey
-from relay_agent import keys as agent_module
-from relay_agent.attachment import Relay
-from relay_agent.keys import Keys
-from relay_agent.own import OwnKeys
+from relay_agent.identity.agent_keys import AgentKeys
+from relay_agent.identity.relay_identity import RelayIdentity
+from relay_agent.link import relay_dialer as agent_module
+from relay_agent.link.relay_dialer import RelayDialer
 from relay_server.registry import relay_keys as relay_module
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import (
@@ -60,7 +60,7 @@ class Rotation(RuleBasedStateMachine):
         self.registry = OneAgent()
         self.relay = RelayKeys(StaticKey.generate())
         relay_module._save(self.state, relay_module.KEY, self.relay.current)
-        self.disk = Relay(hosts=(), key=self.relay.current.public)
+        self.disk = RelayIdentity(hosts=(), key=self.relay.current.public)
         self.full = False
         self.made = [self.relay.current.public]  # all that were ever the current one
         self.newest_used = 0
@@ -110,10 +110,10 @@ class Rotation(RuleBasedStateMachine):
 
     @rule()
     def boot(self) -> None:
-        own = OwnKeys(StaticKey.generate())
-        self.agent = Keys(own, self.disk, remember=self.save, remember_own=lambda _: None)
+        own = AgentKeys(StaticKey.generate())
+        self.agent = RelayDialer(own, self.disk, remember=self.save, remember_own=lambda _: None)
 
-    def save(self, relay: Relay) -> None:
+    def save(self, relay: RelayIdentity) -> None:
         if self.full:
             raise StateError("no space left on the disk")
         self.disk = relay
@@ -124,14 +124,14 @@ class Rotation(RuleBasedStateMachine):
         while self.agent.follow(self.attach()) and not interrupted:
             pass
         if not full and not interrupted:
-            assert self.disk == Relay(hosts=(), key=self.relay.current.public)
+            assert self.disk == RelayIdentity(hosts=(), key=self.relay.current.public)
 
     def attach(self) -> Welcome:
         """Never NoAnswer."""
         _, welcome = run(self.agent.attach(lambda: pytest.fail("not asked")))
         return welcome
 
-    async def shake(self, relay: Relay, **_: object) -> tuple[Link, Welcome]:
+    async def shake(self, relay: RelayIdentity, **_: object) -> tuple[Link, Welcome]:
         """What the two sides do with their keys in a handshake."""
         if relay.key not in [key.public for key in self.relay.all]:
             raise NoAnswer

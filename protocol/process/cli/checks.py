@@ -16,7 +16,7 @@ from protocol.process.cli.command import say, say_json
 from protocol.process.cli.text import Colour, Paint, wrapped
 from protocol.process.limits import small_buffers
 
-_Patient = TypeVar("_Patient")
+_Context = TypeVar("_Context")
 
 
 class Verdict(enum.Enum):
@@ -46,15 +46,15 @@ def failed(found: str, advice: str) -> Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Generic[_Patient]):
+class Step(Generic[_Context]):
     name: str
-    check: Callable[[_Patient], Awaitable[Finding]]
+    check: Callable[[_Context], Awaitable[Finding]]
     needs: tuple[str, ...] = ()
 
 
 async def examine(
-    steps: Sequence[Step[_Patient]],
-    patient: _Patient,
+    steps: Sequence[Step[_Context]],
+    context: _Context,
     tell: Callable[[str, Finding], None],
 ) -> bool:
     """Take all steps in order and `tell` of each; whether none failed."""
@@ -64,7 +64,7 @@ async def examine(
         if missing:
             finding = Finding(Verdict.SKIPPED, f"not tried without {missing[0]}")
         else:
-            finding = await step.check(patient)
+            finding = await step.check(context)
         findings[step.name] = finding
         tell(step.name, finding)
     return all(finding.verdict is not Verdict.FAILED for finding in findings.values())
@@ -113,7 +113,7 @@ def lay_out(name: str, finding: Finding, paint: Paint) -> str:
     return text + "\n"
 
 
-def conduct(steps: Sequence[Step[_Patient]], patient: _Patient, *, as_json: bool) -> bool:
+def conduct(steps: Sequence[Step[_Context]], context: _Context, *, as_json: bool) -> bool:
     """Take all steps, and say what each finds as it finds it; whether none failed."""
     paint = Paint.of()
     entries: list[dict[str, str]] = []
@@ -130,7 +130,7 @@ def conduct(steps: Sequence[Step[_Patient]], patient: _Patient, *, as_json: bool
             }
         )
 
-    well = trio.run(examine, steps, patient, tell)
+    well = trio.run(examine, steps, context, tell)
     if as_json:
         say_json(entries)
     return well

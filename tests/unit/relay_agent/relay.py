@@ -24,7 +24,7 @@ from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import Publish
 from protocol.wire.hello import Denial, Hello, Limits, Welcome
 from protocol.wire.noise import StaticKey
-from relay_agent.attachment import Relay
+from relay_agent.identity.relay_identity import RelayIdentity
 
 LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)
 LIMIT = 3600.0  # on a clock that jumps; a test that needs it has failed
@@ -74,8 +74,8 @@ class TestRelay:
         self.port = self._server.getsockname()[1]
 
     @property
-    def address(self) -> Relay:
-        return Relay(hosts=[HostPort("127.0.0.1", self.port)], key=self.key.public)
+    def address(self) -> RelayIdentity:
+        return RelayIdentity(hosts=[HostPort("127.0.0.1", self.port)], key=self.key.public)
 
     @property
     def now(self) -> Endpoint:

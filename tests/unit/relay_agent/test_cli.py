@@ -15,26 +15,27 @@ from typing import Any
 import pytest
 
 import relay_agent.join
-import relay_agent.process
+import relay_agent.process.run
 from protocol import __version__
 from protocol.process.address import HostPort
 from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation
-from relay_agent.attachment import Relay
 from relay_agent.cli import command_line
 from relay_agent.commands.join import MAX_PASTED
-from relay_agent.commands.options import LOCK_FILE
 from relay_agent.config import AgentConfig
-from relay_agent.enrolment import Enrolment, load_or_make_key, save_enrolment
-from relay_agent.services import Service
+from relay_agent.identity.enrolment import LOCK, Enrolment, load_or_make_key, save_enrolment
+from relay_agent.identity.relay_identity import RelayIdentity
+from relay_agent.services.service import Service
 
 INVITATION = Invitation(
     hosts=(("relay.test", 7022),), relay_key=bytes(range(32)), token=bytes(range(16))
 )
 SSH = Service("ssh", HostPort("127.0.0.1", 22), 11111)
 ENROLMENT = Enrolment(
-    name="home", relay=Relay(hosts=(HostPort("relay.test", 7022),), key=bytes(32)), services=(SSH,)
+    name="home",
+    relay=RelayIdentity(hosts=(HostPort("relay.test", 7022),), key=bytes(32)),
+    services=(SSH,),
 )
 
 
@@ -71,7 +72,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     async def join(invitation: Any, services: Any, *, config: Any, state: Any) -> None:
         calls.note(invitation, services, config, state)
 
-    monkeypatch.setattr(relay_agent.process, "run", run)
+    monkeypatch.setattr(relay_agent.process.run, "run", run)
     monkeypatch.setattr(relay_agent.join, "join", join)
     return calls
 
@@ -318,7 +319,7 @@ def test_a_second_agent_on_the_same_state_is_refused(
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
 ) -> None:
-    with joined.lock(LOCK_FILE):
+    with joined.lock(LOCK):
         assert command_line([*arguments, "--state-dir", str(joined.path)]) == 2
     assert "already in use by another process" in one_line(capsys)
     assert calls.made == []

@@ -17,7 +17,7 @@ from protocol.wire.hello import (
     Limits,
 )
 from relay_agent.config import CONFIG_FILE, AgentConfig, ServiceTable, check_distinct, load_config
-from relay_agent.services import Service
+from relay_agent.services.service import Service
 
 SSH = Service("ssh", HostPort("127.0.0.1", 22), 11111)
 

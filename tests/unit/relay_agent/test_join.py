@@ -21,9 +21,10 @@ from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey
 from relay_agent import join as module
 from relay_agent.config import AgentConfig
-from relay_agent.enrolment import load_enrolment, load_key
+from relay_agent.identity.enrolment import load_enrolment, load_key
 from relay_agent.join import join
-from relay_agent.services import NoSshServer, Service
+from relay_agent.services.service import Service
+from relay_agent.services.ssh_discovery import NoSshServer
 from tests.ports import free_port
 from tests.unit.relay_agent.relay import TestRelay, until
 

@@ -13,6 +13,7 @@ from protocol.transport import link as link_module
 from relay_server.agents import handshakes
 from relay_server.guard.guard import Guard
 from relay_server.net.fault_isolation import contained
+from tests.unit.relay_server.agents.test_hostile_agent import echoes
 from tests.unit.relay_server.agents.test_visits import come
 from tests.unit.relay_server.relay import (
     Relay,
@@ -21,7 +22,6 @@ from tests.unit.relay_server.relay import (
     until,
     was_reset,
 )
-from tests.unit.relay_server.agents.test_hostile_agent import echoes
 
 
 class Neighbours:

@@ -1,0 +1,35 @@
+"""What `doctor` knows of the agent that it examines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protocol.errors import LinkDenied
+from protocol.wire.hello import Welcome
+from relay_agent.config import AgentConfig
+from relay_agent.identity.agent_keys import AgentKeys
+from relay_agent.identity.enrolment import Enrolment
+from relay_agent.services.service import Service
+
+if TYPE_CHECKING:
+    from protocol.process.state import StateFolder
+
+
+@dataclass
+class Context:
+    """What is known so far; each step may add to it."""
+
+    state: StateFolder
+    config_file: Path | None = None
+    config: AgentConfig = field(default_factory=AgentConfig)
+    running: dict[str, Any] | None = None  # what the running agent said last
+    addresses: list[str] = field(default_factory=list)  # of the relay, which this machine may dial
+    welcome: Welcome | None = None
+    denial: LinkDenied | None = None
+    enrolment: Enrolment = field(init=False)
+    own: AgentKeys = field(init=False)
+    filed: tuple[Service, ...] = ()  # as the files say
+    services: tuple[Service, ...] = ()  # as the running agent serves them, if there is one
+    silent: set[str] = field(default_factory=set)  # the services whose target does not answer
