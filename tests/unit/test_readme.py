@@ -69,8 +69,18 @@ def test_each_leads_to_the_other_and_both_to_the_same_documents() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in links(document.read_text()):
-        if not re.match(r"https?:|#", target):
-            assert (document.parent / target.partition("#")[0]).exists(), target
+        if not re.match(r"https?:", target):
+            path, _, anchor = target.partition("#")
+            found = document.parent / path if path else document
+            assert found.exists(), target
+            if anchor and found.suffix == ".md":
+                assert anchor in anchors(found.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    """What its headings are called in a link: lower case, hyphens for spaces, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(text: str) -> Iterator[str]:
