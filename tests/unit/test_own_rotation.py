@@ -54,7 +54,6 @@ class OwnRotation(RuleBasedStateMachine):
         self.registry.redeem(TOKEN, key.public, 0)
         self.now = 0.0
         self.understands, self.answers = True, True
-        self.rotations = 0  # since the backup
         self.back_up()
         self.boot()
 
@@ -74,17 +73,30 @@ class OwnRotation(RuleBasedStateMachine):
         self.registry.close()
         shutil.copy(self.relay_state.path / FILE, self.backup)
         self.registry = Registry(self.relay_state)
-        self.rotations = 0
+        self.key_in_backup = self.relays_key()
 
-    @precondition(lambda self: self.rotations <= 1)
+    # A state of at most one key ago, as the agent has two.
+    @precondition(lambda self: self.key_in_backup in self.agents_keys())
     @rule()
     def put_back(self) -> None:
-        """A state of at most one key ago: the agent has two."""
         self.registry.close()
         shutil.copy(self.backup, self.relay_state.path / FILE)
         self.registry = Registry(self.relay_state)
 
+    def is_put_back(self) -> bool:
+        """The agent has not come since."""
+        own = load_agent_keys(self.state)
+        return own.accepted and self.relays_key() != own.newest.public
+
+    def relays_key(self) -> bytes:
+        (agent,) = self.registry.agents()
+        return agent.public_key
+
     # The agent
+
+    def agents_keys(self) -> set[bytes]:
+        own = load_agent_keys(self.state)
+        return {own.newest.public} | ({own.former.public} if own.former else set())
 
     @rule()
     def boot(self) -> None:
@@ -101,10 +113,12 @@ class OwnRotation(RuleBasedStateMachine):
             raise StateError("no space left on the disk")
         save_accepted(self.state, own)
 
+    # The agent gives up its former key here. A relay that was put back to that one would have been
+    # put back by two keys.
+    @precondition(lambda self: not self.is_put_back())
     @rule(fails_at=st.sampled_from([None, 0, 1]))
     def rotate(self, fails_at: int | None) -> None:
         """The agent dies with the power, so it boots."""
-        before = load_agent_keys(self.state).newest.public
         steps, write = 0, StateFolder.write
 
         def failing(*arguments: Any, **options: Any) -> None:
@@ -120,8 +134,6 @@ class OwnRotation(RuleBasedStateMachine):
                 self.agent.own = rotate(self.state)
             except StateError:
                 self.boot()
-                self.rotations += fails_at == 1  # its former key was overwritten
-        self.rotations += load_agent_keys(self.state).newest.public != before
 
     @rule(full=st.booleans(), answers=st.booleans())
     def come(self, full: bool, answers: bool) -> None:
@@ -134,8 +146,7 @@ class OwnRotation(RuleBasedStateMachine):
         run(self.agent.attach(lambda: HELLO))  # never denied
         if self.understands:
             assert self.agent.own.accepted
-            (agent,) = self.registry.agents()
-            assert agent.public_key == self.agent.own.newest.public
+            assert self.relays_key() == self.agent.own.newest.public
             former = self.agent.own.former
             if former is not None:
                 assert self.registry.revoked_name(former.public) == "home"
