@@ -59,9 +59,10 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def descriptor_limit() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+def descriptor_limit(*, hard: bool = False) -> int:
+    """How many descriptors this process may have; `hard`: how many it may ask for."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[hard]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def descriptors() -> dict[str, int]:

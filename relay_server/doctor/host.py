@@ -9,7 +9,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -138,24 +139,37 @@ def _is_ours(address: str) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Firewall:
+    argv: tuple[str, ...]  # what is asked and read here
+    closed: Callable[[str, Sequence[int]], Iterable[int]]
+    shown_by: str  # what shows the same to a person
+
+
+_FIREWALLS: Final = (
+    _Firewall(("nft", "-j", "list", "ruleset"), nft_closed, "nft list ruleset"),
+    _Firewall(("iptables", "-S"), iptables_closed, "iptables -S"),
+)
+
+
 async def check_firewall(ports: Sequence[int]) -> Finding:
     beyond = "a provider's firewall is seen from elsewhere only: relay-agent doctor"
-    tools = [(("nft", "-j", "list", "ruleset"), nft_closed), (("iptables", "-S"), iptables_closed)]
-    present = [(argv, closed) for argv, closed in tools if _program(argv[0])]
+    present = [one for one in _FIREWALLS if _program(one.argv[0])]
     if not present:
         return ok(f"neither nft nor iptables is here, so no firewall of its own; {beyond}")
     if os.geteuid() != 0:
         return note("only root may read the firewall's rules", "sudo relay-server doctor")
-    shut: dict[int, str] = {}
-    for argv, closed in present:
-        said = await output(*argv)
-        for port in closed(said or "", ports):
-            shut.setdefault(port, argv[0])
+    shut: dict[int, str] = {}  # the command that shows why
+    for one in present:
+        said = await output(*one.argv)
+        for port in one.closed(said or "", ports):
+            shut.setdefault(port, one.shown_by)
     if shut:
         shown = ", ".join(map(str, shut))
         return note(
             f"what comes is dropped by default, and no rule names port {shown}",
-            f"open them, such as by: ufw allow {next(iter(shut))}/tcp; see: {' '.join(argv)}",
+            f"open them, such as by: ufw allow {next(iter(shut))}/tcp;"
+            f" see: {' and '.join(dict.fromkeys(shut.values()))}",
         )
     return ok(f"no rule of this machine's own is in the way, as far as can be seen; {beyond}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from protocol.process.cli.command import CommandFailed
 from protocol.process.cli.text import counted, span
 from protocol.process.config import ConfigError
 from protocol.process.control.client import SOCKET, ask
+from protocol.process.limits import descriptor_limit
 from protocol.process.state import StateError, StateFolder
 from relay_server.config import FILE, ServerConfig, load_config
 from relay_server.doctor.host import (
@@ -200,8 +201,9 @@ async def _check_files(context: Context) -> Finding:
         used, limit = context.running["descriptors"], context.running["descriptor_limit"]
         text = f"{used} of {limit} descriptors are in use"
     else:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        text = f"{limit} descriptors are allowed"
+        limit = descriptor_limit(hard=True)
+        allowed = "any number of" if limit == sys.maxsize else limit
+        text = f"{allowed} descriptors are allowed"
     if limit < wanted:
         return failed(
             f"{text}, and {len(context.agents)} agents may need {wanted}",

@@ -192,7 +192,10 @@ async def test_a_firewall_that_drops_and_names_no_port(
     finding = await check_firewall([7022, 11111])
     assert finding.verdict is Verdict.NOTE
     assert "no rule names port 7022, 11111" in finding.found
+    assert finding.advice.endswith("see: nft list ruleset"), "iptables opens 7022, nft nothing"
+    program("iptables", "-P INPUT DROP\n")
     program("nft", '{"nftables": []}')
+    assert (await check_firewall([7022])).advice.endswith("see: iptables -S")
     program("iptables", "-P INPUT ACCEPT\n")
     finding = await check_firewall([7022, 11111])
     assert finding.verdict is Verdict.OK

@@ -307,9 +307,21 @@ async def test_descriptors_of_the_running_relay(context: Context, runs: Runs) ->
         assert f"20 of {limit} descriptors are in use" in finding.found
 
 
-async def test_descriptors_of_one_to_be_started(context: Context) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    assert f"{hard} descriptors are allowed" in (await take(context, "files")).found
+@pytest.mark.parametrize(
+    ("hard", "verdict", "text"),
+    [
+        (resource.RLIM_INFINITY, Verdict.OK, "any number of descriptors are allowed"),
+        (1 << 20, Verdict.OK, "1048576 descriptors are allowed"),
+        (64, Verdict.FAILED, "64 descriptors are allowed"),
+    ],
+)
+async def test_descriptors_of_one_to_be_started(
+    context: Context, monkeypatch: pytest.MonkeyPatch, hard: int, verdict: Verdict, text: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, hard))
+    finding = await take(context, "files")
+    assert finding.verdict is verdict
+    assert text in finding.found
 
 
 @pytest.mark.parametrize(("small", "verdict"), [({}, Verdict.OK), ({"a.b": 5}, Verdict.NOTE)])
