@@ -50,7 +50,7 @@ def import_relay(options: argparse.Namespace, state: StateFolder) -> None:
                 " name another one by --state-dir"
             )
         put(state, files)
-        with Registry(state) as registry:
+        with Registry(state, migrate=True) as registry:
             moved_to = registry.announced()
             if moved_to:
                 registry.remember_hosts(moved_to)

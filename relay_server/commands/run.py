@@ -69,7 +69,7 @@ def run_server(options: argparse.Namespace, state: StateFolder) -> None:
     from relay_server.process.run import serve
 
     state.ensure()
-    with state.lock(LOCK), Registry(state) as registry:
+    with state.lock(LOCK), Registry(state, migrate=True) as registry:
         keys = load_or_make(state, registry)
         remember(registry, config)
         trio.run(partial(serve, config, state, registry, keys, read=read))

@@ -78,7 +78,7 @@ def _try_out(files: Mapping[str, bytes]) -> None:
             file.touch(0o600)
             file.write_bytes(data)
         try:
-            with Registry(state) as registry:
+            with Registry(state, migrate=True) as registry:
                 load_or_make(state, registry)
             load(ServerConfig, state.path / CONFIG, required=False)
         except (ConfigError, StateError) as error:

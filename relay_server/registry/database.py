@@ -18,7 +18,13 @@ from typing import Any, Final, Self
 
 from protocol.process.state import StateError, StateFolder
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
+# The oldest schema that the statements of this program work on as it is. A command that finds one
+# between the two leaves it alone, as a running relay of an older version may be using it.
+_WORKS_ON: Final = 3
+# The oldest program, by the schema that it knows, that can use what this one makes. A newer schema
+# that only adds to an older one leaves this as it is, so that the way back to that program is open.
+_USABLE_BY: Final = 3
 _APPLICATION_ID: Final = 0x53524C59  # "SRLY": tells our database from somebody else's
 # Another process's change takes milliseconds; more means that it hangs, and waiting does not help.
 BUSY_TIMEOUT: Final = 5.0
@@ -38,6 +44,7 @@ CREATE TABLE ports (
     allow TEXT NOT NULL DEFAULT '[]',  -- JSON: networks that alone may visit, if any
     deny TEXT NOT NULL DEFAULT '[]'  -- JSON: networks that may not
 );
+CREATE INDEX ports_by_agent ON ports (agent, position);
 CREATE TABLE invitations (
     token_hash BLOB PRIMARY KEY NOT NULL,
     name TEXT NOT NULL,
@@ -69,23 +76,38 @@ _MIGRATIONS: Final = {
         "ALTER TABLE agents ADD COLUMN relay_key BLOB",
         "ALTER TABLE invitations ADD COLUMN relay_key BLOB",
     ),
+    # Without it, each look at an agent's ports reads the ports of all agents.
+    3: ("CREATE INDEX ports_by_agent ON ports (agent, position)",),
 }
+_SAY_USABLE_BY: Final = (
+    "INSERT INTO settings VALUES ('usable_by', ?)"
+    " ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
 
 
 class Database:
     """What `Registry` stands on."""
 
     def __init__(
-        self, state: StateFolder, file: str, *, busy_timeout: float = BUSY_TIMEOUT
+        self,
+        state: StateFolder,
+        file: str,
+        *,
+        busy_timeout: float = BUSY_TIMEOUT,
+        migrate: bool = False,
     ) -> None:
-        """Open `file` in `state`, making it if it is missing. Raises StateError."""
+        """Open `file` in `state`, making it if it is missing. Raises StateError.
+
+        `migrate`: bring an older schema up to date. That is for the relay itself when it starts.
+        Commands only look, or change what any version understands.
+        """
         self._path = state.claim(file)
         self._busy_timeout = busy_timeout
         # One process at a time: switching to WAL does not wait for others as all else does.
         with state.exclusively(), self._errors():
             self._reader = self._connect(busy_timeout)
             try:
-                self._prepare()
+                self._prepare(migrate=migrate)
             except BaseException:
                 self._reader.close()
                 raise
@@ -119,7 +141,7 @@ class Database:
             raise
         return db
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, migrate: bool) -> None:
         db = self._reader
         version = scalar(db, "PRAGMA user_version")
         if scalar(db, "SELECT count(*) FROM sqlite_master") == 0 and version == 0:
@@ -128,24 +150,37 @@ class Database:
                 for statement in _SCHEMA.split(";"):
                     change.execute(statement)
                 change.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                _mark(change)
         elif scalar(db, "PRAGMA application_id") != _APPLICATION_ID:
             raise StateError(f"{self._path}: this is another program's database")
-        elif version in _MIGRATIONS:
+        elif version > SCHEMA_VERSION:
+            self._check_usable(version)
+        elif version < min(_MIGRATIONS):
+            raise StateError(_damaged(self._path))
+        elif version < SCHEMA_VERSION and migrate:
             with self._change() as change:
                 for since in range(version, SCHEMA_VERSION):
                     for statement in _MIGRATIONS[since]:
                         change.execute(statement)
-                change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
+                _mark(change)
+        elif version < _WORKS_ON:
             raise StateError(
-                f"{self._path}: written by a newer relay-server (schema {version}, this one knows"
-                f" {SCHEMA_VERSION}); update this one"
+                f"{self._path}: written by an older relay-server (schema {version}, this one needs"
+                f" {_WORKS_ON}); restart the relay with this version first"
             )
         # A page that rotted on the disk is better found now than by an agent that dials in. It is
         # small: a few milliseconds for thousands of agents.
         if scalar(db, "PRAGMA quick_check(1)") != "ok":
             raise StateError(_damaged(self._path))
+
+    def _check_usable(self, version: int) -> None:
+        """Raise StateError unless whoever made the newer schema left it usable by this program."""
+        query = "SELECT value FROM settings WHERE key = 'usable_by'"
+        if int(scalar(self._reader, query) or version) > SCHEMA_VERSION:
+            raise StateError(
+                f"{self._path}: written by a newer relay-server (schema {version}, this one knows"
+                f" {SCHEMA_VERSION}); update this one"
+            )
 
     @contextlib.contextmanager
     def _change(self, timeout: float | None = None) -> Iterator[sqlite3.Connection]:
@@ -169,6 +204,12 @@ class Database:
             if reason is None:
                 raise
             raise StateError(reason) from None
+
+
+def _mark(change: sqlite3.Connection) -> None:
+    """Say which schema this is now, and who can use it."""
+    change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    change.execute(_SAY_USABLE_BY, (str(_USABLE_BY),))
 
 
 def restore(state: StateFolder, name: str, snapshot: bytes) -> None:

@@ -103,9 +103,14 @@ def parse_name(text: str) -> str:
 
 
 class Registry(Database):
-    def __init__(self, state: StateFolder, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
-        """Open the registry in `state`, making it if it is missing. Raises StateError."""
-        super().__init__(state, FILE, busy_timeout=busy_timeout)
+    def __init__(
+        self, state: StateFolder, *, busy_timeout: float = BUSY_TIMEOUT, migrate: bool = False
+    ) -> None:
+        """Open the registry in `state`, making it if it is missing. Raises StateError.
+
+        `migrate`: bring one that an older version wrote up to date.
+        """
+        super().__init__(state, FILE, busy_timeout=busy_timeout, migrate=migrate)
 
     # Reading
 
@@ -419,14 +424,20 @@ def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> 
         f"SELECT {columns} FROM agents WHERE {where} ORDER BY name",  # noqa: S608 - all of it is ours
         arguments,
     ).fetchall()
+    # One query for all of them: one an agent takes longer the more agents there are.
+    ports = _ports_of(db, where, arguments)
     return [
         Agent(
             name=name,
             public_key=public_key,
-            ports=_ports(db, name),
+            ports=tuple(port for port, _ in ports.get(name, [])),
             created=created,
             enrolled=enrolled,
-            admissions=_admissions(db, name),
+            admissions=tuple(
+                (port, admission)
+                for port, admission in ports.get(name, [])
+                if admission is not None
+            ),
             relay_key=relay_key,
         )
         for name, public_key, created, enrolled, relay_key in rows
@@ -443,19 +454,28 @@ def _ports(db: sqlite3.Connection, name: str) -> tuple[int, ...]:
     return tuple(port for (port,) in rows)
 
 
-def _admissions(db: sqlite3.Connection, name: str) -> tuple[tuple[int, Admission], ...]:
-    rows = db.execute(
-        "SELECT port, allow, deny FROM ports WHERE agent = ? AND (allow, deny) != ('[]', '[]')"
-        " ORDER BY position",
-        (name,),
+def _ports_of(
+    db: sqlite3.Connection, where: str, arguments: Sequence[object]
+) -> dict[str, list[tuple[int, Admission | None]]]:
+    """The ports of each agent for which `where` holds; None for a port that admits all."""
+    query = (
+        "SELECT agent, port, allow, deny"  # noqa: S608 - all of it is ours
+        " FROM agents JOIN ports ON ports.agent = agents.name"
+        f" WHERE {where} ORDER BY agent, position"
     )
+    ports: dict[str, list[tuple[int, Admission | None]]] = {}
+    for agent, port, allow, deny in db.execute(query, arguments):
+        ports.setdefault(agent, []).append((port, _admission(agent, allow, deny)))
+    return ports
+
+
+def _admission(agent: str, allow: str, deny: str) -> Admission | None:
+    if allow == deny == "[]":
+        return None
     try:
-        return tuple(
-            (port, Admission(allow=_networks(allow), deny=_networks(deny)))
-            for port, allow, deny in rows
-        )
+        return Admission(allow=_networks(allow), deny=_networks(deny))
     except ValueError as error:  # edited by hand; to guess would be to let somebody in
-        raise StateError(f"registry: who may visit {name} cannot be read: {error}") from None
+        raise StateError(f"registry: who may visit {agent} cannot be read: {error}") from None
 
 
 def _networks(text: str) -> Networks:

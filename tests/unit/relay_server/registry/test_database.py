@@ -15,9 +15,16 @@ from pathlib import Path
 import pytest
 
 from protocol.process.state import StateError, StateFolder
-from relay_server.registry.database import _is_full
+from relay_server.registry.database import SCHEMA_VERSION, _is_full, scalar
 from relay_server.registry.registry import FILE, Registry
-from tests.unit.relay_server.registry.test_registry import SOME, enrol, invite, invite_many, key
+from tests.unit.relay_server.registry.test_registry import (
+    SOME,
+    enrol,
+    invite,
+    invite_many,
+    key,
+    token,
+)
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
@@ -117,33 +124,124 @@ def test_another_programs_database_is_refused(state: StateFolder) -> None:
     assert "this is another program's database" in damaged(state)
 
 
-def test_a_newer_schema_is_refused(state: StateFolder) -> None:
-    Registry(state).close()
+def change(state: StateFolder, *statements: str) -> None:
     with sqlite3.connect(state.path / FILE) as db:
-        db.execute("PRAGMA user_version = 4")
+        for statement in statements:
+            db.execute(statement)
     db.close()
-    assert "newer relay-server (schema 4, this one knows 3); update this one" in damaged(state)
 
 
-def test_a_registry_of_the_first_schema_is_brought_up_to_date(state: StateFolder) -> None:
+def schema_of(state: StateFolder) -> int:
+    with sqlite3.connect(state.path / FILE) as db:
+        version: int = scalar(db, "PRAGMA user_version")
+    db.close()
+    return version
+
+
+NEWER = f"PRAGMA user_version = {SCHEMA_VERSION + 1}"
+# What makes a new registry one of an older schema.
+TO_SCHEMA = {
+    3: ("DROP INDEX ports_by_agent", "DELETE FROM settings"),
+    2: (
+        "ALTER TABLE agents DROP COLUMN relay_key",
+        "ALTER TABLE invitations DROP COLUMN relay_key",
+    ),
+    1: ("ALTER TABLE ports DROP COLUMN allow", "ALTER TABLE ports DROP COLUMN deny"),
+}
+
+
+def make_older(state: StateFolder, schema: int) -> None:
+    for one in range(schema_of(state) - 1, schema - 1, -1):
+        change(state, *TO_SCHEMA[one], f"PRAGMA user_version = {one}")
+
+
+@pytest.mark.parametrize(
+    "usable_by",
+    [
+        "DELETE FROM settings",
+        f"UPDATE settings SET value = {SCHEMA_VERSION + 1} WHERE key = 'usable_by'",
+    ],
+)
+def test_a_newer_schema_is_refused(state: StateFolder, usable_by: str) -> None:
+    Registry(state).close()
+    change(state, NEWER, usable_by)
+    assert (
+        f"newer relay-server (schema {SCHEMA_VERSION + 1}, this one knows {SCHEMA_VERSION});"
+        " update this one"
+    ) in damaged(state)
+
+
+def test_a_newer_schema_that_this_program_can_use_is_used_as_it_is(state: StateFolder) -> None:
+    """The way back to the version before, after one that only added to the schema."""
+    with Registry(state) as registry:
+        agent = enrol(registry, "home", 1)
+    change(state, NEWER)
+    with Registry(state, migrate=True) as registry:
+        assert registry.agents() == [agent]
+    assert schema_of(state) == SCHEMA_VERSION + 1
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_the_relay_brings_an_older_registry_up_to_date(state: StateFolder, schema: int) -> None:
     with Registry(state) as registry:
         enrol(registry, "home", 1, 9000, 80)
-    with sqlite3.connect(state.path / FILE) as db:
-        db.execute("ALTER TABLE ports DROP COLUMN allow")
-        db.execute("ALTER TABLE ports DROP COLUMN deny")
-        db.execute("ALTER TABLE agents DROP COLUMN relay_key")
-        db.execute("ALTER TABLE invitations DROP COLUMN relay_key")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
-    with Registry(state) as registry:
+    make_older(state, schema)
+    with Registry(state, migrate=True) as registry:
         agent = registry.agent("home")
         assert agent is not None
         assert (agent.ports, agent.admissions) == ((9000, 80), ())
         registry.admit("home", SOME)
+    assert schema_of(state) == SCHEMA_VERSION
     with Registry(state) as registry:
         assert registry.agent("home") == dataclasses.replace(
             agent, admissions=((9000, SOME), (80, SOME))
         )
+        assert scalar(registry._reader, "SELECT value FROM settings WHERE key = 'usable_by'") == "3"
+
+
+def test_agents_and_invitations_of_an_older_registry_count_as_behind(state: StateFolder) -> None:
+    with Registry(state) as registry:
+        enrol(registry, "home", 1)
+        invite(registry, "guest", 2)
+    make_older(state, 2)
+    with Registry(state, migrate=True) as registry:
+        assert registry.behind(b"new") == ["home"]
+        assert registry.invited_behind(b"new", 0) == ["guest"]
+        assert registry.redeem(token(2), key(2), 0).name == "guest"
+        assert registry.behind(b"new") == ["guest", "home"]
+
+
+def test_a_command_leaves_an_older_schema_alone(state: StateFolder) -> None:
+    """The relay of that version may be running."""
+    with Registry(state) as registry:
+        agent = enrol(registry, "home", 1, 9000)
+    make_older(state, 3)
+    with Registry(state) as registry:
+        assert registry.agents() == [agent]
+        invite(registry, "cabin", 2)
+    assert schema_of(state) == 3
+    make_older(state, 2)
+    assert "older relay-server (schema 2, this one needs 3); restart the relay" in damaged(state)
+    assert schema_of(state) == 2
+
+
+def test_a_version_that_never_was_is_damage(state: StateFolder) -> None:
+    Registry(state).close()
+    change(state, "PRAGMA user_version = 0")
+    assert "damaged" in damaged(state)
+
+
+def test_the_ports_of_all_agents_take_one_query_by_an_index(registry: Registry) -> None:
+    for number in range(20):
+        enrol(registry, f"a{number}", number, 9000 + number)
+    asked: list[str] = []
+    registry._reader.set_trace_callback(asked.append)
+    assert len(registry.agents()) == 20
+    assert len(asked) == 2
+    del asked[:]
+    assert registry.agent_by_key(key(7)) is not None
+    plans = [registry._reader.execute(f"EXPLAIN QUERY PLAN {one}").fetchall() for one in asked[:2]]
+    assert not [step for plan in plans for *_, step in plan if step.startswith("SCAN")]
 
 
 def test_our_own_wrong_sql_is_no_fault_of_the_file(registry: Registry, state: StateFolder) -> None:

@@ -588,25 +588,6 @@ def test_the_current_key_is_remembered_once_it_was_rotated(registry: Registry) -
     assert registry.relay_key() == b"new"
 
 
-def test_a_registry_from_before_is_brought_up_to_date(state: StateFolder) -> None:
-    """Schema 2."""
-    with Registry(state) as registry:
-        enrol(registry, "home", 1)
-        invite(registry, "guest", 2)
-    with sqlite3.connect(state.path / FILE) as db:
-        db.execute("ALTER TABLE agents DROP COLUMN relay_key")
-        db.execute("ALTER TABLE invitations DROP COLUMN relay_key")
-        db.execute("PRAGMA user_version = 2")
-    db.close()
-    with Registry(state) as registry:
-        assert [agent.name for agent in registry.agents()] == ["home"]
-        assert registry.behind(b"new") == ["home"]
-        assert registry.invited_behind(b"new", 0) == ["guest"]
-        assert registry.redeem(token(2), key(2), 0).name == "guest"
-    with Registry(state) as registry:  # from now on as any other
-        assert registry.behind(b"new") == ["guest", "home"]
-
-
 # A new key for an agent
 
 
