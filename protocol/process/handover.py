@@ -135,12 +135,20 @@ def unpack(record: bytes) -> Fields:
 # The carriers
 
 
+def _python() -> list[str]:
+    """This Python, isolated: it imports what is installed, and nothing of the folder we are in.
+
+    That folder may be anybody's, and the relay's user root. PYTHONPATH does not count either.
+    """
+    return [sys.executable, "-I"]
+
+
 async def why_not(module: str) -> str:
     """Why the program that is installed now would not start, as far as a trial can tell; or ""."""
-    argv = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", f"import {module}"]
+    argv = [*_python(), "-c", f"import {module}"]
     try:
         with trio.fail_after(_TRIAL):
-            done = await trio.run_process(argv, capture_stderr=True, check=False)
+            done = await trio.run_process(argv, cwd="/", capture_stderr=True, check=False)
     except (OSError, trio.TooSlowError) as exc:
         return f"cannot run {sys.executable}: {exc or 'too slow'}"
     *_, last = done.stderr.decode("utf-8", "replace").splitlines() or [""]
@@ -158,7 +166,8 @@ def replace_process(left: Sequence[tuple[str, int]]) -> NoReturn:
     # Until it listens for them, signals must not end it that would not end us.
     asked_again = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        argv = [sys.executable, *sys.orig_argv[1:]]
+        arguments = sys.orig_argv[1:]
+        argv = [*_python(), *(arguments[1:] if arguments[:1] == ["-I"] else arguments)]
         os.execve(sys.executable, argv, os.environ | {_INHERITED: names})  # noqa: S606 - ourselves
     finally:
         signal.signal(signal.SIGUSR2, asked_again)

@@ -4,9 +4,11 @@ import fcntl
 import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import msgpack
 import pytest
@@ -175,6 +177,44 @@ def test_where_nothing_can_take_over_nothing_has_changed(monkeypatch: pytest.Mon
 async def test_a_trial_tells_why_a_version_would_not_start() -> None:
     assert await handover.why_not("protocol.process.handover") == ""
     assert "No module named 'protocol.nowhere'" in await handover.why_not("protocol.nowhere")
+
+
+@pytest.fixture
+def has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Whether a package of our name that somebody planted in the folder we are in was imported."""
+    (tmp_path / "protocol").mkdir()
+    trace = tmp_path / "trace"
+    (tmp_path / "protocol" / "__init__.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return trace.exists
+
+
+async def test_a_trial_imports_nothing_of_the_folder_it_was_started_in(
+    has_run: Callable[[], bool],
+) -> None:
+    assert await handover.why_not("protocol.process.handover") == ""
+    assert not has_run()
+
+
+@pytest.mark.parametrize("option", [[], ["-I"]])
+def test_the_next_process_imports_nothing_of_the_folder_it_was_started_in(
+    has_run: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    """Run as it would be, but for the program itself."""
+    became: list[list[str]] = []
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *option, "-c", "import protocol"])
+
+    def become(path: str, argv: list[str], environment: dict[str, str]) -> NoReturn:
+        became.append(argv)
+        subprocess.run([path, *argv[1:]], env=environment, check=True)
+        raise OSError
+
+    monkeypatch.setattr(os, "execve", become)
+    with pytest.raises(OSError, match=r"^$"):
+        handover.replace_process([])
+    assert became[0][1:] == ["-I", "-c", "import protocol"]
+    assert not has_run()
 
 
 async def test_a_trial_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
