@@ -97,17 +97,23 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/e2e tests/lab tests/mips tests/fuzz tests/soak benchmarks
+	$(BIN)/mypy deploy tests/selection.py tests/e2e tests/lab tests/mips tests/fuzz tests/soak benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports
 
-# The unit tests once more on the oldest cryptography; `make unit` and `make test` have the newest.
+# What both programs import that is not theirs; .ci/oldest.txt has the oldest of each.
+LIBRARIES := cryptography h11 msgpack prometheus_client trio
+
+# With those, the tests of the modules that import one. The last two are end-to-end: an agent written
+# from the document, and the commands that no unit test imports.
 oldest: setup
-	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -c \
-	    'import cryptography as c; print("cryptography", c.__version__); assert c.__version__ < "42"'
-	PYTHONPATH=.venv/oldest-cryptography $(BIN)/python -m pytest -q -n 2 tests/unit \
-	    tests/e2e/test_second_implementation.py
+	@.ci/venv oldest
+	@$(BIN)/python -m pip freeze --path .venv/oldest
+	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -q -n 2 \
+	    $$($(BIN)/python -m tests.selection using $(LIBRARIES)) \
+	    tests/e2e/test_second_implementation.py \
+	    tests/e2e/test_doctor.py::test_all_is_well_and_a_running_session_is_not_disturbed
 
 unit: setup
 	$(BIN)/python -m pytest -n 2 tests/unit
