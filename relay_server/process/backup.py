@@ -24,10 +24,13 @@ from relay_server.config import ServerConfig
 from relay_server.registry.database import restore
 from relay_server.registry.registry import FILE as REGISTRY
 from relay_server.registry.registry import Registry
-from relay_server.registry.relay_keys import FORMER, KEY, load_or_make
+from relay_server.registry.relay_keys import FORMER, KEY, MAX_FORMER, load_or_make
 
 # Read into memory. A registry of thousands of agents is a few MiB.
 MAX_SIZE: Final = 256 * 2**20
+# The registry, the key, the configuration, the former keys, and the current one among these if the
+# power failed during a rotation.
+_MOST_FILES: Final = 4 + MAX_FORMER
 _NAMES: Final = re.compile(rf"{REGISTRY}|{KEY}|{CONFIG}|former-[0-9a-f]{{16}}\.key")
 
 
@@ -51,22 +54,36 @@ def pack(state: StateFolder, registry: Registry) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, bytes]:
-    """The files, if they make a whole relay. Raises ConfigError with what is wrong."""
+    """The files, if they make a whole relay. Raises ConfigError with what is wrong.
+
+    An archive may say of itself whatever it likes, so nothing is read that is larger than it.
+    """
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None or not _NAMES.fullmatch(member.name) or member.name in files:
+                if not _may_be_ours(member, len(data)) or member.name in files:
                     raise ConfigError(f"no export of a relay: it has {member.name[:60]!r} in it")
-                files[member.name] = content.read()
-    except (tarfile.TarError, EOFError):
+                content = archive.extractfile(member)
+                files[member.name] = b"" if content is None else content.read()
+                if len(files) > _MOST_FILES:
+                    raise ConfigError(f"no export of a relay: more than {_MOST_FILES} files")
+    except (tarfile.TarError, EOFError, ValueError, OverflowError):
         raise ConfigError("no export of a relay") from None
     for name in (REGISTRY, KEY):
         if name not in files:
             raise ConfigError(f"no whole export of a relay: {name} is missing")
     _try_out(files)
     return files
+
+
+def _may_be_ours(member: tarfile.TarInfo, size: int) -> bool:
+    """Whether `pack` could have written it into an archive of `size` bytes.
+
+    A sparse file is as large as it says, whatever the archive has of it.
+    """
+    ordinary = member.type == tarfile.REGTYPE and not member.issparse()
+    return ordinary and 0 <= member.size <= size and bool(_NAMES.fullmatch(member.name))
 
 
 def _try_out(files: Mapping[str, bytes]) -> None:
@@ -79,6 +96,7 @@ def _try_out(files: Mapping[str, bytes]) -> None:
             file.write_bytes(data)
         try:
             with Registry(state, migrate=True) as registry:
+                registry.check()
                 load_or_make(state, registry)
             load(ServerConfig, state.path / CONFIG, required=False)
         except (ConfigError, StateError) as error:

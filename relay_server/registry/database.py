@@ -129,6 +129,16 @@ class Database:
                 self._reader.backup(copy)
             return file.read_bytes()
 
+    def check_tables(self) -> None:
+        """Raise StateError unless the tables are those of this program, as for a file from outside.
+
+        What makes the database do something by itself, a trigger or a view, is refused with them.
+        """
+        with contextlib.closing(sqlite3.connect(":memory:")) as fresh, self._errors():
+            fresh.executescript(_SCHEMA)
+            if _tables(self._reader) != _tables(fresh):
+                raise StateError(f"{self._path}: its tables are not those of a relay's registry")
+
     def _connect(self, timeout: float) -> sqlite3.Connection:
         # Transactions are begun and ended by our own hand.
         db = sqlite3.connect(self._path, timeout=timeout, isolation_level=None)
@@ -210,6 +220,15 @@ def _mark(change: sqlite3.Connection) -> None:
     """Say which schema this is now, and who can use it."""
     change.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     change.execute(_SAY_USABLE_BY, (str(_USABLE_BY),))
+
+
+def _tables(db: sqlite3.Connection) -> set[tuple[object, ...]]:
+    """The columns of all tables, with their types, and whatever there is besides tables."""
+    found: set[tuple[object, ...]] = set()
+    for kind, name in db.execute("SELECT type, name FROM sqlite_master WHERE type != 'index'"):
+        columns = db.execute("SELECT name, type FROM pragma_table_info(?)", (name,)).fetchall()
+        found.update((kind, name, *column) for column in columns or [()])
+    return found
 
 
 def restore(state: StateFolder, name: str, snapshot: bytes) -> None:

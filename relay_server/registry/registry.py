@@ -30,8 +30,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocol.process.address import HostPort
+from protocol.process.address import HostPort, parse_host_port
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.noise import KEY_SIZE
 from relay_server.net.networks import Admission, Networks, parse_networks
 from relay_server.registry.database import BUSY_TIMEOUT, Database, scalar
 
@@ -111,6 +112,35 @@ class Registry(Database):
         `migrate`: bring one that an older version wrote up to date.
         """
         super().__init__(state, FILE, busy_timeout=busy_timeout, migrate=migrate)
+
+    def check(self) -> None:
+        """Raise StateError unless this program could have written all that is in it.
+
+        For a file from outside: names go into logs and tables, keys into comparisons.
+        """
+        self.check_tables()
+        try:
+            fault = self._fault()
+        except (ValueError, TypeError) as error:
+            fault = str(error)
+        if fault is not None:
+            raise StateError(f"{self._path}: not written by a relay: {fault}")
+
+    def _fault(self) -> str | None:
+        agents, invitations = self.agents(), self.invitations()
+        ports = {agent.name: agent.ports for agent in agents}
+        for name, some in (ports | {one.name: one.ports for one in invitations}).items():
+            parse_name(name)
+            if not all(type(port) is int and 0 < port < 65536 for port in some):
+                return f"the ports of {name}"
+        for agent in agents:
+            if type(agent.public_key) is not bytes or len(agent.public_key) != KEY_SIZE:
+                return f"the key of {agent.name}"
+        for host in (*self.hosts(), *self.announced()):
+            parse_host_port(str(host))
+        self.link_ports(), self.port_range()
+        relay_key = self.relay_key()
+        return None if relay_key is None or len(relay_key) == KEY_SIZE else "the relay's key"
 
     # Reading
 

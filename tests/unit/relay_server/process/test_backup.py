@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import sqlite3
 import stat
@@ -8,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
@@ -134,6 +137,106 @@ def test_what_cannot_be_a_relay_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             unpack(data)
         assert str(caught.value).startswith(said), said
+
+
+def test_a_sparse_file_is_as_large_as_it_says_and_so_refused(tmp_path: Path) -> None:
+    """53 KB of archive took 3.1 GiB of memory."""
+    hole = archive(**{REGISTRY: b"x" * 512})
+    sparse = tarfile.TarInfo(KEY)
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    # Its map: 512 bytes at the start; and its real size, 8 GiB less one.
+    header[386:410] = b"00000000000\x0000000001000\x00"
+    header[483:495] = b"77777777777\x00"
+    seal(header, 0)
+    data = bytes(header) + b"x" * 512 + hole[1024:]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert tar.getmembers()[0].size == 2**33 - 1
+    with pytest.raises(ConfigError, match=r"no export of a relay: it has 'relay\.key' in it"):
+        unpack(data)
+
+
+def test_there_are_as_many_files_as_a_relay_has(tmp_path: Path) -> None:
+    files = unpack(packed(a_relay(tmp_path / "old")))
+    former = {f"former-{number:016x}.key": b"" for number in range(9)}
+    with pytest.raises(ConfigError, match="no export of a relay: more than 7 files"):
+        unpack(archive(**(files | former)))
+
+
+CHANGES = [
+    ("CREATE TABLE more (x)", "its tables are not those"),
+    ("CREATE VIEW more AS SELECT * FROM agents", "its tables are not those"),
+    (
+        "CREATE TRIGGER more AFTER INSERT ON agents BEGIN DELETE FROM revoked; END",
+        "its tables are not those",
+    ),
+    ("DROP TABLE revoked", "its tables are not those"),
+    ("UPDATE agents SET name = 'a' || char(27) || '[2J' WHERE name = 'home'", "expected a name"),
+    ("UPDATE invitations SET name = char(8238) WHERE state = 'pending'", "expected a name"),
+    ("UPDATE agents SET public_key = x'00' WHERE name = 'home'", "the key of home"),
+    ("UPDATE agents SET public_key = 'text' WHERE name = 'home'", "the key of home"),
+    ("UPDATE ports SET port = 65536 WHERE agent = 'home'", "the ports of home"),
+    ("UPDATE settings SET value = '[[\"a b\", 1]]'", "expected HOST:PORT"),
+    ("UPDATE settings SET value = '{'", "Expecting"),
+    ("UPDATE settings SET value = '7'", "not written by a relay"),
+    ("PRAGMA user_version = 99", "newer relay-server"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES, ids=[change for change, _ in CHANGES])
+def test_a_registry_that_no_relay_wrote_is_refused(tmp_path: Path, change: str, said: str) -> None:
+    state = a_relay(tmp_path / "old")
+    with closing(sqlite3.connect(state.path / REGISTRY)) as db:
+        db.execute("PRAGMA foreign_keys = OFF")
+        db.execute("DELETE FROM settings WHERE key = 'usable_by'")
+        with contextlib.suppress(sqlite3.IntegrityError):
+            db.execute(change)
+        db.commit()
+        files = {REGISTRY: db.serialize(), KEY: (state.path / KEY).read_bytes()}
+    with pytest.raises(ConfigError) as caught:
+        unpack(archive(**files))
+    assert str(caught.value).startswith("this export cannot be used: registry.db: ")
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+class Export(bytes):
+    """Not shown whole where a test failed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<an export of {len(self)} bytes>"
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return Export(packed(a_relay(tmp_path_factory.mktemp("relay"))))
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_damaged_export_is_refused_or_good(export: Export, data: st.DataObject) -> None:
+    """Most of an archive is content: what can go wrong is in the headers, and where it ends."""
+    with tarfile.open(fileobj=io.BytesIO(export)) as tar:
+        headers = [member.offset for member in tar]
+    damaged = bytearray(export)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.sampled_from(headers)) + data.draw(st.integers(0, 511))
+        damaged[place] = data.draw(st.integers(0, 255))
+    del damaged[data.draw(st.sampled_from([len(damaged), *(one + 700 for one in headers)])) :]
+    if data.draw(st.booleans()):
+        for offset in headers:  # as somebody who means it writes it
+            seal(damaged, offset)
+    with contextlib.suppress(ConfigError):
+        unpack(bytes(damaged))
+
+
+def seal(archive: bytearray, offset: int) -> None:
+    """Make the checksum of the header at `offset` right."""
+    archive[offset + 148 : offset + 156] = b"        "
+    total = sum(archive[offset : offset + 512])
+    archive[offset + 148 : offset + 156] = f"{total:06o}\0 ".encode()
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
