@@ -1,5 +1,7 @@
 # Both main targets do all set-up themselves and are quick about it the second time.
 #   make test   everything: lint, types, import contracts, unit and end-to-end tests, the lab in short
+#   make quick  for while you work: lint, types, contracts, the unit tests of what has changed
+#   make pythons  the unit tests on every Python from 3.11 that is found
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
 #   make dist   the wheel and the sdist for a Python package index, into dist/
@@ -16,7 +18,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test demo lab bench dist openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test quick pythons demo lab bench dist openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -29,6 +31,7 @@ CORE_COVERED := --cov=protocol --cov-branch --cov-report=term:skip-covered --cov
 
 # Side by side, since most tests wait for processes; those of one end-to-end file share theirs.
 test: setup lint types contracts oldest
+	@echo "Tested with $$($(BIN)/python -VV). Every Python found: make pythons"
 	$(BIN)/python -m pytest -q -n 2 tests/unit $(CORE_COVERED)
 	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/e2e tests/soak
 ifeq ($(LAB),no)
@@ -94,6 +97,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	shellcheck $(filter-out %.txt,$(wildcard .ci/*))
 
 types: setup
 	$(BIN)/mypy
@@ -118,6 +122,13 @@ oldest: setup
 unit: setup
 	$(BIN)/python -m pytest -n 2 tests/unit
 
+# What has changed since the branch left `main`, or all where that cannot be told.
+quick: setup lint types contracts
+	$(BIN)/python -m pytest -q -n 2 $$($(BIN)/python -m tests.selection changed)
+
+pythons: setup
+	@.ci/pythons test
+
 e2e: setup
 	$(BIN)/python -m pytest -n 4 --dist loadfile tests/e2e
 
@@ -129,5 +140,5 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 	    .coverage build dist *.egg-info
