@@ -2,7 +2,7 @@
 
     joining.key      a new key, saved before its invitation's token is shown to the relay
     agent.key        the key of the enrolment below
-    former.key       the key before, if it was rotated (`own`)
+    former.key       the keys before, if it was rotated (`agent_keys`)
     enrolment.toml   name, relay and services
 
 A key belongs to one invitation, whose digest is kept beside it. The relay binds a token to the

@@ -104,24 +104,21 @@ class RelayDialer:
     async def _attach(
         self, relay: RelayIdentity, hello: Callable[[], Hello], patience: float
     ) -> tuple[Link, Welcome]:
-        """Under the key of ours that the relay is known to take, or else under the other one."""
+        """Under the first key of ours that the relay takes."""
         own = self.own
-        if own.former is None:
-            return await attach(relay, static=own.newest, hello=hello, patience=patience)
 
         def vouching() -> Hello:
             return replace(hello(), successor=own.newest.public)
 
-        newest, former = (own.newest, hello), (own.former, vouching)
-        first, second = (newest, former) if own.accepted else (former, newest)
-        static = first[0]
-        try:
-            link, welcome = await attach(relay, static=static, hello=first[1], patience=patience)
-        except LinkDenied as exc:
-            if exc.code not in _OTHER_KEY:
-                raise
-            static = second[0]
-            link, welcome = await attach(relay, static=static, hello=second[1], patience=patience)
+        *_, last = in_order = own.in_order()
+        for static in in_order:
+            made = hello if static is own.newest else vouching
+            try:
+                link, welcome = await attach(relay, static=static, hello=made, patience=patience)
+                break
+            except LinkDenied as exc:
+                if exc.code not in _OTHER_KEY or static is last:
+                    raise
         if static is own.newest or welcome.agent_key == own.newest.public:
             self._accepted(own)
         return link, welcome

@@ -1,13 +1,15 @@
 """An agent's keys on both sides: in whatever order things happen and fail, the relay takes one.
 
 The agent's files and the relay's registry are the real ones; between them is a handshake without a
-network.
+network. The relay may be put back to a state of any age: the agent is denied exactly if it has had
+more keys since than it keeps.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +17,19 @@ from typing import Any, cast
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from protocol.errors import DenialCode, LinkDenied, LinkLost
 from protocol.process.state import StateError, StateFolder
 from protocol.transport.link import Link
 from protocol.wire.hello import Hello, Welcome
 from protocol.wire.noise import StaticKey
-from relay_agent.identity.agent_keys import load_agent_keys, rotate, save_accepted
+from relay_agent.identity.agent_keys import (
+    MAX_FORMER,
+    load_agent_keys,
+    rotate,
+    save_accepted,
+)
 from relay_agent.identity.enrolment import load_or_make_key, save_enrolment
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link import relay_dialer as agent_module
@@ -54,6 +61,7 @@ class OwnRotation(RuleBasedStateMachine):
         self.registry.redeem(TOKEN, key.public, 0)
         self.now = 0.0
         self.understands, self.answers = True, True
+        self.made = [key.public]  # the newest last
         self.back_up()
         self.boot()
 
@@ -73,30 +81,19 @@ class OwnRotation(RuleBasedStateMachine):
         self.registry.close()
         shutil.copy(self.relay_state.path / FILE, self.backup)
         self.registry = Registry(self.relay_state)
-        self.key_in_backup = self.relays_key()
 
-    # A state of at most one key ago, as the agent has two.
-    @precondition(lambda self: self.key_in_backup in self.agents_keys())
     @rule()
     def put_back(self) -> None:
         self.registry.close()
         shutil.copy(self.backup, self.relay_state.path / FILE)
         self.registry = Registry(self.relay_state)
 
-    def is_put_back(self) -> bool:
-        """The agent has not come since."""
-        own = load_agent_keys(self.state)
-        return own.accepted and self.relays_key() != own.newest.public
-
     def relays_key(self) -> bytes:
         (agent,) = self.registry.agents()
+        assert agent.public_key is not None
         return agent.public_key
 
     # The agent
-
-    def agents_keys(self) -> set[bytes]:
-        own = load_agent_keys(self.state)
-        return {own.newest.public} | ({own.former.public} if own.former else set())
 
     @rule()
     def boot(self) -> None:
@@ -113,9 +110,6 @@ class OwnRotation(RuleBasedStateMachine):
             raise StateError("no space left on the disk")
         save_accepted(self.state, own)
 
-    # The agent gives up its former key here. A relay that was put back to that one would have been
-    # put back by two keys.
-    @precondition(lambda self: not self.is_put_back())
     @rule(fails_at=st.sampled_from([None, 0, 1]))
     def rotate(self, fails_at: int | None) -> None:
         """The agent dies with the power, so it boots."""
@@ -134,22 +128,35 @@ class OwnRotation(RuleBasedStateMachine):
                 self.agent.own = rotate(self.state)
             except StateError:
                 self.boot()
+        newest = load_agent_keys(self.state).newest.public
+        if newest != self.made[-1]:
+            self.made.append(newest)
 
     @rule(full=st.booleans(), answers=st.booleans())
     def come(self, full: bool, answers: bool) -> None:
         self.full, self.answers = full, answers
         self.now += 10
         if not answers:
-            with pytest.raises(LinkLost):
+            with pytest.raises((LinkLost, LinkDenied)):
                 run(self.agent.attach(lambda: HELLO))
             return
-        run(self.agent.attach(lambda: HELLO))  # never denied
-        if self.understands:
-            assert self.agent.own.accepted
-            assert self.relays_key() == self.agent.own.newest.public
-            former = self.agent.own.former
-            if former is not None:
-                assert self.registry.revoked_name(former.public) == "home"
+        known = self.relays_key()
+        if self.rotations_since(known) > MAX_FORMER:
+            with pytest.raises(LinkDenied, match="UNKNOWN_AGENT"):
+                run(self.agent.attach(lambda: HELLO))
+            return
+        run(self.agent.attach(lambda: HELLO))
+        if not self.understands:
+            return
+        own = self.agent.own
+        assert own.accepted
+        assert self.relays_key() == own.newest.public
+        # What was valid is worth nothing any more, and what the relay never knew is not either.
+        assert known == own.newest.public or self.registry.revoked_name(known) == "home"
+        assert not any(self.registry.agent_by_key(former.public) for former in own.former)
+
+    def rotations_since(self, key: bytes) -> int:
+        return len(self.made) - 1 - self.made.index(key)
 
     async def shake(
         self, _: RelayIdentity, *, static: StaticKey, hello: Any, **__: object
@@ -172,6 +179,34 @@ class OwnRotation(RuleBasedStateMachine):
         return cast("Link", None), welcome(
             name="home", ports=(), features=(), software="", agent_key=taken
         )
+
+
+@pytest.fixture
+def model() -> Iterator[OwnRotation]:
+    model = OwnRotation()
+    model.begin()
+    yield model
+    model.teardown()
+
+
+def test_rotated_again_before_it_finds_out_that_the_relay_was_put_back(model: OwnRotation) -> None:
+    model.rotate(fails_at=None)
+    model.come(full=False, answers=True)
+    model.put_back()
+    model.rotate(fails_at=None)
+    model.come(full=False, answers=True)
+
+
+@pytest.mark.parametrize("rotations", [MAX_FORMER, MAX_FORMER + 1])
+def test_a_relay_may_be_put_back_by_as_many_rotations_as_there_are_former_keys(
+    model: OwnRotation, rotations: int
+) -> None:
+    for _ in range(rotations):
+        model.rotate(fails_at=None)
+        model.come(full=False, answers=True)
+    model.put_back()
+    model.come(full=False, answers=True)
+    assert (model.relays_key() == model.made[-1]) is (rotations == MAX_FORMER)
 
 
 TestOwnRotation = OwnRotation.TestCase

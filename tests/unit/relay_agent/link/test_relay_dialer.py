@@ -263,8 +263,8 @@ async def shown(relay: TestRelay, keys: RelayDialer) -> list[bool]:
     return [hello.successor is not None for hello in relay.hellos]
 
 
-TOLD = AgentKeys(MINE, FORMER, accepted=True)
-NOT_TOLD = AgentKeys(MINE, FORMER, accepted=False)
+TOLD = AgentKeys(MINE, (FORMER,), accepted=True)
+NOT_TOLD = AgentKeys(MINE, (FORMER,), accepted=False)
 
 
 async def test_the_former_key_vouches_for_the_newest(disk: Disk) -> None:
@@ -294,6 +294,21 @@ async def test_a_relay_that_was_put_back_is_told_once_more(disk: Disk) -> None:
         assert await shown(relay, keys) == [False, True]
         assert await shown(relay, keys) == [False]
         assert not disk.own
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_a_relay_that_was_put_back_further_is_told_by_an_older_key(
+    disk: Disk, accepted: bool
+) -> None:
+    older = StaticKey.generate()
+    async with a_registry(older.public) as relay:
+        own = AgentKeys(MINE, (FORMER, older), accepted=accepted)
+        keys = agent_keys(relay, own, disk)
+        assert await shown(relay, keys) == (
+            [False, True, True] if accepted else [True, False, True]
+        )
+        assert await shown(relay, keys) == [False]
+        assert disk.own == ([] if accepted else [replace(own, accepted=True)])
 
 
 async def test_a_relay_without_the_feature_keeps_the_former_key(disk: Disk) -> None:
@@ -336,7 +351,7 @@ async def test_other_denials_are_the_answer(disk: Disk) -> None:
 async def test_rotated_meanwhile_nothing_is_noted_of_the_newer_one(disk: Disk) -> None:
     async with a_registry(FORMER.public) as relay:
         keys = agent_keys(relay, NOT_TOLD, disk)
-        newer = AgentKeys(StaticKey.generate(), MINE, accepted=False)
+        newer = AgentKeys(StaticKey.generate(), (MINE,), accepted=False)
 
         def hello() -> Hello:
             keys.own = newer
