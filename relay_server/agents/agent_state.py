@@ -1,11 +1,11 @@
-"""What the relay holds of one agent's key while this process runs.
+"""The state of one agent, by its key, for as long as this process runs.
 
-    arrive ──decided by takeover──▶ attached ──link lost──▶ detached ──in time──▶ attached …
-                                       │                       │
-                                    goodbye                 too long, revoked, taken over
-                                       └───────────────────────┴──▶ session over, sockets reset
+    arrive ──attach policy──▶ attached ──link lost──▶ detached ──in time──▶ attached …
+                                  │                       │
+                               goodbye                 too long, revoked, taken over
+                                  └───────────────────────┴──▶ session over, sockets reset
 
-Listeners go on beyond the session: a listener belongs to the key and the port.
+Listeners outlive the session: a listener belongs to the key and the port.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ class AgentState:
     address: str = ""  # where the agent is, or was last
     relay_key: bytes = b""  # of ours, under which it came last
     rotates: bool = False  # whether it understands that we have another one
-    told: tuple[HostPort, ...] | None = None  # where else we may be; None if it does not listen
+    # Further addresses of the relay that it was sent; None if it does not support `moving`.
+    announced_hosts: tuple[HostPort, ...] | None = None
     history: LinkHistory = field(default_factory=LinkHistory)  # on trio's clock
     goodbye: CloseCode | None = None
     visits: set[Visit] = field(default_factory=set)
-    held: int = 0  # visitors waiting unread
+    waiting_unread: int = 0  # visitors that wait for the agent
     lines: dict[int, WaitingLine] = field(
         default_factory=dict
     )  # by port; they outlive its listener
@@ -76,7 +77,7 @@ class AgentState:
         """The scope for the task that keeps the session from now on; the one before is cancelled.
 
         A task woken in the turn in which it is cancelled runs once more: look at `cancel_called`
-        before touching the presence.
+        before touching its state.
         """
         if self.keeper is not None:
             self.keeper.cancel()
@@ -133,7 +134,7 @@ class AgentState:
             "link": link,
             "services": [self._service(port) for port in sorted(self.listeners | self.lines)],
             "streams": [] if endpoint is None else endpoint.streams(),
-            "waiting": self.held,
+            "waiting": self.waiting_unread,
         }
 
     def _service(self, port: int) -> dict[str, object]:

@@ -26,7 +26,7 @@ from protocol.wire.hello import Denial
 from relay_server.agents.half_open import Caller, HalfOpenLimit
 from relay_server.agents.manager import Agents
 from relay_server.net.fault_isolation import contained
-from relay_server.registry.registry import Agent, TokenRefused
+from relay_server.registry.registry import EnrolledAgent, TokenRefused
 from relay_server.registry.relay_keys import RelayKeys
 
 if TYPE_CHECKING:
@@ -106,13 +106,13 @@ class Handshakes:
 
     async def _meet(
         self, sock: socket.socket, source: tuple[str, int], caller: Caller
-    ) -> tuple[Arrival, Agent] | None:
+    ) -> tuple[Arrival, EnrolledAgent] | None:
         """Who is there; None if that is nobody of ours, and told so if it may know."""
         try:
             verified = partial(self._half_open.prove, caller)
             arrival = await respond(sock, statics=self._keys.all, verified=verified)
             answer = await self._identify(arrival)
-            if isinstance(answer, Agent):
+            if isinstance(answer, EnrolledAgent):
                 if self._has_followed(answer, arrival):
                     self._nursery.start_soon(self._note_follower, answer, arrival)
                 return arrival, answer
@@ -158,7 +158,7 @@ class Handshakes:
         await trio.sleep_until(limit.ends)
         event(log, logging.INFO, "handshakes-failed", more=limit.take_suppressed())
 
-    async def _identify(self, arrival: Arrival) -> Agent | Denial:
+    async def _identify(self, arrival: Arrival) -> EnrolledAgent | Denial:
         try:
             if arrival.hello.token is not None:
                 await self._redeem(arrival.hello.token, arrival.agent_key)
@@ -175,24 +175,24 @@ class Handshakes:
         self._registry.check_token(token)
         # Writing waits for the disk; links must not. A caller whose time is up meanwhile may show
         # the token again.
-        agent = await trio.to_thread.run_sync(
+        enrolled = await trio.to_thread.run_sync(
             self._registry.redeem, token, key, time.time(), abandon_on_cancel=True
         )
-        event(log, logging.INFO, "agent-enrolled", agent=agent.name, ports=list(agent.ports))
+        event(log, logging.INFO, "agent-enrolled", agent=enrolled.name, ports=list(enrolled.ports))
         # Its name's former key is revoked by this, and may be here.
         self._agents.refresh()
 
-    def _has_followed(self, agent: Agent, arrival: Arrival) -> bool:
-        """Whether `agent` knows our current key, and that is news. Asked only while it matters."""
+    def _has_followed(self, enrolled: EnrolledAgent, arrival: Arrival) -> bool:
+        """Whether the agent came under our current key, and for the first time since a rotation."""
         current = self._keys.current.public
-        return bool(self._keys.former) and arrival.relay_key == current != agent.relay_key
+        return bool(self._keys.former) and arrival.relay_key == current != enrolled.relay_key
 
-    async def _note_follower(self, agent: Agent, arrival: Arrival) -> None:
+    async def _note_follower(self, enrolled: EnrolledAgent, arrival: Arrival) -> None:
         # Nobody waits for it, and if it fails the agent's next link tells it again.
         try:
             await trio.to_thread.run_sync(
                 self._registry.follow,
-                agent.name,
+                enrolled.name,
                 arrival.agent_key,
                 arrival.relay_key,
                 arrival.hello.successor,
@@ -200,9 +200,9 @@ class Handshakes:
         except StateError as exc:
             event(log, logging.ERROR, "registry-failed", reason=str(exc))
         else:
-            event(log, logging.INFO, "agent-followed-key", agent=agent.name)
+            event(log, logging.INFO, "agent-followed-key", agent=enrolled.name)
 
-    def _look_up(self, key: bytes) -> Agent | Denial:
+    def _look_up(self, key: bytes) -> EnrolledAgent | Denial:
         enrolled = self._registry.agent_by_key(key)
         if enrolled is not None:
             return enrolled

@@ -40,7 +40,7 @@ from relay_server.registry.relay_keys import RelayKeys
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry.registry import Agent, Registry
+    from relay_server.registry.registry import EnrolledAgent, Registry
 
 log = logging.getLogger(__name__)
 
@@ -83,22 +83,22 @@ class Agents:
 
     # Arriving
 
-    async def admit(self, arrival: Arrival, agent: Agent, source: HostPort) -> None:
+    async def admit(self, arrival: Arrival, enrolled: EnrolledAgent, source: HostPort) -> None:
         """Attach an enrolled agent that came from `source`, or deny it.
 
         Runs until the link is lost or another one takes over.
         """
         hello = arrival.hello
         if INQUIRY in hello.features:
-            await self._inform(arrival, agent)
+            await self._inform(arrival, enrolled)
             return
-        presence = self._present.setdefault(
-            arrival.agent_key, AgentState(arrival.agent_key, agent.name)
+        agent = self._present.setdefault(
+            arrival.agent_key, AgentState(arrival.agent_key, enrolled.name)
         )
-        decision = presence.ownership.decide(hello)
+        decision = agent.ownership.decide(hello)
         if decision is Decision.PROBE:
-            decision = await self._probe(presence, hello)
-            if self._present.get(arrival.agent_key) is not presence:
+            decision = await self._probe(agent, hello)
+            if self._present.get(arrival.agent_key) is not agent:
                 # The key was revoked meanwhile, by us or for its successor: the agent hears of it
                 # when it tries again.
                 return
@@ -106,26 +106,26 @@ class Agents:
                 return  # it did not wait, and must not displace anybody
         match decision:
             case Decision.DUPLICATE:
-                await self._deny_duplicate(presence, arrival, source)
+                await self._deny_duplicate(agent, arrival, source)
             case Decision.STALE:
                 reason = "a newer link of this agent came first"
                 await self._deny(arrival, DenialCode.SUPERSEDED, reason)
             case _:
-                presence.address = str(source)
+                agent.address = str(source)
                 resume = decision is Decision.RESUME
-                await self._attach(presence, arrival, agent, resume=resume)
+                await self._attach(agent, arrival, enrolled, resume=resume)
 
-    async def _inform(self, arrival: Arrival, agent: Agent) -> None:
+    async def _inform(self, arrival: Arrival, enrolled: EnrolledAgent) -> None:
         """It only asks, so nothing may change for whoever is attached with the same key."""
         nothing = secrets.token_bytes(ID_SIZE)
-        welcome = self._welcome(arrival, agent, nothing, resumed=False, received=0)
+        welcome = self._welcome(arrival, enrolled, nothing, resumed=False, received=0)
         with contextlib.suppress(LinkLost):
             await arrival.welcome(replace(welcome, clock=int(time.time())))
 
     def _welcome(
         self,
         arrival: Arrival,
-        agent: Agent,
+        enrolled: EnrolledAgent,
         session: bytes,
         *,
         resumed: bool,
@@ -137,8 +137,8 @@ class Agents:
             resumed=resumed,
             received=received,
             limits=self._limits,
-            name=agent.name,
-            ports=agent.ports,
+            name=enrolled.name,
+            ports=enrolled.ports,
             features=(ROTATION, MOVING),
             software=f"ssh-relay {__version__}",
             successor=self._keys.successor(arrival.relay_key),
@@ -146,53 +146,53 @@ class Agents:
             hosts=tuple(map(str, self._announced)),
         )
 
-    # From here on the agent has the presence: nothing waits until the welcome is on its way.
+    # From here on the new link owns the agent's state: nothing waits before the welcome is sent.
 
-    def _take_successor(self, presence: AgentState, successor: bytes | None) -> bytes | None:
+    def _take_successor(self, agent: AgentState, successor: bytes | None) -> bytes | None:
         """The agent's new key, if it has come with one; the old is worth nothing from then on.
 
         Whoever could not attach does not get as far as this. It is done here and now and not in a
         thread, a few milliseconds of the disk once in months: so nobody comes, goes or is expelled
         between the decision and the change, nor between the change and what we know of it.
         """
-        if successor is None or successor == presence.key:
+        if successor is None or successor == agent.key:
             return None
         try:
-            self._registry.succeed(presence.key, successor, time.time())
+            self._registry.succeed(agent.key, successor, time.time())
         except (Refused, StateError) as exc:
             # The old key stays good, and the agent comes with both again.
-            event(log, logging.ERROR, "agent-key-kept", agent=presence.name, reason=str(exc))
+            event(log, logging.ERROR, "agent-key-kept", agent=agent.name, reason=str(exc))
             return None
-        del self._present[presence.key]
-        presence.key = successor
-        self._present[successor] = presence
-        event(log, logging.INFO, "agent-key-rotated", agent=presence.name, key=successor.hex())
+        del self._present[agent.key]
+        agent.key = successor
+        self._present[successor] = agent
+        event(log, logging.INFO, "agent-key-rotated", agent=agent.name, key=successor.hex())
         return successor
 
     async def _attach(
-        self, presence: AgentState, arrival: Arrival, agent: Agent, *, resume: bool
+        self, agent: AgentState, arrival: Arrival, enrolled: EnrolledAgent, *, resume: bool
     ) -> None:
-        hello, ownership = arrival.hello, presence.ownership
-        agent_key = self._take_successor(presence, hello.successor)
-        keeper = presence.take_over()
-        endpoint, session = presence.endpoint, ownership.session
+        hello, ownership = arrival.hello, agent.ownership
+        agent_key = self._take_successor(agent, hello.successor)
+        keeper = agent.take_over()
+        endpoint, session = agent.endpoint, ownership.session
         if ownership.attached:
-            presence.detached_now(_REPLACED if resume else _RENEWED)
+            agent.detached_now(_REPLACED if resume else _RENEWED)
         if resume and endpoint is not None and session is not None:
             endpoint.drop_link(_REPLACED)
         else:
-            presence.reset_streams()
+            agent.reset_streams()
             resume, session = False, secrets.token_bytes(ID_SIZE)
-            endpoint = presence.endpoint = self._new_endpoint(presence, hello.limits)
-            self._nursery.start_soon(self.ports.close_orphans, presence, endpoint)
+            endpoint = agent.endpoint = self._new_endpoint(agent, hello.limits)
+            self._nursery.start_soon(self.ports.close_orphans, agent, endpoint)
         ownership.accept(hello, session)
-        presence.goodbye = None
-        presence.relay_key = arrival.relay_key
-        presence.rotates = ROTATION in hello.features
-        presence.told = self._announced if MOVING in hello.features else None
+        agent.goodbye = None
+        agent.relay_key = arrival.relay_key
+        agent.rotates = ROTATION in hello.features
+        agent.announced_hosts = self._announced if MOVING in hello.features else None
         welcome = self._welcome(
             arrival,
-            agent,
+            enrolled,
             session,
             resumed=resume,
             received=endpoint.session.received,
@@ -201,80 +201,80 @@ class Agents:
         ended: LinkLost | SessionLost | None = None
         with keeper:
             try:
-                await self._carry(presence, endpoint, arrival, welcome)
+                await self._carry(agent, endpoint, arrival, welcome)
             except (LinkLost, SessionLost) as exc:
                 ended = exc
             finally:
                 arrival.link.close()
         if ended is not None and not keeper.cancel_called:
-            self._on_link_down(presence, endpoint, ended)
+            self._on_link_down(agent, endpoint, ended)
 
     async def _carry(
-        self, presence: AgentState, endpoint: Endpoint, arrival: Arrival, welcome: Welcome
+        self, agent: AgentState, endpoint: Endpoint, arrival: Arrival, welcome: Welcome
     ) -> None:
         """Carry the session over the link; always raises, LinkLost or SessionLost."""
         hello = arrival.hello
         await arrival.welcome(welcome)
-        presence.attached_now(resumed=welcome.resumed)
+        agent.attached_now(resumed=welcome.resumed)
         self.counters.attached(resumed=welcome.resumed)
         event(
             log,
             logging.INFO,
             "link-up",
-            agent=presence.name,
-            address=presence.address,
+            agent=agent.name,
+            address=agent.address,
             resumed=welcome.resumed,
             software=hello.software,
         )
         received = hello.resume.received if welcome.resumed and hello.resume else 0
-        with contained(agent=presence.name):
+        with contained(agent=agent.name):
             await endpoint.carry(arrival.link, received)
         raise SessionLost("a fault of the relay, which its log tells of")
 
     def _on_link_down(
-        self, presence: AgentState, endpoint: Endpoint, why: LinkLost | SessionLost
+        self, agent: AgentState, endpoint: Endpoint, why: LinkLost | SessionLost
     ) -> None:
-        presence.detached_now(str(why))
+        agent.detached_now(str(why))
         event(
             log,
             logging.INFO,
             "link-down",
-            agent=presence.name,
-            address=presence.address,
+            agent=agent.name,
+            address=agent.address,
             reason=str(why),
             streams=endpoint.session.open_streams,
         )
-        if isinstance(why, SessionLost) or presence.goodbye is CloseCode.GONE:
-            presence.end_session()
-        self._nursery.start_soon(self._wait_for_return, presence, presence.take_over())
+        if isinstance(why, SessionLost) or agent.goodbye is CloseCode.GONE:
+            agent.end_session()
+        self._nursery.start_soon(self._wait_for_return, agent, agent.take_over())
 
-    async def _wait_for_return(self, presence: AgentState, keeper: trio.CancelScope) -> None:
+    async def _wait_for_return(self, agent: AgentState, keeper: trio.CancelScope) -> None:
         """Keep the session for a while, the listeners longer. Cancelled when the agent is back."""
-        gone = presence.since
+        gone = agent.since
         with keeper:
-            if presence.endpoint is not None:
-                streams = presence.endpoint.session.open_streams
+            if agent.endpoint is not None:
+                streams = agent.endpoint.session.open_streams
                 keep = self._config.detached_keep if streams else self._config.detached_keep_idle
                 await wait_until(gone + keep)
                 if keeper.cancel_called:
                     return
-                event(log, logging.INFO, "session-expired", agent=presence.name, streams=streams)
-                presence.end_session()
+                event(log, logging.INFO, "session-expired", agent=agent.name, streams=streams)
+                agent.end_session()
             await trio.sleep_until(gone + self._config.listener_keep)
             if not keeper.cancel_called:
-                self._forget(presence, "the agent stayed away")
+                self._forget(agent, "the agent stayed away")
 
-    def take_back(self, presence: AgentState, session: Fields) -> Endpoint:
+    def take_back(self, agent: AgentState, session: Fields) -> Endpoint:
         """Go on with a session of another process of ours, once its agent is back.
 
         Raises SessionLost.
         """
         options = self._session_options()
         restored = restore(session, relay=True, options=options)
-        endpoint = presence.endpoint = self._endpoint_of(presence, restored)
-        self._present[presence.key] = presence
-        presence.detached_now("the relay restarted")
-        self._nursery.start_soon(self._wait_for_return, presence, presence.take_over())
+        endpoint = agent.endpoint = self._endpoint_of(agent, restored)
+        self._present[agent.key] = agent
+        agent.detached_now("the relay restarted")
+        self._nursery.start_soon(self._wait_for_return, agent, agent.take_over())
         return endpoint
 
     def _session_options(self) -> SessionOptions:
@@ -286,59 +286,57 @@ class Agents:
             pool=self._pool,
         )
 
-    def _endpoint_of(self, presence: AgentState, session: Session) -> Endpoint:
-        return Endpoint(session, pool=self._pool, on_event=partial(self._on_event, presence))
+    def _endpoint_of(self, agent: AgentState, session: Session) -> Endpoint:
+        return Endpoint(session, pool=self._pool, on_event=partial(self._on_event, agent))
 
-    def _new_endpoint(self, presence: AgentState, peer: Limits) -> Endpoint:
+    def _new_endpoint(self, agent: AgentState, peer: Limits) -> Endpoint:
         return self._endpoint_of(
-            presence, Session(relay=True, options=self._session_options(), peer=peer)
+            agent, Session(relay=True, options=self._session_options(), peer=peer)
         )
 
     # Another process with the same key
 
-    async def _probe(self, presence: AgentState, hello: Hello) -> Decision:
+    async def _probe(self, agent: AgentState, hello: Hello) -> Decision:
         """Give the attached agent a moment to show life. One question a key; the newest wins."""
-        if presence.newcomer is not None:
-            presence.newcomer.cancel()
+        if agent.newcomer is not None:
+            agent.newcomer.cancel()
         alive = False
         with trio.CancelScope() as scope:
-            presence.newcomer = scope
-            alive = await self._shows_life(presence)
+            agent.newcomer = scope
+            alive = await self._shows_life(agent)
         if scope.cancel_called:
             return Decision.STALE
-        presence.newcomer = None
+        agent.newcomer = None
         if alive:
             return Decision.DUPLICATE
         # The old one may have gone meanwhile.
-        again = presence.ownership.decide(hello)
+        again = agent.ownership.decide(hello)
         return Decision.RENEW if again is Decision.PROBE else again
 
-    async def _shows_life(self, presence: AgentState) -> bool:
+    async def _shows_life(self, agent: AgentState) -> bool:
         """Whether a byte comes from the attached agent in time, or a new link of whomever."""
         while True:
-            endpoint, link = presence.endpoint, presence.link
+            endpoint, link = agent.endpoint, agent.link
             asked = trio.current_time()
             if endpoint is not None and await endpoint.shows_life(PROBE_SECONDS):
                 return True
-            if presence.link is not link and presence.link is not None:
+            if agent.link is not link and agent.link is not None:
                 return True
             if trio.current_time() - asked <= PROBE_SECONDS + LATE:
                 return False
             # We did not run (stopped, suspended), so the silence may be our own.
 
-    async def _deny_duplicate(
-        self, presence: AgentState, arrival: Arrival, source: HostPort
-    ) -> None:
+    async def _deny_duplicate(self, agent: AgentState, arrival: Arrival, source: HostPort) -> None:
         event(
             log,
             logging.WARNING,
             "agent-duplicate",
-            agent=presence.name,
+            agent=agent.name,
             address=source.host,
-            attached=presence.address,
+            attached=agent.address,
             instance=arrival.hello.instance.hex(),
         )
-        reason = f"another process with the key of {presence.name} is attached"
+        reason = f"another process with the key of {agent.name} is attached"
         await self._deny(arrival, DenialCode.DUPLICATE, reason, retry_after=DUPLICATE_RETRY)
 
     async def _deny(
@@ -351,15 +349,15 @@ class Agents:
 
     # What an agent says
 
-    def _on_event(self, presence: AgentState, happened: Event) -> None:
+    def _on_event(self, agent: AgentState, happened: Event) -> None:
         if isinstance(happened, PublishRequested):
-            self.ports.publish(presence, happened.publish)
+            self.ports.publish(agent, happened.publish)
         elif isinstance(happened, PublicationWithdrawn):
-            self.ports.withdraw(presence, happened.publication)
+            self.ports.withdraw(agent, happened.publication)
         elif isinstance(happened, PeerClosing):
-            presence.goodbye = happened.code
-            if happened.code is CloseCode.GONE and presence.endpoint is not None:
-                presence.endpoint.drop_link("the agent said goodbye")
+            agent.goodbye = happened.code
+            if happened.code is CloseCode.GONE and agent.endpoint is not None:
+                agent.endpoint.drop_link("the agent said goodbye")
 
     # Changes from outside
 
@@ -369,33 +367,33 @@ class Agents:
         Raises StateError if the registry cannot be read.
         """
         self._announced = self._registry.announced()
-        for presence in list(self._present.values()):
-            agent = self._registry.agent_by_key(presence.key)
-            if agent is None:
-                event(log, logging.WARNING, "agent-revoked", agent=presence.name)
-                presence.expel()
-                self._forget(presence, "the agent is revoked")
+        for agent in list(self._present.values()):
+            enrolled = self._registry.agent_by_key(agent.key)
+            if enrolled is None:
+                event(log, logging.WARNING, "agent-revoked", agent=agent.name)
+                agent.expel()
+                self._forget(agent, "the agent is revoked")
             else:
-                self.ports.keep_granted(presence, agent)
-                if presence.told not in (None, self._announced):
-                    _renew_link(presence, "the relay is to be found elsewhere as well")
+                self.ports.keep_granted(agent, enrolled)
+                if agent.announced_hosts not in (None, self._announced):
+                    _renew_link(agent, "the relay is to be found elsewhere as well")
 
     def renew_links(self) -> None:
         """Our key is another one: have those who know a former one come again, and be told."""
-        for presence in list(self._present.values()):
-            if presence.rotates and self._keys.successor(presence.relay_key) is not None:
-                _renew_link(presence, "the relay's key was rotated")
+        for agent in list(self._present.values()):
+            if agent.rotates and self._keys.successor(agent.relay_key) is not None:
+                _renew_link(agent, "the relay's key was rotated")
 
-    def _forget(self, presence: AgentState, reason: str) -> None:
-        self.ports.close_all(presence, reason)
-        del self._present[presence.key]
+    def _forget(self, agent: AgentState, reason: str) -> None:
+        self.ports.close_all(agent, reason)
+        del self._present[agent.key]
 
     def say_goodbye(self, code: CloseCode) -> None:
         """The relay is going away: tell every agent, so that none waits for a timeout."""
-        for presence in self._present.values():
-            if presence.endpoint is not None and presence.ownership.attached:
-                presence.endpoint.session.close_link(code)
-                presence.endpoint.flush()
+        for agent in self._present.values():
+            if agent.endpoint is not None and agent.ownership.attached:
+                agent.endpoint.session.close_link(code)
+                agent.endpoint.flush()
 
     @property
     def present(self) -> list[AgentState]:
@@ -407,28 +405,30 @@ class Agents:
         now = trio.current_time()
         return [
             {
-                "name": presence.name,
-                "attached": presence.ownership.attached,
-                "address": presence.address,
-                "since": round(now - presence.since, 1),  # seconds ago
-                "streams": presence.endpoint.session.open_streams if presence.endpoint else 0,
-                "ports": sorted(port for port, one in presence.listeners.items() if one.open),
-                "refused": dict(presence.refused),
+                "name": agent.name,
+                "attached": agent.ownership.attached,
+                "address": agent.address,
+                "since": round(now - agent.since, 1),  # seconds ago
+                "streams": agent.endpoint.session.open_streams if agent.endpoint else 0,
+                "ports": sorted(port for port, one in agent.listeners.items() if one.open),
+                "refused": dict(agent.refused),
                 "services": [
                     {"service": line.service, "port": port, "refused": dict(line.refused)}
-                    for port, line in sorted(presence.lines.items())
+                    for port, line in sorted(agent.lines.items())
                 ],
                 # Whether it will follow by itself, and soon.
-                "following": presence.rotates and presence.ownership.attached,
+                "following": agent.rotates and agent.ownership.attached,
                 # Whether it knows where else we may be; None if it does not listen.
-                "told": None if presence.told is None else presence.told == self._announced,
+                "told": None
+                if agent.announced_hosts is None
+                else agent.announced_hosts == self._announced,
             }
-            for presence in self._present.values()
+            for agent in self._present.values()
         ]
 
     def status(self) -> list[dict[str, object]]:
         """What `relay-server status` shows: all of it, for those that are here."""
-        return [presence.status() for presence in self._present.values()]
+        return [agent.status() for agent in self._present.values()]
 
 
 def _limits(config: ServerConfig) -> Limits:
@@ -439,9 +439,9 @@ def _limits(config: ServerConfig) -> Limits:
     )
 
 
-def _renew_link(presence: AgentState, reason: str) -> None:
+def _renew_link(agent: AgentState, reason: str) -> None:
     """Have the agent come again, to be told; its session goes on over the next link."""
-    if presence.endpoint is not None and presence.ownership.attached:
-        presence.endpoint.session.close_link(CloseCode.RESTARTING)
-        presence.endpoint.flush()
-        presence.endpoint.drop_link(reason)
+    if agent.endpoint is not None and agent.ownership.attached:
+        agent.endpoint.session.close_link(CloseCode.RESTARTING)
+        agent.endpoint.flush()
+        agent.endpoint.drop_link(reason)

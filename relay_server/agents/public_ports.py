@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
 
     from relay_server.config import ServerConfig
-    from relay_server.registry.registry import Agent, Registry
+    from relay_server.registry.registry import EnrolledAgent, Registry
 
 log = logging.getLogger(__name__)
 
@@ -55,29 +55,29 @@ class Ports:
         """For visitors from now on."""
         self._config = config
 
-    def publish(self, presence: AgentState, publish: Publish) -> None:
+    def publish(self, agent: AgentState, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
-        listener = presence.listeners.get(publish.port)
-        agent = self._grantee(presence, publish)
-        if agent is None:
+        listener = agent.listeners.get(publish.port)
+        enrolled = self._grantee(agent, publish)
+        if enrolled is None:
             return
         if listener is not None and listener.publication:
             reason = f"port {publish.port} already serves {listener.service}"
-            self._refuse(presence, publish, RefusalCode.LIMIT, reason)
+            self._refuse(agent, publish, RefusalCode.LIMIT, reason)
             return
         if listener is None:
-            listener = self._new_listener(presence, publish)
+            listener = self._new_listener(agent, publish)
             if listener is None:
                 return
         elif not listener.open:
             reason = f"another program holds port {publish.port}"
-            self._refuse(presence, publish, RefusalCode.PORT_BUSY, reason)
-        listener.admission = agent.admission(publish.port)
+            self._refuse(agent, publish, RefusalCode.PORT_BUSY, reason)
+        listener.admission = enrolled.admission(publish.port)
         listener.service = publish.service
         listener.publication = publish.publication
-        self._confirm(presence, listener)
+        self._confirm(agent, listener)
 
-    def take_back(self, presence: AgentState, sock: socket.socket, saved: Fields) -> int | None:
+    def take_back(self, agent: AgentState, sock: socket.socket, saved: Fields) -> int | None:
         """Go on with a visitor of another process of ours; its stream, if it has one by now.
 
         Raises RemoteProtocolError.
@@ -85,136 +85,132 @@ class Ports:
         port = saved.integer("at", 1, 65535)
         service = saved.text("service", 1, MAX_TEXT)
         source = saved.text("host", 1, MAX_TEXT), saved.integer("port", 0, 65535)
-        listener = presence.listeners.get(port)
-        if "splice" in saved and presence.endpoint is not None:
+        listener = agent.listeners.get(port)
+        if "splice" in saved and agent.endpoint is not None:
             # Its port may be closed by now, or serve something else; streams go on.
             listener = Listener(port, service)
-            one = Visit(self._config, self._counters, presence, listener, sock, source)
-            splice = one.restore(presence.endpoint, saved)
+            one = Visit(self._config, self._counters, agent, listener, sock, source)
+            splice = one.restore(agent.endpoint, saved)
             self._nursery.start_soon(one.go_on, splice)
             return splice.stream
         if listener is None:
             sock.close()
         else:
-            self._on_visitor(presence, listener, sock, source)
+            self._on_visitor(agent, listener, sock, source)
         return None
 
-    def withdraw(self, presence: AgentState, publication: int) -> None:
-        for listener in list(presence.listeners.values()):
+    def withdraw(self, agent: AgentState, publication: int) -> None:
+        for listener in list(agent.listeners.values()):
             if listener.publication == publication:
-                self.close(presence, listener, "withdrawn")
+                self.close(agent, listener, "withdrawn")
 
-    def keep_granted(self, presence: AgentState, agent: Agent) -> None:
+    def keep_granted(self, agent: AgentState, enrolled: EnrolledAgent) -> None:
         """Close what is no longer granted, and tell the agent, which asks again in its own time.
 
         Who may visit the others is asked anew of each visitor that comes or waits; streams go on.
         """
-        for listener in list(presence.listeners.values()):
-            listener.admission = agent.admission(listener.port)
-            if listener.port not in agent.ports:
+        for listener in list(agent.listeners.values()):
+            listener.admission = enrolled.admission(listener.port)
+            if listener.port not in enrolled.ports:
                 publication = listener.publication
-                self.close(presence, listener, "no longer granted")
-                if publication and presence.endpoint is not None:
-                    reason = f"port {listener.port} is no longer granted to {presence.name}"
+                self.close(agent, listener, "no longer granted")
+                if publication and agent.endpoint is not None:
+                    reason = f"port {listener.port} is no longer granted to {agent.name}"
                     code = RefusalCode.NOT_GRANTED
-                    presence.endpoint.session.refused(publication, code, reason)
-                    presence.endpoint.flush()
+                    agent.endpoint.session.refused(publication, code, reason)
+                    agent.endpoint.flush()
 
-    async def close_orphans(self, presence: AgentState, endpoint: Endpoint) -> None:
+    async def close_orphans(self, agent: AgentState, endpoint: Endpoint) -> None:
         """A new session publishes at once whatever it will; other ports are of the past."""
-        while presence.endpoint is endpoint:
+        while agent.endpoint is endpoint:
             await trio.sleep(max(self._config.visitor_wait, LEAST_ORPHAN_SECONDS))
             # What an agent that has gone away meanwhile sent may be still on its way.
-            if presence.endpoint is endpoint and presence.ownership.attached:
-                for listener in list(presence.listeners.values()):
+            if agent.endpoint is endpoint and agent.ownership.attached:
+                for listener in list(agent.listeners.values()):
                     if not listener.publication:
-                        self.close(presence, listener, "no longer published")
+                        self.close(agent, listener, "no longer published")
                 return
 
-    def close_all(self, presence: AgentState, reason: str) -> None:
-        for listener in list(presence.listeners.values()):
-            self.close(presence, listener, reason)
+    def close_all(self, agent: AgentState, reason: str) -> None:
+        for listener in list(agent.listeners.values()):
+            self.close(agent, listener, reason)
 
-    def close(self, presence: AgentState, listener: Listener, reason: str) -> None:
+    def close(self, agent: AgentState, listener: Listener, reason: str) -> None:
         """Free the port at once; visitors who wait at it are reset, streams go on."""
-        del presence.listeners[listener.port]
+        del agent.listeners[listener.port]
         listener.close()
-        presence.notify()
+        agent.notify()
         event(
             log,
             logging.INFO,
             "port-closed",
-            agent=presence.name,
+            agent=agent.name,
             service=listener.service,
             port=listener.port,
             reason=reason,
         )
 
-    def _grantee(self, presence: AgentState, publish: Publish) -> Agent | None:
+    def _grantee(self, agent: AgentState, publish: Publish) -> EnrolledAgent | None:
         """The agent, if the port is granted to it; else `publish` is refused."""
         try:
-            agent = self._registry.agent_by_key(presence.key)
+            enrolled = self._registry.agent_by_key(agent.key)
         except StateError as exc:
             event(log, logging.ERROR, "registry-failed", reason=str(exc))
             reason = "the relay cannot read its registry"
-            self._refuse(presence, publish, RefusalCode.PORT_FAILED, reason)
+            self._refuse(agent, publish, RefusalCode.PORT_FAILED, reason)
             return None
-        if agent is not None and publish.port in agent.ports:
-            return agent
-        reason = f"port {publish.port} is not granted to {presence.name}"
-        self._refuse(presence, publish, RefusalCode.NOT_GRANTED, reason)
+        if enrolled is not None and publish.port in enrolled.ports:
+            return enrolled
+        reason = f"port {publish.port} is not granted to {agent.name}"
+        self._refuse(agent, publish, RefusalCode.NOT_GRANTED, reason)
         return None
 
-    def _new_listener(self, presence: AgentState, publish: Publish) -> Listener | None:
+    def _new_listener(self, agent: AgentState, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""
         listener = Listener(publish.port, publish.service, stored=self._stored)
         try:
             listener.try_open(self._config.bind)
         except PortUnavailable as exc:
-            self._refuse(presence, publish, exc.code, exc.reason)
+            self._refuse(agent, publish, exc.code, exc.reason)
             if exc.code is not RefusalCode.PORT_BUSY:
                 return None
-        presence.listeners[publish.port] = listener
-        self._nursery.start_soon(self._serve, presence, listener)
+        agent.listeners[publish.port] = listener
+        self._nursery.start_soon(self._serve, agent, listener)
         return listener
 
-    async def _serve(self, presence: AgentState, listener: Listener) -> None:
+    async def _serve(self, agent: AgentState, listener: Listener) -> None:
         await listener.serve(
             self._config.bind,
-            agent=presence.name,
-            opened=partial(self._confirm, presence, listener),
-            on_visitor=partial(self._on_visitor, presence, listener),
+            agent=agent.name,
+            opened=partial(self._confirm, agent, listener),
+            on_visitor=partial(self._on_visitor, agent, listener),
             on_failure=self._counters.accept_failed,
         )
 
     def _on_visitor(
         self,
-        presence: AgentState,
+        agent: AgentState,
         listener: Listener,
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
-        self._nursery.start_soon(
-            visit, self._config, self._counters, presence, listener, sock, source
-        )
+        self._nursery.start_soon(visit, self._config, self._counters, agent, listener, sock, source)
 
-    def _confirm(self, presence: AgentState, listener: Listener) -> None:
-        if listener.open and listener.publication and presence.endpoint is not None:
-            presence.endpoint.session.published(listener.publication, listener.port)
-            presence.endpoint.flush()
-            presence.notify()
+    def _confirm(self, agent: AgentState, listener: Listener) -> None:
+        if listener.open and listener.publication and agent.endpoint is not None:
+            agent.endpoint.session.published(listener.publication, listener.port)
+            agent.endpoint.flush()
+            agent.notify()
 
-    def _refuse(
-        self, presence: AgentState, publish: Publish, code: RefusalCode, reason: str
-    ) -> None:
+    def _refuse(self, agent: AgentState, publish: Publish, code: RefusalCode, reason: str) -> None:
         event(
             log,
             logging.WARNING,
             "publication-refused",
-            agent=presence.name,
+            agent=agent.name,
             service=publish.service,
             port=publish.port,
             reason=reason,
         )
-        if presence.endpoint is not None:
-            presence.endpoint.session.refused(publish.publication, code, reason)
+        if agent.endpoint is not None:
+            agent.endpoint.session.refused(publish.publication, code, reason)

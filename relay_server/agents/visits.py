@@ -45,13 +45,13 @@ _BY_TARGET: Final = "aborted"
 async def visit(
     config: ServerConfig,
     counters: Counters,
-    presence: AgentState,
+    agent: AgentState,
     listener: Listener,
     sock: socket.socket,
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
-    one = Visit(config, counters, presence, listener, sock, source)
+    one = Visit(config, counters, agent, listener, sock, source)
     refused: str | None = None
     with one.here():
         try:
@@ -76,20 +76,20 @@ class Visit:
         self,
         config: ServerConfig,
         counters: Counters,
-        presence: AgentState,
+        agent: AgentState,
         listener: Listener,
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
         self._config = config
         self._counters = counters
-        self._presence = presence
+        self._agent = agent
         self._listener = listener
         self.sock = sock
         self._source = source
-        self.about = {"agent": presence.name, "service": listener.service, "source": source[0]}
-        self._rules = config.rules(presence.name, listener.service)
-        self.line = _line_of(self._rules, presence, listener)
+        self.about = {"agent": agent.name, "service": listener.service, "source": source[0]}
+        self._rules = config.rules(agent.name, listener.service)
+        self.line = _line_of(self._rules, agent, listener)
         self.scope = trio.CancelScope()  # cancelled when evicted
         self.evicted = False
         self._came = trio.current_time()
@@ -100,12 +100,12 @@ class Visit:
     @contextmanager
     def here(self) -> Iterator[None]:
         """While the socket is open."""
-        self._presence.visits.add(self)
+        self._agent.visits.add(self)
         try:
             with self.sock:
                 yield
         finally:
-            self._presence.visits.discard(self)
+            self._agent.visits.discard(self)
 
     def export(self) -> dict[str, object] | None:
         """For `Ports.take_back`; without a splice of one who waits. None if it is about to end."""
@@ -130,7 +130,7 @@ class Visit:
         refused = self._turned_away()
         if refused is not None:
             return refused
-        if len(self._presence.visits) > self._config.most_visitors:
+        if len(self._agent.visits) > self._config.most_visitors:
             return "too many visitors of this agent"
         if host in self._config.uncounted or not self._rules.guarded:
             return await self._carry()
@@ -206,17 +206,17 @@ class Visit:
 
     async def _wait_ready(self) -> Endpoint | str:
         """The session to open a stream in, or why there is none."""
-        presence, listener = self._presence, self._listener
-        if not (presence.ready(listener) or listener.closed):
-            if presence.held >= self._config.held_visitors:
+        agent, listener = self._agent, self._listener
+        if not (agent.ready(listener) or listener.closed):
+            if agent.waiting_unread >= self._config.held_visitors:
                 return "too many visitors wait for the agent"
-            presence.held += 1
+            agent.waiting_unread += 1
             try:
                 with trio.move_on_at(self._came + self._config.visitor_wait):
-                    while not (presence.ready(listener) or listener.closed):
-                        await presence.wait_change()
+                    while not (agent.ready(listener) or listener.closed):
+                        await agent.wait_change()
             finally:
-                presence.held -= 1
+                agent.waiting_unread -= 1
             # A task woken in the turn in which it is evicted runs once more.
             await trio.lowlevel.checkpoint_if_cancelled()
         if listener.closed:
@@ -224,13 +224,13 @@ class Visit:
         refused = self._turned_away()  # the lists may be others than when it came
         if refused is not None:
             return refused
-        return presence.ready(listener) or "the agent is away"
+        return agent.ready(listener) or "the agent is away"
 
     def _open(self, endpoint: Endpoint) -> Splice | str:
         try:
             stream = endpoint.session.open(self._listener.publication, self._source)
         except SessionLost as exc:
-            self._presence.end_session()  # 2^31 streams: the agent starts a new session at once
+            self._agent.end_session()  # 2^31 streams: the agent starts a new session at once
             return str(exc)
         if stream is None:
             return "too many streams"
@@ -265,24 +265,24 @@ class Visit:
 
     def lose_session(self) -> None:
         """After a fault of ours: what the session's state is worth, nobody knows."""
-        if self._joined is not None and self._presence.endpoint is self._joined[0]:
-            self._presence.end_session()
+        if self._joined is not None and self._agent.endpoint is self._joined[0]:
+            self._agent.end_session()
 
     def _ending(self) -> Ending:
         """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""
         if self._identification in _REFUSED_OPENINGS:
             return Ending.THEIRS
-        presence = self._presence
-        if self._joined is None or not presence.ownership.attached or presence.since > self._came:
+        agent = self._agent
+        if self._joined is None or not agent.ownership.attached or agent.since > self._came:
             return Ending.OURS
         splice = self._joined[1]
         is_theirs = splice.reset_by_peer in (None, _BY_TARGET)
         return Ending.THEIRS if is_theirs else Ending.OURS
 
 
-def _line_of(rules: Rules, presence: AgentState, listener: Listener) -> WaitingLine:
-    line = presence.lines.get(listener.port)
+def _line_of(rules: Rules, agent: AgentState, listener: Listener) -> WaitingLine:
+    line = agent.lines.get(listener.port)
     if line is None or line.service != listener.service:
-        line = presence.lines[listener.port] = WaitingLine(Guard(rules.caps), listener.service)
+        line = agent.lines[listener.port] = WaitingLine(Guard(rules.caps), listener.service)
     line.guard.caps = rules.caps  # they may be others than when somebody came last
     return line

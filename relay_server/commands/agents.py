@@ -13,7 +13,7 @@ from protocol.process.state import StateFolder
 from relay_server import PROGRAM
 from relay_server.commands.options import add_command, port_list
 from relay_server.registry.open import existing_registry
-from relay_server.registry.registry import Agent
+from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import has_former
 
 # What an agent of ours names a service by; others may use 64 letters.
@@ -77,7 +77,7 @@ def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
 
 
 def _agent_entry(
-    agent: Agent, present: dict[str, Any] | None, running: bool, newest: bytes | None
+    agent: EnrolledAgent, present: dict[str, Any] | None, running: bool, newest: bytes | None
 ) -> dict[str, Any]:
     """What `agents --json` says of one; a script may rely on each of the keys."""
     entry: dict[str, Any] = {

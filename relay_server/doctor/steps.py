@@ -35,7 +35,7 @@ from relay_server.doctor.host import (
 )
 from relay_server.net.bind_check import bind_error, lowest_free, who_holds
 from relay_server.registry.open import LOCK, existing_registry
-from relay_server.registry.registry import Agent
+from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import load
 
 # One that has just been started opens its control socket within that time.
@@ -58,7 +58,7 @@ class Context:
     state: StateFolder
     config_file: Path | None = None
     config: ServerConfig = field(default_factory=ServerConfig)
-    agents: list[Agent] = field(default_factory=list)
+    agents: list[EnrolledAgent] = field(default_factory=list)
     hosts: tuple[HostPort, ...] = ()  # that invitations tell agents to dial
     link_ports: tuple[int, ...] = ()
     running: dict[str, Any] | None = None  # what the running relay says of itself

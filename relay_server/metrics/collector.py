@@ -149,7 +149,8 @@ class Metrics(Collector):
             "visitors_waiting",
             "Visitors who wait for their agent, or for a place at a guarded service.",
             sum(
-                one.held + sum(line.guard.waiting for line in one.lines.values()) for one in present
+                one.waiting_unread + sum(line.guard.waiting for line in one.lines.values())
+                for one in present
             ),
         )
         came = {(service,): count for service, count in counters.visitors.items()}

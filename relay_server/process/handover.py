@@ -36,7 +36,7 @@ from relay_server.agents.attach_policy import DISPLACED_KEPT
 if TYPE_CHECKING:
     from relay_server.agents.manager import Agents
     from relay_server.net.fd_store import StoredListeners
-    from relay_server.registry.registry import Agent, Registry
+    from relay_server.registry.registry import EnrolledAgent, Registry
 
 log = logging.getLogger(__name__)
 
@@ -90,22 +90,22 @@ def _leave(agents: Agents) -> Named:
 
 
 def _records(present: list[AgentState], sockets: Named) -> Iterator[dict[str, object]]:
-    for presence in present:
-        endpoint, ownership = presence.endpoint, presence.ownership
+    for agent in present:
+        endpoint, ownership = agent.endpoint, agent.ownership
         if endpoint is None or ownership.session is None:
             continue
         endpoint.drop_link("the relay restarts")
         visits = []
-        for visit in presence.visits:
+        for visit in agent.visits:
             saved = visit.export()
             if saved is not None:
                 visits.append(saved | {"socket": handover.cookie(visit.sock)})
                 sockets.append((VISITOR, visit.sock.fileno()))
         yield {
-            "key": presence.key,
-            "address": presence.address,
-            "relay_key": presence.relay_key,
-            "rotates": presence.rotates,
+            "key": agent.key,
+            "address": agent.address,
+            "relay_key": agent.relay_key,
+            "rotates": agent.rotates,
             "instance": ownership.instance,
             "epoch": ownership.epoch,
             "id": ownership.session,
@@ -113,7 +113,7 @@ def _records(present: list[AgentState], sockets: Named) -> Iterator[dict[str, ob
             "session": export(endpoint.session),
             "publications": [
                 {"id": one.publication, "service": one.service, "port": one.port}
-                for one in presence.listeners.values()
+                for one in agent.listeners.values()
                 if one.publication
             ],
             "visits": visits,
@@ -157,19 +157,19 @@ class Found:
         try:
             saved = handover.unpack(record)
             key = saved.octets("key", KEY_SIZE, KEY_SIZE)
-            agent = registry.agent_by_key(key)
-            if agent is not None:  # not revoked meanwhile
-                name = agent.name
-                self._go_on(agent, key, saved, agents)
+            enrolled = registry.agent_by_key(key)
+            if enrolled is not None:  # not revoked meanwhile
+                name = enrolled.name
+                self._go_on(enrolled, key, saved, agents)
         except (StateUnreadable, StateError, SessionLost, RemoteProtocolError) as exc:
             event(log, logging.WARNING, "session-lost", agent=name, reason=str(exc))
 
-    def _go_on(self, agent: Agent, key: bytes, saved: Fields, agents: Agents) -> None:
-        presence = AgentState(key, agent.name)
-        presence.address = saved.text("address", 0, MAX_TEXT)
-        presence.relay_key = saved.octets("relay_key", 0, KEY_SIZE)
-        presence.rotates = saved.boolean("rotates")
-        ownership = presence.ownership
+    def _go_on(self, enrolled: EnrolledAgent, key: bytes, saved: Fields, agents: Agents) -> None:
+        agent = AgentState(key, enrolled.name)
+        agent.address = saved.text("address", 0, MAX_TEXT)
+        agent.relay_key = saved.octets("relay_key", 0, KEY_SIZE)
+        agent.rotates = saved.boolean("rotates")
+        ownership = agent.ownership
         ownership.instance = saved.octets("instance", ID_SIZE, ID_SIZE)
         ownership.epoch = saved.integer("epoch", 0, U64_MAX)
         ownership.session = saved.octets("id", ID_SIZE, ID_SIZE)
@@ -179,27 +179,27 @@ class Found:
         visits = saved.maps("visits", most=MAX_STREAMS)
         session = saved.map("session")
         saved.finish()
-        endpoint = agents.take_back(presence, session)
+        endpoint = agents.take_back(agent, session)
         # As when the agent asks: the lists may have changed, or the port be taken.
         for publish in publications:
-            agents.ports.publish(presence, publish)
-        spliced = {self._rejoin(agents, presence, visit) for visit in visits}
+            agents.ports.publish(agent, publish)
+        spliced = {self._rejoin(agents, agent, visit) for visit in visits}
         for stream in endpoint.session.streams:
             if stream not in spliced:
                 endpoint.splices.pop(stream, None)
                 endpoint.session.reset(stream, ResetCode.ABORTED)
 
-    def _rejoin(self, agents: Agents, presence: AgentState, saved: Fields) -> int | None:
+    def _rejoin(self, agents: Agents, agent: AgentState, saved: Fields) -> int | None:
         """The stream of the visitor that goes on; None if it has none, or cannot."""
         sock = None
         try:
             sock = self._visitors.pop(saved.integer("socket", 0, U64_MAX), None)
             # There may have been no room for it in the store.
-            return None if sock is None else agents.ports.take_back(presence, sock, saved)
+            return None if sock is None else agents.ports.take_back(agent, sock, saved)
         except RemoteProtocolError as exc:
             if sock is not None:
                 sock.close()
-            event(log, logging.WARNING, "visitor-lost", agent=presence.name, reason=str(exc))
+            event(log, logging.WARNING, "visitor-lost", agent=agent.name, reason=str(exc))
             return None
 
 

@@ -69,7 +69,7 @@ class TokenRefused(Exception):  # noqa: N818 - an answer, not a defect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agent:
+class EnrolledAgent:
     """A name and what belongs to it. `public_key` and `enrolled` are None until it enrols."""
 
     name: str
@@ -144,7 +144,7 @@ class Registry(Database):
 
     # Reading
 
-    def agents(self) -> list[Agent]:
+    def agents(self) -> list[EnrolledAgent]:
         """The enrolled agents, by name."""
         with self._errors():
             return _agents(self._reader, "public_key IS NOT NULL", ())
@@ -157,12 +157,12 @@ class Registry(Database):
             )
             return [name for (name,) in rows]
 
-    def agent(self, name: str) -> Agent | None:
+    def agent(self, name: str) -> EnrolledAgent | None:
         """The agent of that name, also one that is only invited."""
         with self._errors():
             return _agent(self._reader, name)
 
-    def agent_by_key(self, public_key: bytes) -> Agent | None:
+    def agent_by_key(self, public_key: bytes) -> EnrolledAgent | None:
         with self._errors():
             found = _agents(self._reader, "public_key = ?", (public_key,))
             return found[0] if found else None
@@ -279,7 +279,7 @@ class Registry(Database):
                 raise Refused(f"there is no pending invitation for {name}")
             db.execute("DELETE FROM agents WHERE name = ? AND public_key IS NULL", (name,))
 
-    def redeem(self, token: bytes, public_key: bytes, now: float) -> Agent:
+    def redeem(self, token: bytes, public_key: bytes, now: float) -> EnrolledAgent:
         """Enrol the holder of `public_key` by `token`; its name's former key is revoked.
 
         The token binds to the first key that shows it. That key may show it for ever, so that an
@@ -448,7 +448,7 @@ def _hash(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> list[Agent]:
+def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> list[EnrolledAgent]:
     columns = "name, public_key, created, enrolled, relay_key"
     rows = db.execute(
         f"SELECT {columns} FROM agents WHERE {where} ORDER BY name",  # noqa: S608 - all of it is ours
@@ -457,7 +457,7 @@ def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> 
     # One query for all of them: one an agent takes longer the more agents there are.
     ports = _ports_of(db, where, arguments)
     return [
-        Agent(
+        EnrolledAgent(
             name=name,
             public_key=public_key,
             ports=tuple(port for port, _ in ports.get(name, [])),
@@ -474,7 +474,7 @@ def _agents(db: sqlite3.Connection, where: str, arguments: Sequence[object]) -> 
     ]
 
 
-def _agent(db: sqlite3.Connection, name: str) -> Agent | None:
+def _agent(db: sqlite3.Connection, name: str) -> EnrolledAgent | None:
     found = _agents(db, "name = ?", (name,))
     return found[0] if found else None
 

@@ -161,7 +161,7 @@ class Relay:
         with closing(sqlite3.connect(self.registry._path)) as db, db:
             db.execute("DELETE FROM ports WHERE port = ?", (port,))
 
-    def presence(self, router: Router) -> AgentState:
+    def agent(self, router: Router) -> AgentState:
         return self.agents._present[router.key.public]
 
 
@@ -297,7 +297,7 @@ class Router:
         """The link is lost, and the relay has noticed."""
         assert self.endpoint is not None
         self.endpoint.drop_link("cut")
-        await until(lambda: not self.relay.presence(self).ownership.attached)
+        await until(lambda: not self.relay.agent(self).ownership.attached)
 
     async def lose(self) -> None:
         """The process is killed."""

@@ -22,7 +22,7 @@ def new_line(service: str) -> WaitingLine:
 
 
 @pytest.fixture
-def presence() -> AgentState:
+def agent() -> AgentState:
     """Holding a session, with one published and one idle listener."""
     one = AgentState(b"k" * 32, "home")
     one.endpoint = Endpoint(
@@ -33,21 +33,21 @@ def presence() -> AgentState:
     return one
 
 
-async def test_visitors_are_passed_on_while_attached_and_published(presence: AgentState) -> None:
-    published, idle = presence.listeners.values()
-    assert not presence.ready(published)
-    presence.attached_now()
-    assert presence.ready(published)
-    assert not presence.ready(idle)
-    presence.detached_now()
-    assert not presence.ready(published)
+async def test_visitors_are_passed_on_while_attached_and_published(agent: AgentState) -> None:
+    published, idle = agent.listeners.values()
+    assert not agent.ready(published)
+    agent.attached_now()
+    assert agent.ready(published)
+    assert not agent.ready(idle)
+    agent.detached_now()
+    assert not agent.ready(published)
 
 
-async def test_attaching_wakes_whoever_waits(presence: AgentState) -> None:
+async def test_attaching_wakes_whoever_waits(agent: AgentState) -> None:
     woken: list[int] = []
 
     async def wait(number: int) -> None:
-        await presence.wait_change()
+        await agent.wait_change()
         woken.append(number)
 
     async with trio.open_nursery() as nursery:
@@ -55,26 +55,26 @@ async def test_attaching_wakes_whoever_waits(presence: AgentState) -> None:
             nursery.start_soon(wait, number)
         await trio.testing.wait_all_tasks_blocked()
         assert not woken
-        presence.attached_now()
+        agent.attached_now()
     assert sorted(woken) == [0, 1, 2]
 
 
 async def test_since_is_the_time_of_the_last_change(
-    presence: AgentState, mock_clock: trio.testing.MockClock
+    agent: AgentState, mock_clock: trio.testing.MockClock
 ) -> None:
     mock_clock.jump(5)
-    presence.attached_now()
-    began = presence.since
+    agent.attached_now()
+    began = agent.since
     mock_clock.jump(7)
-    presence.detached_now()
-    assert presence.since == began + 7
+    agent.detached_now()
+    assert agent.since == began + 7
 
 
-async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: AgentState) -> None:
-    presence.lines = {1: new_line("ssh"), 3: new_line("old")}
-    presence.lines[1].refused["the source is denied"] += 2
-    presence.attached_now(resumed=True)
-    status = presence.status()
+async def test_it_tells_of_ports_and_of_whom_the_guard_refused(agent: AgentState) -> None:
+    agent.lines = {1: new_line("ssh"), 3: new_line("old")}
+    agent.lines[1].refused["the source is denied"] += 2
+    agent.attached_now(resumed=True)
+    status = agent.status()
     assert (status["name"], status["attached"], status["waiting"]) == ("home", True, 0)
     assert status["services"] == [
         {
@@ -90,41 +90,41 @@ async def test_it_tells_of_ports_and_of_whom_the_guard_refused(presence: AgentSt
             ("old", 3, "closed", False, {}),
         )
     ]
-    presence.end_session()
-    assert presence.status()["streams"] == []
+    agent.end_session()
+    assert agent.status()["streams"] == []
 
 
-async def test_who_takes_over_cancels_the_one_before(presence: AgentState) -> None:
-    first = presence.take_over()
+async def test_who_takes_over_cancels_the_one_before(agent: AgentState) -> None:
+    first = agent.take_over()
     assert not first.cancel_called
-    second = presence.take_over()
+    second = agent.take_over()
     assert first.cancel_called
     assert not second.cancel_called
-    assert presence.keeper is second
+    assert agent.keeper is second
 
 
 async def test_the_end_of_the_session_leaves_the_listeners_serving_nobody(
-    presence: AgentState,
+    agent: AgentState,
 ) -> None:
-    presence.attached_now()
-    presence.end_session()
-    assert presence.endpoint is None
-    assert presence.link is None
-    assert presence.ownership.decide(HELLO) is Decision.RENEW
-    assert [one.publication for one in presence.listeners.values()] == [0, 0]
-    assert not any(one.closed for one in presence.listeners.values())
-    presence.end_session()
+    agent.attached_now()
+    agent.end_session()
+    assert agent.endpoint is None
+    assert agent.link is None
+    assert agent.ownership.decide(HELLO) is Decision.RENEW
+    assert [one.publication for one in agent.listeners.values()] == [0, 0]
+    assert not any(one.closed for one in agent.listeners.values())
+    agent.end_session()
 
 
-async def test_expelled_means_everything_under_way(presence: AgentState) -> None:
-    keeper, newcomer = presence.take_over(), trio.CancelScope()
-    presence.newcomer = newcomer
-    presence.expel()
+async def test_expelled_means_everything_under_way(agent: AgentState) -> None:
+    keeper, newcomer = agent.take_over(), trio.CancelScope()
+    agent.newcomer = newcomer
+    agent.expel()
     assert keeper.cancel_called
     assert newcomer.cancel_called
-    assert presence.endpoint is None
+    assert agent.endpoint is None
 
 
-async def test_expelled_with_nothing_under_way(presence: AgentState) -> None:
-    presence.expel()
-    assert presence.endpoint is None
+async def test_expelled_with_nothing_under_way(agent: AgentState) -> None:
+    agent.expel()
+    assert agent.endpoint is None

@@ -22,7 +22,7 @@ from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
 from relay_server.agents.handshakes import REGISTRY_RETRY, Failure
-from relay_server.registry.registry import Agent
+from relay_server.registry.registry import EnrolledAgent
 from tests.unit.protocol.transport.ends import tcp_pair
 from tests.unit.protocol.transport.test_splice import receive_to_end
 from tests.unit.relay_server.relay import (
@@ -356,9 +356,9 @@ class SlowDisk:
 
     def __init__(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done, self.go_on = threading.Event(), threading.Event()
-        real: Callable[[bytes, bytes, float], Agent] = relay.registry.redeem
+        real: Callable[[bytes, bytes, float], EnrolledAgent] = relay.registry.redeem
 
-        def redeem(token: bytes, key: bytes, now: float) -> Agent:
+        def redeem(token: bytes, key: bytes, now: float) -> EnrolledAgent:
             agent = real(token, key, now)
             self.done.set()
             self.go_on.wait(10)

@@ -65,7 +65,7 @@ async def test_another_agents_streams_and_publications_are_out_of_reach(
     visitor, target = await victim.visited(port)  # stream 1 of publication 1
     await hostile.attach()
     say(hostile, frame)
-    await until(lambda: relay.presence(hostile).endpoint is None)
+    await until(lambda: relay.agent(hostile).endpoint is None)
     assert await echoes(visitor, target, b"undisturbed")
     visitor.close()
 
@@ -143,7 +143,7 @@ async def test_a_flood_of_publications_is_a_minute_of_lines_and_ends_at_the_head
     log.handler.addFilter(enough)
     sent = 0
     try:
-        while relay.presence(router).endpoint is not None:
+        while relay.agent(router).endpoint is not None:
             sent += 1
             assert sent < 10_000
             publish = wire.Publish(publication=sent, service="ssh", port=1).encode()
@@ -153,8 +153,8 @@ async def test_a_flood_of_publications_is_a_minute_of_lines_and_ends_at_the_head
             await trio.lowlevel.checkpoint()
     except LinkLost:
         pass
-    await until(lambda: relay.presence(router).endpoint is None)
+    await until(lambda: relay.agent(router).endpoint is None)
     log.handler.removeFilter(enough)
     assert len(told(log, "publication-refused")) == logs.LINES_A_MINUTE < sent
     assert "pile up unacked" in told(log, "link-down")[0]["reason"]
-    assert relay.presence(other).ownership.attached
+    assert relay.agent(other).ownership.attached

@@ -45,7 +45,7 @@ async def denied(router: Router, code: DenialCode, **options: Any) -> LinkDenied
 
 def is_attached(router: Router) -> bool:
     """As the relay sees it, to this very process."""
-    ownership = router.relay.presence(router).ownership
+    ownership = router.relay.agent(router).ownership
     return ownership.attached and ownership.instance == router.instance
 
 
@@ -150,7 +150,7 @@ async def test_a_count_that_cannot_be_is_the_end_of_the_session(
     await router.cut()
     where = router.where()
     await router.attach(resume=Resume(session=where.session, received=received))
-    await until(lambda: relay.presence(router).endpoint is None)
+    await until(lambda: relay.agent(router).endpoint is None)
     assert not (await router.resume()).resumed
 
 
@@ -163,7 +163,7 @@ async def test_a_peer_that_breaks_the_protocol_loses_its_session(
     assert router.endpoint is not None
     router.endpoint.session._outbox.queue_control(b"\x3e\0\0\0\0")
     router.endpoint.flush()
-    await until(lambda: relay.presence(router).endpoint is None)
+    await until(lambda: relay.agent(router).endpoint is None)
     assert "protocol error" in told(log, "link-down")[0]["reason"]
     assert is_attached(other)
 
@@ -203,7 +203,7 @@ async def test_a_second_process_is_refused_while_the_first_lives(
     (duplicate,) = told(log, "agent-duplicate")
     assert duplicate["agent"] == "home"
     assert duplicate["instance"] == second.instance.hex()
-    assert duplicate["attached"] == relay.presence(router).address
+    assert duplicate["attached"] == relay.agent(router).address
     with visitor, target:
         await send_all(visitor, b"undisturbed")
         assert await receive_exactly(target, 11) == b"undisturbed"
@@ -339,7 +339,7 @@ async def test_a_displaced_process_may_come_back_once_the_winner_has_left(
     winner.say_goodbye(CloseCode.GONE)
     await quiet()
     await winner.cut()
-    await until(lambda: relay.presence(router).endpoint is None)
+    await until(lambda: relay.agent(router).endpoint is None)
     assert not (await router.resume()).resumed
     assert is_attached(router)
 
@@ -356,7 +356,7 @@ async def test_a_goodbye_for_good_ends_the_session_at_once(relay: Relay, mock_cl
     router.say_goodbye(CloseCode.GONE)
     # Whether or not the agent closes its link.
     assert await was_reset(visitor)
-    assert relay.presence(router).endpoint is None
+    assert relay.agent(router).endpoint is None
     assert not refuses(port), "the listener is the agent's"
     mock_clock.jump(relay.config.listener_keep - 1)
     await quiet()
@@ -385,7 +385,7 @@ async def test_a_goodbye_counts_for_its_own_link_only(relay: Relay) -> None:
     await quiet()
     await router.attach(resume=where)
     await router.cut()
-    assert relay.presence(router).endpoint is not None
+    assert relay.agent(router).endpoint is not None
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -402,9 +402,9 @@ async def test_a_session_is_kept_for_a_while(
     keep = relay.config.detached_keep if streams else relay.config.detached_keep_idle
     mock_clock.jump(keep - 0.01)
     await quiet()
-    assert relay.presence(router).endpoint is not None
+    assert relay.agent(router).endpoint is not None
     mock_clock.jump(0.01)
-    await until(lambda: relay.presence(router).endpoint is None)
+    await until(lambda: relay.agent(router).endpoint is None)
     assert told(log, "session-expired") == [{"agent": "home", "streams": int(streams)}]
     if streams:
         assert await was_reset(visitor)
@@ -461,11 +461,11 @@ async def test_a_return_in_the_turn_in_which_it_is_given_up(
     await router.cut()
     await quiet()
     session = router.session
-    expiry = relay.presence(router).since + relay.config.detached_keep_idle
+    expiry = relay.agent(router).since + relay.config.detached_keep_idle
     if session_is_over:
         mock_clock.jump(relay.config.detached_keep_idle)
         await quiet()
-        expiry = relay.presence(router).since + relay.config.listener_keep
+        expiry = relay.agent(router).since + relay.config.listener_keep
     admit = Agents.admit
 
     async def admit_then(*arguments: Any) -> None:
@@ -479,7 +479,7 @@ async def test_a_return_in_the_turn_in_which_it_is_given_up(
         mock_clock.jump(expiry - trio.current_time())
     await quiet()
     assert is_attached(router)
-    assert relay.presence(router).endpoint is not None
+    assert relay.agent(router).endpoint is not None
     if router.session != session:
         await router.serve(port)
     visitor, _ = await router.visited(port)
@@ -499,7 +499,7 @@ async def test_a_welcome_that_cannot_be_sent_leaves_nobody_attached(
         with pytest.raises(LinkLost):
             await router.attach()
     await quiet()
-    assert not relay.presence(router).ownership.attached
+    assert not relay.agent(router).ownership.attached
     assert not told(log, "link-up")
     assert told(log, "link-down")[0]["reason"] == "sending failed: Broken pipe"
     await router.attach()
@@ -555,7 +555,7 @@ async def test_revoking_resets_visitors_who_wait(relay: Relay) -> None:
     await router.serve(port)
     await router.cut()
     held = caller_of(port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     late = caller_of(port)  # accepted by the kernel, perhaps not by us
     relay.registry.revoke("home", 0.0)
     relay.agents.refresh()
@@ -738,7 +738,7 @@ async def test_who_knows_the_current_key_is_not_disturbed(relay: Relay) -> None:
     relay.agents.renew_links()
     await quiet()
     assert not router.ended
-    assert relay.presence(away).endpoint is not None
+    assert relay.agent(away).endpoint is not None
 
 
 async def test_another_configuration_holds_for_sessions_that_begin(relay: Relay) -> None:
@@ -767,12 +767,12 @@ async def test_whoever_only_asks_is_answered_and_changes_nothing(relay: Relay) -
     await router.serve(port)
     visitor, target = await router.visited(port)
     with visitor, target:
-        before = relay.presence(router).ownership.session
+        before = relay.agent(router).ownership.session
         welcome = await router.again().attach(features=(INQUIRY,), silent=True)
         assert (welcome.name, welcome.ports) == ("home", (port,))
         assert welcome.clock is not None
         assert is_attached(router)
-        assert relay.presence(router).ownership.session == before
+        assert relay.agent(router).ownership.session == before
         await send_all(visitor, b"on")
         assert await receive_exactly(target, 2) == b"on"
         # Nor while it is away, when another process would take over at once.
@@ -855,7 +855,7 @@ async def test_a_key_that_was_replaced_during_its_probe_takes_over_nothing(
         await quiet()
         mock_clock.jump(PROBE_SECONDS)
     router.key = new
-    assert relay.presence(router).ownership.instance == router.instance
+    assert relay.agent(router).ownership.instance == router.instance
 
 
 async def test_a_successor_that_cannot_be_taken_leaves_the_old_key_as_it_was(

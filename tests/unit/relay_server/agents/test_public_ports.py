@@ -157,7 +157,7 @@ async def test_a_port_that_cannot_be_opened_at_all_is_refused_for_good(
         patched.setattr("relay_server.net.fd_store.listen", forbidden)
         router.publish(port)
         assert (await refusal(router))[0] == RefusalCode.PORT_FAILED
-    assert not relay.presence(router).listeners
+    assert not relay.agent(router).listeners
     await router.serve(port)
 
 
@@ -236,7 +236,7 @@ async def test_what_a_new_session_does_not_publish_is_closed(
     again = router.again()
     await again.attach()
     held = caller_of(port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     mock_clock.jump(relay.config.visitor_wait - 0.01)
     await quiet()
     assert not refuses(port)
@@ -316,7 +316,7 @@ async def test_a_port_that_is_no_longer_granted_is_closed_while_the_agent_is_awa
     await router.serve(port)
     await router.cut()
     held = caller_of(port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     relay.take_away(port)
     relay.agents.refresh()
     assert refuses(port)
@@ -343,7 +343,7 @@ async def test_an_orphan_that_is_no_longer_granted_is_nobodys_news(
     await router.cut()
     await quiet()
     mock_clock.jump(relay.config.detached_keep_idle)
-    await until(lambda: relay.presence(router).endpoint is None)
+    await until(lambda: relay.agent(router).endpoint is None)
     relay.take_away(port)
     relay.agents.refresh()
     assert refuses(port)

@@ -73,14 +73,14 @@ async def test_who_comes_while_the_agent_is_away_waits_unread(
     await router.cut()
     visitor = caller_of(port)
     await send_all(visitor, b"early")
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     mock_clock.jump(relay.config.visitor_wait - 0.01)
     await quiet()
     await router.resume()
     await until(lambda: router.targets)
     with visitor:
         assert await receive_exactly(router.targets[0], 5) == b"early"
-    assert relay.presence(router).held == 0
+    assert relay.agent(router).waiting_unread == 0
 
 
 async def test_who_waits_is_reset_when_nobody_comes(
@@ -89,7 +89,7 @@ async def test_who_waits_is_reset_when_nobody_comes(
     router, port = await serving(relay)
     await router.cut()
     visitor = caller_of(port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     await quiet()
     mock_clock.jump(relay.config.visitor_wait - 0.01)
     await quiet()
@@ -104,18 +104,18 @@ async def test_who_waits_is_reset_when_nobody_comes(
             "reason": "the agent is away",
         }
     ]
-    assert relay.presence(router).held == 0
+    assert relay.agent(router).waiting_unread == 0
 
 
 async def test_who_waits_is_let_in_by_the_next_session_once_that_publishes(relay: Relay) -> None:
     router, port = await serving(relay)
     await router.cut()
     visitor = caller_of(port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     again = router.again()
     await again.attach()
     await quiet()
-    assert relay.presence(router).held == 1
+    assert relay.agent(router).waiting_unread == 1
     again.publish(port)
     await until(lambda: again.targets)
     visitor.close()
@@ -128,7 +128,7 @@ async def test_so_many_may_wait_and_no_more(
         router, port = await serving(relay)
         await router.cut()
         held = [caller_of(port), caller_of(port)]
-        await until(lambda: relay.presence(router).held == 2)
+        await until(lambda: relay.agent(router).waiting_unread == 2)
         assert await was_reset(caller_of(port))
         (refused,) = told(log, "visitor-refused")
         assert refused["reason"] == "too many visitors wait for the agent"
@@ -136,7 +136,7 @@ async def test_so_many_may_wait_and_no_more(
         await until(lambda: len(router.targets) == 2)
         for one in held:
             one.close()
-        assert relay.presence(router).held == 0
+        assert relay.agent(router).waiting_unread == 0
 
 
 async def test_nobody_waits_where_that_is_configured(tmp_path: Path, mock_clock: Clock) -> None:
@@ -154,7 +154,7 @@ async def test_more_streams_than_the_agent_takes_are_reset(
     assert await was_reset(caller_of(port))
     assert told(log, "visitor-refused")[0]["reason"] == "too many streams"
     visitors.pop().close()
-    await until(lambda: relay.presence(router).endpoint is not None)
+    await until(lambda: relay.agent(router).endpoint is not None)
     for one in visitors:
         one.close()
 
@@ -180,7 +180,7 @@ async def test_a_visitor_who_left_before_its_turn_leaves_nothing(relay: Relay) -
     router, port = await serving(relay)
     await router.cut()
     visitor = caller_of(port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
     await router.resume()
@@ -205,30 +205,30 @@ async def test_a_socket_that_takes_no_options_is_closed(
 
 async def test_cancelled_where_it_waits_or_carries_the_visitor_is_reset(relay: Relay) -> None:
     router, port = await serving(relay)
-    presence = relay.presence(router)
-    listener = presence.listeners[port]
+    agent = relay.agent(router)
+    listener = agent.listeners[port]
     orphan = Listener(port, "ssh")  # not published
-    for at, started in ((listener, lambda: router.targets), (orphan, lambda: presence.held)):
+    for at, started in ((listener, lambda: router.targets), (orphan, lambda: agent.waiting_unread)):
         visitor, accepted = tcp_pair()
         async with trio.open_nursery() as nursery:
             source = ("203.0.113.9", 1)
-            nursery.start_soon(visit, relay.config, Counters(), presence, at, accepted, source)
+            nursery.start_soon(visit, relay.config, Counters(), agent, at, accepted, source)
             await until(started)
             nursery.cancel_scope.cancel()
         assert await was_reset(visitor)
         assert accepted.fileno() < 0
-    assert presence.held == 0
+    assert agent.waiting_unread == 0
 
 
 async def test_who_is_accepted_as_the_port_closes_is_reset_at_once(
     relay: Relay, log: pytest.LogCaptureFixture
 ) -> None:
     router, port = await serving(relay)
-    presence = relay.presence(router)
-    listener = presence.listeners[port]
+    agent = relay.agent(router)
+    listener = agent.listeners[port]
     visitor, accepted = tcp_pair()
-    relay.agents.ports._on_visitor(presence, listener, accepted, ("203.0.113.9", 1))
-    relay.agents.ports.close(presence, listener, "withdrawn")
+    relay.agents.ports._on_visitor(agent, listener, accepted, ("203.0.113.9", 1))
+    relay.agents.ports.close(agent, listener, "withdrawn")
     assert await was_reset(visitor)
     assert told(log, "visitor-refused")[0]["reason"] == "the port is closed"
 
@@ -239,12 +239,12 @@ async def test_a_session_that_ends_as_the_visitor_is_woken_leaves_it_waiting(
     router, port = await serving(relay)
     await router.cut()
     visitor = caller_of(port)
-    await until(lambda: relay.presence(router).held)
-    presence = relay.presence(router)
-    presence.notify()
-    presence.end_session()
+    await until(lambda: relay.agent(router).waiting_unread)
+    agent = relay.agent(router)
+    agent.notify()
+    agent.end_session()
     await quiet()
-    assert presence.held == 1
+    assert agent.waiting_unread == 1
     visitor.close()
 
 
@@ -262,8 +262,8 @@ def come(
     visitor, accepted = tcp_pair()
     if says:
         visitor.send(says)
-    presence = relay.presence(router)
-    relay.agents.ports._on_visitor(presence, presence.listeners[port], accepted, (host, 4711))
+    agent = relay.agent(router)
+    relay.agents.ports._on_visitor(agent, agent.listeners[port], accepted, (host, 4711))
     return visitor
 
 
@@ -279,7 +279,7 @@ async def visited_by(
 
 
 def score(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:
-    return relay.presence(router).lines[port].guard.score(host, trio.current_time())
+    return relay.agent(router).lines[port].guard.score(host, trio.current_time())
 
 
 async def test_one_young_visitor_too_many_evicts_another(
@@ -301,7 +301,7 @@ async def test_one_young_visitor_too_many_evicts_another(
     about = {"agent": "home", "service": "ssh", "source": STRANGER}
     assert told(log, "visitor-evicted") == [about | {"received": len(BEGIN), "sent": 0}]
     assert not told(log, "visitor-out")
-    assert relay.presence(router).refused == {EVICTED: 1}
+    assert relay.agent(router).refused == {EVICTED: 1}
     assert score(relay, router, port) == 0.0
     for one in (late, *(visitor for visitor, _ in pairs[1:])):
         one.close()
@@ -313,7 +313,7 @@ async def test_an_established_visitor_stays_whoever_comes(relay: Relay) -> None:
     await send_all(visitor, bytes(GROWN_BYTES))
     await receive_exactly(target, GROWN_BYTES)
     crowd = [come(relay, router, port) for _ in range(40)]
-    await until(lambda: relay.presence(router).refused[EVICTED] >= 10)
+    await until(lambda: relay.agent(router).refused[EVICTED] >= 10)
     await send_all(target, b"still here")
     assert await receive_exactly(visitor, 10) == b"still here"
     for one in (visitor, *crowd):
@@ -326,11 +326,11 @@ async def test_who_waits_for_the_agent_can_be_evicted(relay: Relay, mock_clock: 
     waiting = []
     for _ in range(4):
         waiting.append(come(relay, router, port))
-        await until(lambda: relay.presence(router).held == len(waiting))
+        await until(lambda: relay.agent(router).waiting_unread == len(waiting))
     mock_clock.jump(GRACE)
     late = come(relay, router, port)
     assert await was_reset(waiting[0])
-    await until(lambda: relay.presence(router).held == 4)
+    await until(lambda: relay.agent(router).waiting_unread == 4)
     for one in (late, *waiting[1:]):
         one.close()
 
@@ -342,9 +342,9 @@ async def test_of_those_who_wait_for_the_agent_the_silent_go_first(
     await router.cut()
     begun = [come(relay, router, port) for _ in range(3)]
     silent = come(relay, router, port, says=b"")
-    await until(lambda: relay.presence(router).held == 3)
+    await until(lambda: relay.agent(router).waiting_unread == 3)
     mock_clock.jump(FOR_SSH.hold)
-    await until(lambda: relay.presence(router).held == 4)
+    await until(lambda: relay.agent(router).waiting_unread == 4)
     mock_clock.jump(GRACE)
     late = come(relay, router, port)
     assert await was_reset(silent)
@@ -364,7 +364,7 @@ async def test_a_source_may_have_so_many_established_visitors(
         reason = "too many visitors from there"
         await until(lambda: told(log, "visitor-refused"))
         assert told(log, "visitor-refused")[0]["reason"] == reason
-        assert relay.presence(router).refused == {reason: 1}
+        assert relay.agent(router).refused == {reason: 1}
         other, _ = await visited_by(relay, router, port, "203.0.113.10")
         visitor.close()
         other.close()
@@ -373,7 +373,7 @@ async def test_a_source_may_have_so_many_established_visitors(
 async def test_visitors_from_the_relay_itself_are_not_counted(relay: Relay) -> None:
     router, port = await serving(relay)
     visitors = [await router.visited(port) for _ in range(20)]
-    assert not relay.presence(router).refused
+    assert not relay.agent(router).refused
     for visitor, _ in visitors:
         visitor.close()
 
@@ -413,7 +413,7 @@ async def test_one_that_ends_with_both_directions_finished_is_not_if_it_was_let_
         await quiet()
     with visitor:
         assert not await receive_to_end(visitor)
-    await until(lambda: relay.presence(router).lines[port].guard.young == 0)
+    await until(lambda: relay.agent(router).lines[port].guard.young == 0)
     assert bool(score(relay, router, port)) is counts
     if not counts:
         assert told(log, "visitor-out")[0]["login"] == "seen"
@@ -430,7 +430,7 @@ async def test_endings_that_the_visitor_cannot_help_are_not(relay: Relay) -> Non
     await router.cut()
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: relay.presence(router).lines[port].guard.young == 0)
+    await until(lambda: relay.agent(router).lines[port].guard.young == 0)
     assert score(relay, router, port) == 0.0
 
 
@@ -442,7 +442,7 @@ async def test_nor_is_one_that_outlived_an_outage(relay: Relay, mock_clock: Cloc
     await router.resume()
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: relay.presence(router).lines[port].guard.young == 0)
+    await until(lambda: relay.agent(router).lines[port].guard.young == 0)
     assert score(relay, router, port) == 0.0
 
 
@@ -453,7 +453,7 @@ async def test_a_score_outlives_the_listener(relay: Relay) -> None:
     visitor.close()
     await until(lambda: score(relay, router, port))
     router.unpublish(router.confirmed[0])
-    await until(lambda: port not in relay.presence(router).listeners)
+    await until(lambda: port not in relay.agent(router).listeners)
     await router.serve(port)
     assert score(relay, router, port) > 0.9
 
@@ -515,7 +515,7 @@ async def test_who_begins_otherwise_or_ends_never_reaches_the_router(
     assert await was_reset(visitor)
     await until(lambda: told(log, "visitor-refused"))
     assert told(log, "visitor-refused")[0]["reason"] == reason
-    assert relay.presence(router).refused == {reason: 1}
+    assert relay.agent(router).refused == {reason: 1}
     assert score(relay, router, port) > 0.9
     assert not router.targets
 
@@ -524,7 +524,7 @@ async def test_so_do_they_not_while_the_agent_is_away(relay: Relay) -> None:
     router, port = await serving(relay)
     await router.cut()
     assert await was_reset(come(relay, router, port, says=b"GET "))
-    assert relay.presence(router).held == 0
+    assert relay.agent(router).waiting_unread == 0
 
 
 async def test_the_hold_is_part_of_the_wait_for_the_agent(relay: Relay, mock_clock: Clock) -> None:
@@ -533,11 +533,11 @@ async def test_the_hold_is_part_of_the_wait_for_the_agent(relay: Relay, mock_clo
     visitor = come(relay, router, port, says=b"")
     await quiet()
     mock_clock.jump(FOR_SSH.hold)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     await quiet()
     mock_clock.jump(relay.config.visitor_wait - FOR_SSH.hold - 0.01)
     await quiet()
-    assert relay.presence(router).held
+    assert relay.agent(router).waiting_unread
     mock_clock.jump(0.02)
     assert await was_reset(visitor)
 
@@ -612,7 +612,7 @@ async def test_some_sources_are_refused_without_a_byte(
         assert await was_reset(come(relay, router, port))
         await until(lambda: told(log, "visitor-refused"))
         assert told(log, "visitor-refused")[0]["reason"] == reason
-        assert relay.presence(router).refused == {reason: 1}
+        assert relay.agent(router).refused == {reason: 1}
         assert not router.targets
         if "allow" in lists:
             visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
@@ -626,13 +626,13 @@ async def test_a_port_admits_only_whom_the_registry_says_from_then_on(
     inside, target = await visited_by(relay, router, port)
     await router.cut()
     waiting = come(relay, router, port)
-    await until(lambda: relay.presence(router).held)
+    await until(lambda: relay.agent(router).waiting_unread)
     relay.registry.admit("home", Admission(allow=parse_networks(["2001:db8::/32"])))
     relay.agents.refresh()
     assert await was_reset(come(relay, router, port))
     await router.resume()
     assert await was_reset(waiting)
-    assert relay.presence(router).refused == {"the source is not allowed": 2}
+    assert relay.agent(router).refused == {"the source is not allowed": 2}
     other, _ = await visited_by(relay, router, port, "2001:db8::9")
     # Who is in stays in.
     await send_all(target, b"still here")
@@ -657,7 +657,7 @@ async def test_a_visitor_must_pass_the_lists_of_all_ports_and_of_its_own(tmp_pat
             ("198.51.100.1", "the source is not allowed"),
         ):
             assert await was_reset(come(relay, router, port, host))
-            assert relay.presence(router).refused[reason] == 1
+            assert relay.agent(router).refused[reason] == 1
         visitor, _ = await visited_by(relay, router, port, "203.0.113.99")
         visitor.close()
 
@@ -666,7 +666,7 @@ async def test_refusals_are_counted_by_the_service_that_is_there_now(relay: Rela
     router, port = await serving(relay)
     assert await was_reset(come(relay, router, port, says=b"GET "))
     router.unpublish(router.confirmed[0])
-    await until(lambda: port not in relay.presence(router).listeners)
+    await until(lambda: port not in relay.agent(router).listeners)
     await router.serve(port, "sshd")
     assert await was_reset(come(relay, router, port, says=b"GET "))
     (entry,) = relay.agents.overview()
@@ -684,9 +684,9 @@ async def test_of_others_than_ssh_servers_only_many_of_one_source_are_too_many(
         await router.attach()
         await router.serve(port, "web")
         pairs = [await visited_by(relay, router, port) for _ in range(20)]
-        assert not relay.presence(router).refused
+        assert not relay.agent(router).refused
         assert await was_reset(come(relay, router, port))
-        assert relay.presence(router).refused == {"too many visitors from there": 1}
+        assert relay.agent(router).refused == {"too many visitors from there": 1}
         another, _ = await visited_by(relay, router, port, "198.51.100.1")
         for one in pairs.pop():
             one.close()
@@ -709,14 +709,14 @@ async def test_one_agents_crowd_leaves_room_for_the_others(tmp_path: Path) -> No
                 await one.serve(port, f"web{port}")
         inside = [await visited_by(relay, router, port) for port in (*ports[:2], ports[0])]
         assert await was_reset(come(relay, router, ports[1]))
-        assert relay.presence(router).refused == {"too many visitors of this agent": 1}
+        assert relay.agent(router).refused == {"too many visitors of this agent": 1}
         inside.append(await visited_by(relay, other, ports[2]))
         for sock in inside.pop(0):
             sock.close()
-        await until(lambda: len(relay.presence(router).visits) == 2)
+        await until(lambda: len(relay.agent(router).visits) == 2)
         await router.cut()
         waiting = come(relay, router, ports[0])
-        await until(lambda: relay.presence(router).held == 1)
+        await until(lambda: relay.agent(router).waiting_unread == 1)
         assert await was_reset(come(relay, router, ports[0]))
         for sock in (waiting, *(sock for pair in inside for sock in pair)):
             sock.close()
@@ -739,7 +739,7 @@ async def test_the_first_table_that_fits_says_whom_a_service_admits(tmp_path: Pa
     async with running(tmp_path, guard=tables) as relay:
         router, port = await serving(relay)
         assert await was_reset(come(relay, router, port))
-        assert relay.presence(router).refused == {"the source is denied": 1}
+        assert relay.agent(router).refused == {"the source is denied": 1}
         visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
         visitor.close()
 
@@ -765,7 +765,7 @@ async def test_sources_that_are_not_counted_are_never_evicted(tmp_path: Path) ->
     async with running(tmp_path, uncounted=parse_networks(["203.0.113.0/24"])) as relay:
         router, port = await serving(relay)
         visitors = [(await visited_by(relay, router, port))[0] for _ in range(20)]
-        assert not relay.presence(router).refused
+        assert not relay.agent(router).refused
         for visitor in visitors:
             visitor.close()
 

@@ -42,7 +42,7 @@ class Neighbours:
 
     @property
     def session(self) -> Session:
-        endpoint = self._relay.presence(self.unlucky).endpoint
+        endpoint = self._relay.agent(self.unlucky).endpoint
         assert endpoint is not None
         return endpoint.session
 

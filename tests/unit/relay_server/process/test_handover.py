@@ -114,19 +114,19 @@ async def test_a_visitor_goes_on_as_if_nothing_had_been(
         visitor.send(b" to")
         target.send(b"fro")
     async with running(tmp_path, found=Found(left)) as second:
-        assert second.presence(router).listeners[port].open, "before the agent is back"
+        assert second.agent(router).listeners[port].open, "before the agent is back"
         assert await resumed(router, second)
         assert await receive(target, 3) == b" to"
         assert await receive(visitor, 3) == b"fro"
-        presence = second.presence(router)
-        assert [one.about["service"] for one in presence.visits] == ["ssh"]
-        (stream,) = presence.status()["streams"]  # type: ignore[misc]
+        agent = second.agent(router)
+        assert [one.about["service"] for one in agent.visits] == ["ssh"]
+        (stream,) = agent.status()["streams"]  # type: ignore[misc]
         assert (stream["from_socket"], stream["to_socket"]) == (9, 3)
         assert stream["port"] == port, "status lists it there"
         visitor.close()
         assert await receive(target, 1) == b""
         target.close()
-        await until(lambda: not presence.visits)
+        await until(lambda: not agent.visits)
 
 
 async def test_twice_is_no_different(tmp_path: Path, enrol: Callable[..., Router]) -> None:
@@ -162,7 +162,7 @@ async def test_half_closed_visitors_stay_so(tmp_path: Path, enrol: Callable[...,
         assert await receive(there, 1) == b""
         here.close()
         assert await receive(near, 1) == b""
-        await until(lambda: not second.presence(router).visits)
+        await until(lambda: not second.agent(router).visits)
         there.close()
         near.close()
 
@@ -173,10 +173,10 @@ async def test_who_waits_for_the_agent_waits_on(
     async with serving(tmp_path, enrol) as (first, router, port):
         await router.cut()
         visitor = caller_of(port)
-        await until(lambda: first.presence(router).held)
+        await until(lambda: first.agent(router).waiting_unread)
         left = left_by(first)
     async with running(tmp_path, found=Found(left)) as second:
-        await until(lambda: second.presence(router).held)
+        await until(lambda: second.agent(router).waiting_unread)
         assert await resumed(router, second)
         await until(lambda: router.targets)
         router.targets[0].send(b"welcome")
@@ -193,7 +193,7 @@ async def test_whose_socket_did_not_come_along_is_reset(
     async with running(tmp_path, found=Found(left)) as second:
         assert await resumed(router, second)
         assert await was_reset(target)
-        assert not second.presence(router).visits
+        assert not second.agent(router).visits
     assert not told(caplog, "visitor-lost")
 
 
@@ -244,10 +244,7 @@ async def test_nobody_else_can_take_over_meanwhile(
         await other.attach()
         left = left_by(first)
     async with running(tmp_path, found=Found(left)) as second:
-        assert (
-            second.presence(router).ownership.displaced
-            == first.presence(router).ownership.displaced
-        )
+        assert second.agent(router).ownership.displaced == first.agent(router).ownership.displaced
         assert await resumed(other, second)
 
 
@@ -337,13 +334,13 @@ async def test_a_state_of_another_version_resets_all(
 async def test_an_evicted_visitor_is_not_left(tmp_path: Path, enrol: Callable[..., Router]) -> None:
     async with serving(tmp_path, enrol) as (first, router, port):
         await router.visited(port)
-        (visit,) = first.presence(router).visits
+        (visit,) = first.agent(router).visits
         visit._evict()
         left = left_by(first)
         assert [name for name, _ in left] == [STATE]
     async with running(tmp_path, found=Found(left)) as second:
         assert await resumed(router, second)
-        assert not second.presence(router).visits
+        assert not second.agent(router).visits
 
 
 async def test_where_the_new_version_does_not_start_all_goes_on(
@@ -358,7 +355,7 @@ async def test_where_the_new_version_does_not_start_all_goes_on(
         router = relay.enrol("home", port)
         await router.attach()
         await handover.upgrade(relay.agents, StoredListeners(), list)
-        assert relay.presence(router).ownership.attached
+        assert relay.agent(router).ownership.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "it does not start"}]
 
 
@@ -372,7 +369,7 @@ async def test_with_a_configuration_that_is_wrong_all_goes_on(
         router = relay.enrol("home", free_port())
         await router.attach()
         await handover.upgrade(relay.agents, StoredListeners(), read)
-        assert relay.presence(router).ownership.attached
+        assert relay.agent(router).ownership.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "server.toml: unknown key colour"}]
 
 

@@ -24,7 +24,7 @@ from relay_server.registry.registry import (
     FILE,
     MAX_NETWORKS,
     MAX_PORTS,
-    Agent,
+    EnrolledAgent,
     Invited,
     Refused,
     Registry,
@@ -52,7 +52,9 @@ def invite(
     )
 
 
-def enrol(registry: Registry, name: str, number: int, *ports: int, now: float = 0.0) -> Agent:
+def enrol(
+    registry: Registry, name: str, number: int, *ports: int, now: float = 0.0
+) -> EnrolledAgent:
     invite(registry, name, number, *ports, now=now, until=now + HOUR)
     return registry.redeem(token(number), key(number), now)
 
@@ -85,7 +87,7 @@ def test_a_new_name_gets_the_lowest_free_port(registry: Registry) -> None:
     )
     assert invite(registry, "office", 2).ports == (11112,)
     assert registry.agents() == []
-    assert registry.agent("home") == Agent(
+    assert registry.agent("home") == EnrolledAgent(
         name="home", public_key=None, ports=(11111,), created=5.0, enrolled=None
     )
     assert registry.agent("nobody") is None
@@ -184,7 +186,7 @@ def test_a_token_enrols_until_it_expires(registry: Registry) -> None:
     with pytest.raises(TokenRefused, match=r"has expired"):
         registry.redeem(token(1), key(1), 10.0)
     agent = registry.redeem(token(2), key(2), 9.999)
-    assert agent == Agent(
+    assert agent == EnrolledAgent(
         name="office", public_key=key(2), ports=(11112,), created=0.0, enrolled=9.999
     )
     assert registry.agents() == [agent]
