@@ -101,7 +101,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/selection.py tests/e2e tests/lab tests/mips tests/fuzz tests/soak benchmarks
+	$(BIN)/mypy deploy tests/selection.py tests/e2e tests/lab tests/mips tests/fuzz tests/soak tests/support benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports

@@ -1,6 +1,6 @@
 """Measure ours and each peer found on PATH, in the same minutes; tell it as JSON, text and plots.
 
-python -m benchmarks [--quick] [--only NAME…] [--out FOLDER]
+python -m benchmarks [--quick | --trial] [--only NAME…] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def main() -> int:
             folder = Path(work) / name
             folder.mkdir()
             plan = Plan(
-                quick=options.quick, rounds=options.rounds, seconds=options.seconds, work=folder
+                quick=options.quick,
+                trial=options.trial,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                work=folder,
             )
             say(f"== {name}")
             findings.append(run(name, plan))
@@ -58,6 +62,7 @@ def run(name: str, plan: Plan) -> Findings:
 
 class Options(argparse.Namespace):
     quick: bool
+    trial: bool
     only: list[str]
     out: Path
     rounds: int
@@ -67,6 +72,7 @@ class Options(argparse.Namespace):
 def parse(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter ones")
+    parser.add_argument("--trial", action="store_true", help="only see that `scale` runs")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=[], metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, help="of each measurement")

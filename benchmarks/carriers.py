@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from protocol import __version__
-from tests.e2e import harness
-from tests.e2e.harness import LOOPBACK, ProcessUnderTest, free_port, program, wait_until_listening
+from tests.support import programs, ssh
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.processes import ProcessUnderTest, plain_environment, program, script
+from tests.support.waiting import eventually
 
 AES_GCM: Final = "aes128-gcm@openssh.com"
 
@@ -93,11 +95,11 @@ class Direct(Carrier):
 # --- Ours ----------------------------------------------------------------------------------------
 
 
-class _Agent(harness.Agent):
+class _Agent(programs.Agent):
     """With the log level that users run it with."""
 
     def start(self, *ports: int) -> ProcessUnderTest:
-        argv = [harness.script("relay-agent"), "run", "--state-dir", str(self.state)]
+        argv = [script("relay-agent"), "run", "--state-dir", str(self.state)]
         self._process = ProcessUnderTest(argv, environment=self.environment)
         for port in ports:
             wait_until_listening(port)
@@ -112,13 +114,13 @@ class Relay(Carrier):
     def __init__(self, *, relay_options: str = "", agent_options: str = "") -> None:
         self._relay_options = relay_options
         self._agent_options = agent_options
-        self.relay: harness.Relay | None = None
+        self.relay: programs.Relay | None = None
         self.agent: _Agent | None = None
 
     def start(self, folder: Path, targets: Sequence[int]) -> None:
         folder.mkdir(mode=0o700)
         self.ports = [free_port() for _ in targets]
-        self.relay = harness.Relay(folder / "relay", config=self._relay_options)
+        self.relay = programs.Relay(folder / "relay", config=self._relay_options)
         self.agent = _Agent(folder / "agent")
         self.relay.start()
         with _banner() as port:
@@ -129,10 +131,10 @@ class Relay(Carrier):
             (f"s{number}", target, port)
             for number, (target, port) in enumerate(zip(targets, self.ports, strict=True))
         ]
-        self.agent.configure(self._agent_options + harness.services(*entries))
+        self.agent.configure(self._agent_options + programs.services(*entries))
         process = self.agent.start(*self.ports)
         # The ports have been open since the agent joined; only so many visitors wait for it there.
-        harness.eventually(
+        eventually(
             lambda: sum(" service-up " in line for line in process.log) == len(self.ports),
             what="the agent serves every port",
         )
@@ -182,7 +184,7 @@ class Ssh(Carrier):
     def __init__(self, cipher: str | None = None) -> None:
         self.cipher = cipher
         self.name = f"ssh -R {cipher.partition('@')[0]}" if cipher else "ssh -R"
-        self._sshd: harness.OpenSsh | None = None
+        self._sshd: ssh.OpenSsh | None = None
         self._ssh: ProcessUnderTest | None = None
 
     def missing(self) -> str | None:
@@ -191,8 +193,8 @@ class Ssh(Carrier):
     def start(self, folder: Path, targets: Sequence[int]) -> None:
         folder.mkdir(mode=0o700)
         self.ports = [free_port() for _ in targets]
-        login = harness.Login(folder / "login")
-        self._sshd = harness.OpenSsh(folder / "sshd", login)
+        login = ssh.Login(folder / "login")
+        self._sshd = ssh.OpenSsh(folder / "sshd", login)
         options = ["-N", "-T", "-oExitOnForwardFailure=yes"]
         options += [f"-oCiphers={self.cipher}"] if self.cipher else []
         for port, target in zip(self.ports, targets, strict=True):
@@ -279,7 +281,7 @@ class Rathole(Carrier):
             config = folder / f"{side}.toml"
             config.write_text(text)
             argv = [program("rathole"), f"--{side}", str(config)]
-            environment = harness.plain_environment(folder)
+            environment = plain_environment(folder)
             self._sides.append(ProcessUnderTest(argv, environment=environment))
         for port in self.ports:
             wait_until_listening(port)

@@ -1,20 +1,18 @@
-"""Starts the two ends of a measurement, `far` and `load`, each a process of its own."""
+"""Measures with `load`, a process of its own, against a far end."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Final, Literal
 
-from tests.e2e.harness import LOOPBACK, ProcessUnderTest
+from tests.support.ports import LOOPBACK
+from tests.support.repository import ROOT
 
 Way = Literal["up", "down"]
 WAYS: Final[tuple[Way, ...]] = ("up", "down")
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 # A transfer of a second or so, on a machine that does other things.
 LIMIT: Final = 90.0
 
@@ -22,14 +20,6 @@ LIMIT: Final = 90.0
 def command(module: str, *arguments: object) -> list[str]:
     """Without the user's variables and packages, and what looking for these takes."""
     return [sys.executable, "-ESs", "-m", f"benchmarks.{module}", *map(str, arguments)]
-
-
-class FarEnd(ProcessUnderTest):
-    """Sink, source and echo on `port`."""
-
-    def __init__(self, address: str = LOOPBACK) -> None:
-        super().__init__(command("far", address), environment=os.environ, cwd=ROOT)
-        self.port = int(self.wait_for_output(r"^\d+$").group())
 
 
 def transfer(port: int, way: Way, size: int, *, piece: int, address: str = LOOPBACK) -> float:

@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Final
 
-from .far import ECHO, HEAD, PIECE, SINK, SOURCE
+from tests.support.far_end import ECHO, HEAD, PIECE, SINK, SOURCE
 
 # Echoes before the first that counts: they open the stream and wake everybody.
 UNCOUNTED: Final = 50

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from tests.support.far_end import FarEnd
+
 from .carriers import AES_GCM, Autossh, Carrier, Direct, Rathole, Relay, Ssh, usage
-from .ends import WAYS, FarEnd, Way, echo, transfer
+from .ends import WAYS, Way, echo, transfer
 from .machine import Others, cubic_loopback
 from .report import Findings, Measurement, Plan, Plot, Series, Target, ratio
 

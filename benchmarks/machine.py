@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.harness import LOOPBACK
-from tests.lab import namespace
+from tests.support.lab import namespace
+from tests.support.ports import LOOPBACK
 
 from .carriers import Ssh, usage
 from .report import Scalar

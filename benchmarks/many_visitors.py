@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, TypedDict
 
-from .far import ECHO, HEAD
+from tests.support.far_end import ECHO, HEAD
 
 LINE: Final = b"SSH-2.0-visitor\r\n"
 # What one visitor of `bulk` may have in the kernel. By default it would be megabytes, and of a

@@ -27,6 +27,8 @@ class Plan:
     """How thorough to be, and where."""
 
     quick: bool
+    # So small that it only shows whether everything runs.
+    trial: bool
     # Of each thing measured, with all carriers side by side in each; one more goes before, to warm
     # up, and is thrown away.
     rounds: int

@@ -25,14 +25,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from tests.e2e import harness
-from tests.e2e.harness import LOOPBACK, ProcessUnderTest, plain_environment
-from tests.lab import namespace
+from tests.support import programs
+from tests.support.far_end import FarEnd
+from tests.support.lab import namespace
+from tests.support.many_agents import enrol
+from tests.support.ports import LOOPBACK
+from tests.support.processes import ProcessUnderTest, plain_environment
+from tests.support.repository import ROOT
 
 from .carriers import AES_GCM, Carrier, Relay, Ssh, cpu_seconds, rss_bytes, usage
-from .ends import ROOT, WAYS, FarEnd, command, transfer
+from .ends import WAYS, command, transfer
 from .machine import Others, cubic_loopback
-from .many_agents import enrol
 from .many_visitors import Visits
 from .report import Findings, Measurement, Plan, Plot, Scalar, Series, Target, Unable, figure
 
@@ -84,7 +87,23 @@ class Sizes:
     idle_seconds: float = 60.0
 
 
+TRIAL: Final = Sizes(
+    streams=(2, 4),
+    agents=(2, 4),
+    megabytes=(1, 2),
+    rounds=1,
+    starts=1,
+    settle_seconds=0.05,
+    echo_seconds=0.1,
+    bulk_seconds=0.2,
+    visit_seconds=0.2,
+    idle_seconds=0.1,
+)
+
+
 def run(plan: Plan) -> Findings:
+    if plan.trial:
+        return measure(plan.work, TRIAL)
     if not plan.quick:
         return measure(plan.work, Sizes(rounds=min(3, plan.rounds), starts=plan.rounds))
     # What shows that cost is linear are the two ends; those between them make the plots.
@@ -369,7 +388,7 @@ class Bench:
 
     def agents(self) -> None:
         with on_all_addresses() as bind, FarEnd() as far, contextlib.ExitStack() as stack:
-            relay = harness.Relay(self._path(), bind=bind)
+            relay = programs.Relay(self._path(), bind=bind)
             stack.callback(relay.stop)
             relay.start()
             ports = free_ports(self.sizes.agents[-1])
@@ -393,12 +412,12 @@ class Bench:
             "memory-by-agents", "agents", self.sizes.agents, {"relay": (memory, OURS)}
         )
 
-    def _idle_agents(self, relay: harness.Relay, fleet: Path, stack: contextlib.ExitStack) -> None:
+    def _idle_agents(self, relay: programs.Relay, fleet: Path, stack: contextlib.ExitStack) -> None:
         pid, note = relay.process.pid, self.book.note
         before = rss_bytes(pid)
         for present, count in pairwise((0, *self.sizes.agents)):
             began = time.monotonic()
-            argv = [sys.executable, "-m", "benchmarks.many_agents", fleet, present, count]
+            argv = [sys.executable, "-m", "tests.support.many_agents", fleet, present, count]
             agents = ProcessUnderTest([*map(str, argv)], environment=os.environ, cwd=ROOT)
             stack.callback(agents.stop)
             agents.wait_for_output("^ready$", limit=LONG)
@@ -497,7 +516,7 @@ def visitors(carrier: Carrier, *what: object) -> ProcessUnderTest:
 
 
 def free_ports(count: int) -> list[int]:
-    """As `harness.free_port`, which looks more closely and so takes too long for thousands."""
+    """As `free_port` of the tests, which looks more closely and so takes too long for thousands."""
     ports: list[int] = []
     candidates = iter(random.sample(range(20_000, 30_000), 10_000))
     while len(ports) < count:

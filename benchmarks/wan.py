@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 
-from tests.lab.lab import missing
+from tests.support.lab.network import missing
 
 from . import wan_fat, wan_typing
 from .carriers import Ssh

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.lab.lab import BOTH, Network
+from tests.support.lab.network import BOTH, Network
+from tests.support.lab.typing_load import Way
 
 from .report import Findings, Measurement, Plan, Target
-from .typing_load import Way
 from .wan_lab import (
     OURS,
     PLAIN,

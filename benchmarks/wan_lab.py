@@ -12,16 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.e2e.harness import (
-    LIMIT,
-    LOOPBACK,
-    ProcessUnderTest,
-    program,
-    services,
-    wait_until_closed,
-    wait_until_listening,
-)
-from tests.lab.lab import (
+from tests.support.lab.network import (
     RELAY_NAME,
     RELAY_PORT,
     ROUTER,
@@ -31,11 +22,15 @@ from tests.lab.lab import (
     Lab,
     Network,
 )
-from tests.lab.peers import VPS_SSH_PORT, VpsSshd
+from tests.support.lab.peers import VPS_SSH_PORT, VpsSshd
+from tests.support.lab.typing_load import End, Way
+from tests.support.ports import LOOPBACK, wait_until_closed, wait_until_listening
+from tests.support.processes import ProcessUnderTest, program
+from tests.support.programs import services
+from tests.support.waiting import LIMIT
 
 from .carriers import cpu_seconds, rss_bytes, tree
 from .report import Plan
-from .typing_load import End, Way
 
 FAR_PORT: Final = 4000
 OURS: Final = "ssh-relay"

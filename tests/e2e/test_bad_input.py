@@ -8,7 +8,6 @@ import resource
 import secrets
 import shutil
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,31 +16,17 @@ import pytest
 from protocol.wire.hello import VERSION, encode_preface
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import Handshake, StaticKey, Suite
-
-from .conftest import House
-from .harness import (
-    LIMIT,
-    LOOPBACK,
-    Agent,
-    Relay,
-    SshServer,
-    Target,
-    assert_fails,
-    eventually,
-    free_port,
-    pair,
-    read_banner,
-    receive,
-    receive_to_end,
-    services,
-    visit,
-    wait_until_listening,
-)
+from tests.support.blocking_sockets import Target, pair, receive, receive_to_end, visit
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.programs import Agent, Relay, assert_fails, services
+from tests.support.recorder import PREFACE, Recorder
+from tests.support.ssh import SshServer, read_banner
+from tests.support.waiting import LIMIT, eventually
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]
 
-PREFACE = encode_preface(Suite.AESGCM)
 
 GARBAGE = {
     "http": b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n",
@@ -129,47 +114,6 @@ def test_another_protocol_version_is_told_apart_from_a_wrong_key(house: House) -
     assert int.from_bytes(answer[:2], "big") == len(answer) - 2
     denial = handshake.read_message(answer[2:])
     assert b"version" in denial
-
-
-class Recorder:
-    """Stands between an agent and the relay, and keeps what the agent says."""
-
-    def __init__(self, relay_port: int) -> None:
-        self._listener = socket.create_server((LOOPBACK, 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.said = bytearray()
-        self._ends: list[socket.socket] = []
-        self._relay_port = relay_port
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                agent, _ = self._listener.accept()
-                relay = socket.create_connection((LOOPBACK, self._relay_port))
-                self._ends = [agent, relay]
-                for source, sink, kept in ((agent, relay, self.said), (relay, agent, None)):
-                    threading.Thread(
-                        target=self._copy, args=(source, sink, kept), daemon=True
-                    ).start()
-
-    def _copy(self, source: socket.socket, sink: socket.socket, kept: bytearray | None) -> None:
-        with contextlib.suppress(OSError), source:
-            while data := source.recv(1 << 16):
-                if kept is not None:
-                    kept += data
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-    def cut(self) -> None:
-        """End the newest link, as seen from both sides."""
-        for end in self._ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._listener.close()
 
 
 @pytest.fixture

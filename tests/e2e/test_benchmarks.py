@@ -6,23 +6,27 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from .harness import LONG_LIMIT
+from tests.support.repository import ROOT
+from tests.support.waiting import LONG_LIMIT
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_loopback(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    argv = [sys.executable, "-m", "benchmarks", "--quick", "--only", "loopback"]
-    argv += ["--seconds", "0.001", "--rounds", "1", "--out", str(out)]
+def measure(out: Path, *options: str) -> Any:
+    """What `python -m benchmarks` with `options` writes to `results.json`."""
+    argv = [sys.executable, "-m", "benchmarks", *options, "--out", str(out)]
     done = subprocess.run(
         argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LONG_LIMIT
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (out / "results.md").read_text()
+    return json.loads((out / "results.json").read_text())
 
-    results = json.loads((out / "results.json").read_text())
+
+def test_loopback(tmp_path: Path) -> None:
+    results = measure(
+        tmp_path, "--quick", "--only", "loopback", "--seconds", "0.001", "--rounds", "1"
+    )
     assert {"cores", "kernel", "Python", "default congestion control"} <= set(results["machine"])
     ours = {
         (one["name"], one["unit"]): one
@@ -42,6 +46,15 @@ def test_loopback(tmp_path: Path) -> None:
         assert isinstance(one["holds"], bool)
     for plot in results["plots"]:
         assert plot["series"]
+
+
+def test_many_streams_visitors_and_agents(tmp_path: Path) -> None:
+    results = measure(tmp_path, "--trial", "--only", "scale")
+    assert {one["number"] for one in results["targets"]} == {"6", "7", "8", "9"}
+    assert carriers(results) >= {"ssh-relay", "ssh -R aes128-gcm", "bare imports"}
+    assert {one["name"] for one in results["plots"]} == {"memory-by-streams", "memory-by-agents"}
+    failed = next(one for one in results["targets"] if one["name"] == "visitors without an echo")
+    assert failed["measured"] == 0
 
 
 UNITS = {"throughput": "MB/s", "CPU": "s/GB"}

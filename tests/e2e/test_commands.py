@@ -11,18 +11,10 @@ from pathlib import Path
 import pytest
 
 from protocol import __version__
-
-from .conftest import House
-from .harness import (
-    Agent,
-    Relay,
-    assert_fails,
-    free_port,
-    only_line,
-    plain_environment,
-    run,
-    script,
-)
+from tests.support.house import House
+from tests.support.ports import free_port
+from tests.support.processes import plain_environment, run, script
+from tests.support.programs import Agent, Relay, assert_fails, only_line
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .harness import LIMIT, LONG_LIMIT, ProcessUnderTest, plain_environment, run
+from tests.support.processes import ProcessUnderTest, plain_environment, run
+from tests.support.waiting import LIMIT, LONG_LIMIT
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo.py"
 

@@ -12,19 +12,11 @@ import pytest
 
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
-
-from .conftest import House
-from .harness import (
-    LOOPBACK,
-    Agent,
-    Relay,
-    SshServer,
-    free_port,
-    pair,
-    receive,
-    services,
-    wait_until_closed,
-)
+from tests.support.blocking_sockets import pair, receive
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port, wait_until_closed
+from tests.support.programs import Agent, Relay, services
+from tests.support.ssh import SshServer
 
 
 def examined(agent: Agent, *, well: bool) -> dict[str, dict[str, Any]]:

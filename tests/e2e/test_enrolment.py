@@ -8,22 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import House
-from .harness import (
-    LOOPBACK,
-    Agent,
-    Login,
-    Relay,
-    SshServer,
-    Target,
-    assert_fails,
-    free_port,
-    listens,
-    only_line,
-    read_banner,
-    visit,
-    wait_until_closed,
-)
+from tests.support.blocking_sockets import Target, visit
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port, listens, wait_until_closed
+from tests.support.programs import Agent, Relay, assert_fails, only_line
+from tests.support.ssh import Login, SshServer, read_banner
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]

@@ -12,20 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import House
-from .harness import (
-    LIMIT,
-    LOOPBACK,
-    Agent,
-    Login,
-    Relay,
-    SshServer,
-    eventually,
-    free_port,
-    receive,
-    visit,
-    was_reset,
-)
+from tests.support.blocking_sockets import receive, visit, was_reset
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.programs import Agent, Relay
+from tests.support.ssh import Login, SshServer
+from tests.support.waiting import LIMIT, eventually
 
 BOTS = 40
 # What stands before an SSH server by default (relay_server/config.py).

@@ -18,18 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from ..manager import Manager
-from .conftest import House
-from .harness import (
-    LIMIT,
-    Login,
-    Relay,
-    eventually,
-    pair,
-    receive,
-    was_reset,
-)
-from .test_systemd import start
+from tests.support.blocking_sockets import pair, receive, was_reset
+from tests.support.house import House
+from tests.support.programs import Relay
+from tests.support.service_manager import Manager
+from tests.support.ssh import Login
+from tests.support.waiting import LIMIT, eventually
 
 ROUNDS = 10
 
@@ -126,7 +120,7 @@ def end(house: House) -> None:
 def by_manager(house: House) -> None:
     """As `systemctl restart` does."""
     end(house)
-    start(house.relay)
+    house.relay.start_service()
 
 
 @pytest.fixture
@@ -141,7 +135,7 @@ def kept_house(own_house: House, manager: Manager) -> House:
     own_house.relay.process.terminate()
     own_house.relay.manager = manager
     mark = len(own_house.agent.process.log)
-    start(own_house.relay)
+    own_house.relay.start_service()
     own_house.agent.process.wait_for_line("service-up.*raw", after=mark)
     return own_house
 
@@ -232,7 +226,7 @@ def test_a_state_that_cannot_be_read_is_a_clean_reset(kept_house: House, login: 
             place = next(at for at, (name, _) in enumerate(manager.store) if name == "state")
             os.close(manager.store[place][1])
             manager.store[place] = "state", sealed(state)
-            start(relay)
+            relay.start_service()
             relay.process.wait_for_line("WARNING sessions?-lost")
             assert was_reset(visitor)
             assert was_reset(accepted), "the agent was told"

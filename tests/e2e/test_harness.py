@@ -7,19 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from .harness import (
-    Login,
-    ProcessUnderTest,
-    SshServer,
-    Target,
-    free_port,
-    listens,
-    plain_environment,
-    read_banner,
-    reset,
-    visit,
-    was_reset,
-)
+from tests.support.blocking_sockets import Target, reset, visit, was_reset
+from tests.support.ports import free_port, listens
+from tests.support.processes import ProcessUnderTest, plain_environment
+from tests.support.ssh import Login, SshServer, read_banner
 
 
 @pytest.fixture(params=["dropbear", "openssh"])

@@ -8,29 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import House
-from .harness import (
+from tests.support.blocking_sockets import PATTERN, Target, pair, receive, visit, was_reset
+from tests.support.house import House
+from tests.support.ports import (
     LOOPBACK,
-    PATTERN,
-    Agent,
-    Login,
-    ProcessUnderTest,
-    Relay,
-    SshServer,
-    Target,
-    eventually,
     free_port,
     listens,
-    pair,
-    program,
-    read_banner,
-    receive,
-    services,
-    visit,
     wait_until_closed,
     wait_until_listening,
-    was_reset,
 )
+from tests.support.processes import ProcessUnderTest, program
+from tests.support.programs import Agent, Relay, services
+from tests.support.ssh import Login, SshServer, read_banner
+from tests.support.waiting import eventually
 
 
 def wait_for_banner(port: int) -> None:

@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 
-from .harness import (
-    LOOPBACK,
-    Agent,
-    ProcessUnderTest,
-    Relay,
-    SshServer,
-    eventually,
-    free_port,
-    read_banner,
-)
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.processes import ProcessUnderTest
+from tests.support.programs import Agent, Relay
+from tests.support.ssh import SshServer, read_banner
+from tests.support.waiting import eventually
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]

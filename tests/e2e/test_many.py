@@ -1,4 +1,4 @@
-"""Many at once: streams over one link, visitors in a row, agents on one relay.
+"""Many at once: streams over one link, and agents on one relay.
 
 How much of everything that takes is for the benchmarks; here it only has to work.
 """
@@ -14,35 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
-from benchmarks.ends import ROOT, FarEnd
-from benchmarks.far import ECHO, HEAD
-from benchmarks.many_agents import enrol
-
-from .harness import (
-    LONG_LIMIT,
-    PATTERN,
-    ProcessUnderTest,
-    Relay,
-    Target,
-    eventually,
-    free_port,
-    pair,
-    receive,
-    visit,
-    wait_until_listening,
-)
+from tests.support.blocking_sockets import PATTERN, Target, pair, receive, visit
+from tests.support.far_end import ECHO, HEAD, FarEnd
+from tests.support.many_agents import enrol
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.processes import ProcessUnderTest
+from tests.support.programs import Agent, Relay, services
+from tests.support.repository import ROOT
+from tests.support.ssh import SshServer
+from tests.support.waiting import LONG_LIMIT, eventually
 
 STREAMS = 200
 AGENTS = 50
-
-
-@pytest.fixture
-def echo_port(tmp_path: Path) -> Iterator[int]:
-    """A public port behind which everything comes back."""
-    carrier = scale.Ours()
-    with FarEnd() as far, carrier.running(tmp_path / "carrier", [far.port]):
-        yield carrier.ports[0]
 
 
 def test_many_streams_echo_at_once(echo_port: int) -> None:
@@ -75,6 +58,21 @@ def test_more_streams_than_fit_are_refused_and_the_others_go_on(echo_port: int) 
 
 
 @pytest.fixture
+def echo_port(
+    new_relay: Callable[..., Relay], new_agent: Callable[..., Agent], dropbear: SshServer
+) -> Iterator[int]:
+    """A public port behind which everything comes back."""
+    relay, agent, port = new_relay(), new_agent(), free_port()
+    relay.start()
+    with FarEnd() as far:
+        # Joining waits for what a service says first, and an echo has nothing to say.
+        agent.join(relay.invite("home", port), f"ssh={LOOPBACK}:{dropbear.port}@{port}")
+        agent.configure(services(("echo", far.port, port)))
+        agent.start(port)
+        yield port
+
+
+@pytest.fixture
 def targets() -> Iterator[list[Target]]:
     with contextlib.ExitStack() as stack:
         targets = []
@@ -90,10 +88,10 @@ def test_many_agents_on_one_relay(
     relay = new_relay()
     relay.start()
     ports = [free_port() for _ in targets]
-    services = [(port, target.port) for port, target in zip(ports, targets, strict=True)]
+    members = [(port, target.port) for port, target in zip(ports, targets, strict=True)]
     file = tmp_path / "fleet.json"
-    file.write_text(json.dumps(enrol(relay.state, relay.port, services)))
-    argv = [sys.executable, "-m", "benchmarks.many_agents", str(file), "0", str(AGENTS)]
+    file.write_text(json.dumps(enrol(relay.state, relay.port, members)))
+    argv = [sys.executable, "-m", "tests.support.many_agents", str(file), "0", str(AGENTS)]
     with ProcessUnderTest(argv, environment=os.environ, cwd=ROOT) as agents:
         agents.wait_for_output("^ready$", limit=LONG_LIMIT)
         assert_each_has_its_own(ports, targets)
@@ -121,24 +119,3 @@ def assert_each_has_its_own(ports: list[int], targets: list[Target]) -> None:
 
 def attached(relay: Relay) -> int:
     return sum(1 for agent in relay.agents().values() if agent["status"] == "attached")
-
-
-def test_the_benchmark_of_many_says_what_it_found(tmp_path: Path) -> None:
-    sizes = scale.Sizes(
-        streams=(2, 4),
-        agents=(2, 4),
-        megabytes=(1, 2),
-        rounds=1,
-        starts=1,
-        settle_seconds=0.05,
-        echo_seconds=0.1,
-        bulk_seconds=0.2,
-        visit_seconds=0.2,
-        idle_seconds=0.1,
-    )
-    found = scale.measure(tmp_path, sizes)
-    assert {target.number for target in found.targets} == {"6", "7", "8", "9"}
-    assert {one.carrier for one in found.measurements} >= {scale.OURS, scale.THEIRS, scale.BARE}
-    assert {plot.name for plot in found.plots} == {"memory-by-streams", "memory-by-agents"}
-    failed = next(one for one in found.targets if one.name == scale.FAILED)
-    assert failed.measured == 0

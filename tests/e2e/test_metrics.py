@@ -8,20 +8,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from .harness import (
-    LIMIT,
-    LOOPBACK,
-    Agent,
-    Relay,
-    SshServer,
-    Target,
-    eventually,
-    free_port,
-    listens,
-    pair,
-    receive,
-    services,
-)
+from tests.support.blocking_sockets import Target, pair, receive
+from tests.support.ports import LOOPBACK, free_port, listens
+from tests.support.programs import Agent, Relay, services
+from tests.support.ssh import SshServer
+from tests.support.waiting import LIMIT, eventually
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]

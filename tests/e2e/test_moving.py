@@ -5,17 +5,10 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 
-from .harness import (
-    LOOPBACK,
-    Agent,
-    Login,
-    Relay,
-    SshServer,
-    eventually,
-    free_port,
-    only_line,
-    wait_until_listening,
-)
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.programs import Agent, Relay, only_line
+from tests.support.ssh import Login, SshServer
+from tests.support.waiting import eventually
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]

@@ -17,8 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from .harness import LONG_LIMIT, LOOPBACK, Agent, Login, Relay, SshServer, free_port, run
-from .openwrt_package import ROOT, unpack_package
+from tests.support.openwrt_package import unpack_package
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.processes import run
+from tests.support.programs import Agent, Relay
+from tests.support.repository import ROOT
+from tests.support.ssh import Login, SshServer
+from tests.support.waiting import LONG_LIMIT
 
 OLDEST_CRYPTOGRAPHY = ROOT / ".venv" / "oldest-cryptography" / "cryptography"
 FEED = ("python3-cryptography", "python3-msgpack")
@@ -43,7 +48,7 @@ class Package:
 
     def command(self, *, without: str = "", program: Path | None = None) -> list[str]:
         depends = ",".join(name for name in self.depends if name != without)
-        launcher = Path(__file__).with_name("openwrt_python.py")
+        launcher = Path(__file__).parents[1] / "support" / "openwrt_python.py"
         parts = [sys.executable, "-I", "-S", launcher, depends, self.feed, program or self.lib]
         return [str(part) for part in parts]
 

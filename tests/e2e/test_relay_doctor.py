@@ -7,8 +7,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from .conftest import House
-from .harness import LOOPBACK, Relay, free_port, pair, receive
+from tests.support.blocking_sockets import pair, receive
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.programs import Relay
 
 NewRelay = Callable[..., Relay]
 Found = dict[str, dict[str, Any]]

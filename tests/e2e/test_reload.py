@@ -6,22 +6,13 @@ import json
 import signal
 from collections.abc import Callable
 
-from .conftest import House
-from .harness import (
-    LIMIT,
-    LOOPBACK,
-    Login,
-    ProcessUnderTest,
-    Relay,
-    SshServer,
-    eventually,
-    free_port,
-    listens,
-    pair,
-    receive,
-    services,
-    visit,
-)
+from tests.support.blocking_sockets import pair, receive, visit
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port, listens
+from tests.support.processes import ProcessUnderTest
+from tests.support.programs import Relay, services
+from tests.support.ssh import Login, SshServer
+from tests.support.waiting import LIMIT, eventually
 
 DENIED = "127.0.5.5"
 

@@ -12,21 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import House
-from .harness import (
-    LIMIT,
-    LOOPBACK,
-    Agent,
-    Login,
-    Relay,
-    SshServer,
-    assert_fails,
-    eventually,
-    free_port,
-    read_banner,
-    run,
-    wait_until_listening,
-)
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.processes import run
+from tests.support.programs import Agent, Relay, assert_fails
+from tests.support.ssh import Login, SshServer, read_banner
+from tests.support.waiting import LIMIT, eventually
 
 NewRelay = Callable[..., Relay]
 NewAgent = Callable[..., Agent]

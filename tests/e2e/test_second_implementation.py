@@ -21,8 +21,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from .conftest import House
-from .harness import LIMIT, LOOPBACK, free_port, receive, receive_to_end, visit, was_reset
+from tests.support.blocking_sockets import receive, receive_to_end, visit, was_reset
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.waiting import LIMIT
 
 SUITES: Final[dict[int, tuple[bytes, Any, str]]] = {
     1: (b"Noise_XK_25519_AESGCM_SHA256", AESGCM, ">4xQ"),

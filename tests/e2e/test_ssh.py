@@ -18,25 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Door, House
-from .harness import (
-    LIMIT,
-    LONG_LIMIT,
-    LOOPBACK,
-    PATTERN,
-    Login,
-    ProcessUnderTest,
-    Target,
-    eventually,
-    free_port,
-    pair,
-    plain_environment,
-    program,
-    receive,
-    run,
-    visit,
-    wait_until_listening,
-)
+from tests.support.blocking_sockets import PATTERN, Target, pair, receive, visit
+from tests.support.house import Door, House
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.processes import ProcessUnderTest, plain_environment, program, run
+from tests.support.ssh import Login
+from tests.support.waiting import LIMIT, LONG_LIMIT, eventually
 
 MIB = 1 << 20
 

@@ -7,8 +7,10 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from .conftest import House
-from .harness import Agent, Relay, assert_fails, eventually, pair, receive
+from tests.support.blocking_sockets import pair, receive
+from tests.support.house import House
+from tests.support.programs import Agent, Relay, assert_fails
+from tests.support.waiting import eventually
 
 
 def of(side: Relay | Agent, *arguments: str) -> dict[str, Any]:

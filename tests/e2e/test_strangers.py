@@ -19,25 +19,14 @@ import pytest
 
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import Handshake, StaticKey, Suite
-
-from .conftest import House
-from .harness import (
-    LIMIT,
-    LOOPBACK,
-    ProcessUnderTest,
-    SshServer,
-    eventually,
-    free_port,
-    only_line,
-    pair,
-    plain_environment,
-    read_banner,
-    receive,
-    run,
-    visit,
-    wait_until_listening,
-)
-from .test_bad_input import PREFACE, Recorder
+from tests.support.blocking_sockets import pair, receive, visit
+from tests.support.house import House
+from tests.support.ports import LOOPBACK, free_port, wait_until_listening
+from tests.support.processes import ProcessUnderTest, plain_environment, run
+from tests.support.programs import only_line
+from tests.support.recorder import PREFACE, Recorder
+from tests.support.ssh import SshServer, read_banner
+from tests.support.waiting import LIMIT, eventually
 
 STRANGERS = 5000
 # The promise is a second; this is what a busy machine may make of it.

@@ -7,20 +7,20 @@ import socket
 
 import pytest
 
-from .conftest import House
-from .harness import (
+from tests.support.blocking_sockets import (
     PATTERN,
-    eventually,
     pair,
-    read_banner,
     receive,
     receive_to_end,
     reset,
     sending,
-    services,
     visit,
     was_reset,
 )
+from tests.support.house import House
+from tests.support.programs import services
+from tests.support.ssh import read_banner
+from tests.support.waiting import eventually
 
 
 def test_the_visitor_ends_first(house: House) -> None:

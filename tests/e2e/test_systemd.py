@@ -11,19 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.manager import Manager
-
-from .harness import (
-    LOOPBACK,
-    Agent,
-    Relay,
-    SshServer,
-    eventually,
-    free_port,
-    receive,
-    visit,
-    wait_until_closed,
-)
+from tests.support.blocking_sockets import receive, visit
+from tests.support.ports import LOOPBACK, free_port, wait_until_closed
+from tests.support.programs import Agent, Relay
+from tests.support.service_manager import Manager
+from tests.support.ssh import SshServer
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -32,17 +25,9 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
         yield manager
 
 
-def start(relay: Relay) -> None:
-    """As `systemctl start` does, which returns when the service says that it is ready."""
-    manager = relay.manager
-    assert manager is not None
-    relay.start()
-    eventually(lambda: "READY=1" in manager.obey(), what="the relay is ready")
-
-
 def publish(relay: Relay, agent: Agent, server: SshServer, port: int) -> None:
     """Both started, and `server` behind `port`."""
-    start(relay)
+    relay.start_service()
     agent.join(relay.invite("home", port), f"ssh={LOOPBACK}:{server.port}@{port}")
     agent.start(port)
 
@@ -64,7 +49,7 @@ def test_who_comes_while_the_relay_is_away_waits_and_is_served(
     relay.process.send(end)
     relay.process.wait()
     with visit(port) as visitor:
-        start(relay)
+        relay.start_service()
         assert receive(visitor, 8) == b"SSH-2.0-"
     agent.stop()
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 SEEDS: Final = Path(__file__).with_name("corpus")
 KEPT: Final = ROOT / ".fuzz"
 

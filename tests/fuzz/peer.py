@@ -29,7 +29,7 @@ from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, CloseCode, FrameType
 from tests.fuzz.choices import Choices
 from tests.fuzz.rules import Rules, Verdict
-from tests.unit.protocol.pair import SMALL, SOURCE
+from tests.support.pair import SMALL, SOURCE
 
 # So few that an input reaches them; the real one takes 30,000 frames.
 CONTROL_HEADROOM: Final = 4096

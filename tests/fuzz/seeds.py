@@ -24,8 +24,8 @@ from protocol.wire.noise import Buffer, Suite
 from tests.fuzz import peer
 from tests.fuzz.handshake import HELLO, RELAY
 from tests.fuzz.record import record_seed
-from tests.unit.protocol import pair
-from tests.unit.protocol.pair import SMALL, Pair
+from tests.support import pair
+from tests.support.pair import SMALL, Pair
 
 CORPUS: Final = Path(__file__).with_name("corpus")
 Seeds = dict[str, bytes]

@@ -10,7 +10,7 @@ from typing import Final
 
 from protocol.errors import ResetCode
 from tests.fuzz.choices import Choices
-from tests.unit.protocol.pair import TINY, Half, Pair, Side
+from tests.support.pair import TINY, Half, Pair, Side
 
 RECORDS: Final = (50, 300, 65514)
 # Each step costs up to a millisecond, and shows most of what it can do early.

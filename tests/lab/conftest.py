@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .lab import Lab, Network, bare_network, missing
-from .trial import Pace
+from tests.support.fixtures import giving_up_after
+from tests.support.lab.network import Lab, Network, bare_network, missing
+from tests.support.lab.trial import Pace
 
 # Beyond the lengths of its faults, for a test that waits for what never comes.
 TEST_LIMIT = 300.0
@@ -54,15 +54,8 @@ def no_test_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
     limit = TEST_LIMIT
     if "length" in request.fixturenames:
         limit += 2 * float(request.getfixturevalue("length"))
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"the test did not end within {limit:g} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, limit)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with giving_up_after(limit):
+        yield
 
 
 @pytest.fixture(scope="session")

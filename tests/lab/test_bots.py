@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from relay_server.guard.rules import FOR_SSH
-from tests.e2e.harness import eventually, visit
-
-from .bots import IDENTIFICATION
-from .lab import LAPTOP, SSH_PORT, Lab, Network
-from .peers import PeerLab
-from .peers import missing as missing_peers
-from .siege import (
+from tests.support.blocking_sockets import visit
+from tests.support.lab.bots import IDENTIFICATION
+from tests.support.lab.network import LAPTOP, SSH_PORT, Lab, Network
+from tests.support.lab.peers import PeerLab
+from tests.support.lab.peers import missing as missing_peers
+from tests.support.lab.siege import (
     OWNER,
     PATIENCE,
     Bots,
@@ -31,7 +30,8 @@ from .siege import (
     besieged,
     quiet,
 )
-from .traffic import traffic
+from tests.support.lab.traffic import traffic
+from tests.support.waiting import eventually
 
 # A login by key takes 0.3 s here, at OpenSSH twice that.
 PROMISED = 2.0

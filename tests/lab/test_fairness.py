@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.typing_load import End
 from protocol.process.config import parse_size
-from tests.e2e.harness import LIMIT, services
-
-from .lab import QUEUE, ROUTER, SSH_PORT, VPS_TO_LAPTOP, Lab
+from tests.support.lab.network import QUEUE, ROUTER, SSH_PORT, VPS_TO_LAPTOP, Lab
+from tests.support.lab.typing_load import End
+from tests.support.programs import services
+from tests.support.waiting import LIMIT
 
 FAR_PORT = 4000
 RATE = 4e6

@@ -20,10 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import eventually
-
-from . import faults
-from .lab import (
+from tests.support.lab import faults
+from tests.support.lab.network import (
     BOTH,
     IDENTIFICATION,
     ROUTER,
@@ -34,8 +32,9 @@ from .lab import (
     Lab,
     Way,
 )
-from .traffic import Download, Traffic, traffic
-from .trial import Pace, Signs, Trial, new_login
+from tests.support.lab.traffic import Download, Traffic, traffic
+from tests.support.lab.trial import Pace, Signs, Trial, new_login
+from tests.support.waiting import eventually
 
 # What is promised, in seconds.
 NOTICED = 8.0

@@ -29,11 +29,11 @@ from protocol.wire.hello import PREFACE_SIZE, Hello, Limits, Resume, Welcome
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey, Suite
 from relay_agent.identity.enrolment import load_enrolment, load_key
-from tests.e2e.harness import LIMIT, ProcessUnderTest, eventually
-
-from .lab import RELAY_PORT, VPS, Lab, LabAgent
-from .traffic import Traffic, traffic
-from .wan import parse_segment
+from tests.support.lab.network import RELAY_PORT, VPS, Lab, LabAgent
+from tests.support.lab.traffic import Traffic, traffic
+from tests.support.lab.wan import parse_segment
+from tests.support.processes import ProcessUnderTest
+from tests.support.waiting import LIMIT, eventually
 
 ETH_P_ALL = 3
 SYN = 2

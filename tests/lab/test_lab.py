@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import LIMIT, eventually, program
-
-from . import lab as lab_module
-from .lab import (
+from tests.support.lab import network as lab_module
+from tests.support.lab.namespace import FILES, NAMED, Namespace, leftovers, remove_leftovers
+from tests.support.lab.network import (
     LAPTOP,
     RELAY_NAME,
-    ROOT,
     ROUTER,
     ROUTER_SECOND,
     VPS,
@@ -31,7 +29,9 @@ from .lab import (
     bare_network,
     missing,
 )
-from .namespace import FILES, NAMED, Namespace, leftovers, remove_leftovers
+from tests.support.processes import program
+from tests.support.repository import ROOT
+from tests.support.waiting import LIMIT, eventually
 
 PORT = 4000
 
@@ -134,7 +134,7 @@ def test_nothing_is_left(possible: None, tmp_path: Path, enrolled: Path) -> None
 
 KILLED = """
 import subprocess, time
-from tests.lab.lab import Names, bare_network
+from tests.support.lab.network import Names, bare_network
 with bare_network() as lab:
     Names(lab.router)
     with lab.router.entered():

@@ -13,11 +13,11 @@ from typing import Literal
 
 import pytest
 
-from . import faults
-from .lab import Way
-from .peers import SIGNS, PeerLab, missing
-from .traffic import Traffic, traffic
-from .trial import Pace, Trial, new_login
+from tests.support.lab import faults
+from tests.support.lab.network import Way
+from tests.support.lab.peers import SIGNS, PeerLab, missing
+from tests.support.lab.traffic import Traffic, traffic
+from tests.support.lab.trial import Pace, Trial, new_login
 
 pytestmark = pytest.mark.peers
 

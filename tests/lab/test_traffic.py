@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import eventually
-
-from . import far
-from .lab import Network
-from .traffic import Download, Lines, Ssh, Upload
+from tests.support.lab import far
+from tests.support.lab.network import Network
+from tests.support.lab.traffic import Download, Lines, Ssh, Upload
+from tests.support.waiting import eventually
 
 AMISS = "expected line|not the pattern|arrived|did not say"
 

@@ -18,11 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import LIMIT, eventually, receive, sending
-
-from .lab import BOTH, DELAY, ROUTER, VPS, Network, Way
-from .namespace import Namespace
-from .wan import Direction, Middlebox, Segment, Shape, checksum, parse_segment, reset_for
+from tests.support.blocking_sockets import receive, sending
+from tests.support.lab.namespace import Namespace
+from tests.support.lab.network import BOTH, DELAY, ROUTER, VPS, Network, Way
+from tests.support.lab.wan import (
+    Direction,
+    Middlebox,
+    Segment,
+    Shape,
+    checksum,
+    parse_segment,
+    reset_for,
+)
+from tests.support.waiting import LIMIT, eventually
 
 # IP and UDP headers.
 HEADERS = 28

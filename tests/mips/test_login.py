@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import LONG_LIMIT, LOOPBACK, Agent, Login, Relay, SshServer, free_port, run
-from tests.e2e.openwrt_package import unpack_package
+from tests.support.openwrt_package import unpack_package
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.processes import run
+from tests.support.programs import Agent, Relay
+from tests.support.ssh import Login, SshServer
+from tests.support.waiting import LONG_LIMIT
 
 # Enough for many records, acks and updates of credit.
 SIZE = 2_000_000
@@ -40,7 +44,7 @@ def test_a_real_login(
     dropbear: SshServer,
 ) -> None:
     lib, _ = unpack_package(tmp_path)
-    shim = Path(__file__).with_name("debian_12.py")
+    shim = Path(__file__).parents[1] / "support" / "debian_12.py"
     relay, agent = new_relay(), Agent(tmp_path / "router", [*python, str(shim), str(lib)])
     port = free_port()
     relay.start()

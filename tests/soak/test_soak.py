@@ -21,23 +21,15 @@ from typing import Final
 
 import pytest
 
-from benchmarks.ends import FarEnd
-from tests.e2e.harness import (
-    LONG_LIMIT,
-    LOOPBACK,
-    Agent,
-    Dropbear,
-    Login,
-    Relay,
-    SshServer,
-    eventually,
-    free_port,
-    services,
-)
-from tests.soak import counted
-from tests.soak.gauge import MIB, Gauge, settle
-from tests.soak.load import Floor, Rounds, Strangers, Typist, Users
-from tests.soak.wire import Wire
+from tests.support.far_end import FarEnd
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.programs import Agent, Relay, services
+from tests.support.soak import counted
+from tests.support.soak.gauge import MIB, Gauge, settle
+from tests.support.soak.load import Floor, Rounds, Strangers, Typist, Users
+from tests.support.soak.wire import Wire
+from tests.support.ssh import Dropbear, Login, SshServer
+from tests.support.waiting import LONG_LIMIT, eventually
 
 MINUTE: Final = 60.0
 STAYING: Final = ("home", "office")

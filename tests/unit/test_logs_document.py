@@ -7,11 +7,11 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 TEXT = (ROOT / "docs" / "logs.md").read_text()
 
 # The heading of each table, and the packages whose events are in it.

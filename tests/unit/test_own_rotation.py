@@ -35,9 +35,9 @@ from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link import relay_dialer as agent_module
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_server.registry.registry import FILE, Refused, Registry
-from tests.unit.relay_agent.identity.test_enrolment import enrolment
-from tests.unit.relay_agent.relay import LIMITS
-from tests.unit.test_rotation import run
+from tests.support.ends import LIMITS
+from tests.support.enrolment import enrolment
+from tests.support.models import run
 
 TOKEN = b"t" * 16
 HELLO = Hello(instance=bytes(16), epoch=1, software="", features=(), limits=LIMITS)

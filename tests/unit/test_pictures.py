@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 PICTURES = sorted((ROOT / "docs").glob("*.svg"))
 WORDS = {"title", "desc"}  # what a screen reader reads out
 ENGLISH, CHINESE = (ROOT / "docs" / f"how-it-works{tag}.svg" for tag in ("", ".zh-CN"))

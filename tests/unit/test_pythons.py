@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
 
 
 def test_each_version_is_found_or_named_as_missing() -> None:

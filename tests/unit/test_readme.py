@@ -12,8 +12,8 @@ import pytest
 
 from relay_agent import cli as agent_cli
 from relay_server import cli as server_cli
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
 PARSERS = {"relay-server": server_cli._parser(), "relay-agent": agent_cli._parser()}
 CHANGELOG = ROOT / "CHANGELOG.md"  # in which older commands keep their names

@@ -7,7 +7,6 @@ network, and a registry that knows one agent.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +33,7 @@ from relay_server.registry.relay_keys import (
     retire_unneeded,
     rotate,
 )
+from tests.support.models import run
 
 
 class OneAgent:
@@ -152,15 +152,6 @@ class Rotation(RuleBasedStateMachine):
             successor=self.relay.successor(relay.key),
         )
         return cast("Link", None), welcome
-
-
-def run(coroutine: Coroutine[Any, Any, tuple[Link, Welcome]]) -> tuple[Link, Welcome]:
-    """One that waits for nothing."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return cast("tuple[Link, Welcome]", stop.value)
-    raise AssertionError("it waits")
 
 
 TestRotation = Rotation.TestCase

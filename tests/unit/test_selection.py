@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.selection import UNIT, Tree, changed_files, concerned, main, using
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = {
     "protocol/__init__.py": "",
     "protocol/ciphers.py": "from cryptography.hazmat import primitives",

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-OPENWRT = ROOT / "deploy" / "openwrt"
+from tests.support.repository import OPENWRT
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from relay_server.cli import _parser
-
-from .conftest import ROOT
+from tests.support.repository import ROOT
 
 FILE = ROOT / "deploy" / "container" / "Containerfile"
 LINES = re.sub(r"\\\n\s*", "", FILE.read_text()).splitlines()

@@ -21,8 +21,7 @@ from pathlib import Path
 import pytest
 
 from protocol import __version__
-
-from .conftest import OPENWRT, ROOT
+from tests.support.repository import OPENWRT, ROOT
 
 LIB = "usr/lib/relay-agent"
 PROGRAMS = {"etc/init.d/relay-agent", "usr/bin/relay-agent"}

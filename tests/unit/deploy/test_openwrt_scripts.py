@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import OPENWRT
+from tests.support.repository import OPENWRT
 
 FILES = OPENWRT / "files"
 INIT = FILES / "etc/init.d/relay-agent"

@@ -12,8 +12,7 @@ import pytest
 from packaging.metadata import Metadata
 
 from protocol import __version__
-
-from .conftest import ROOT
+from tests.support.repository import ROOT
 
 PACKAGES = ("protocol", "relay_agent", "relay_server")
 

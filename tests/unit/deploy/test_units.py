@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from tests.support.repository import ROOT
 
 SYSTEMD = ROOT / "deploy" / "systemd"
 INSTALL = SYSTEMD / "install"

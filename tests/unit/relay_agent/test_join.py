@@ -25,8 +25,9 @@ from relay_agent.identity.enrolment import load_enrolment, load_key
 from relay_agent.join import join
 from relay_agent.services.service import Service
 from relay_agent.services.ssh_discovery import NoSshServer
-from tests.ports import free_port
-from tests.unit.relay_agent.relay import TestRelay, until
+from tests.support.ports import free_port
+from tests.support.scripted_relay import TestRelay
+from tests.support.trio_waiting import until
 
 TOKEN = bytes(range(16))
 BANNER = "SSH-2.0-dropbear"

@@ -8,7 +8,7 @@ import pytest
 
 from protocol.process.state import StateFolder
 from relay_server.registry.registry import Registry
-from tests.unit.relay_server.relay import Relay, running
+from tests.support.relay import Relay, running
 
 
 @pytest.fixture

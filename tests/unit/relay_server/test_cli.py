@@ -30,7 +30,7 @@ from relay_server.registry import open as commands_state
 from relay_server.registry.open import LOCK
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import MAX_FORMER, RelayKeys, load_or_make
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 NOW = 1_000_000.0
 Run = Callable[..., tuple[int, str, str]]

@@ -15,7 +15,7 @@ import pytest
 
 from protocol.process import handover
 from protocol.process.handover import StateUnreadable, read_state, unpack, write_state
-from tests.manager import Manager
+from tests.support.service_manager import Manager
 
 HEAD = b"SRLYLEFT\0\x01"
 

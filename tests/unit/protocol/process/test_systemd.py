@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from protocol.process.systemd import notify, take_descriptors, watchdog_seconds
-from tests.manager import Manager
+from tests.support.service_manager import Manager
 
 # Where no test runner has a descriptor of its own.
 FIRST = 300

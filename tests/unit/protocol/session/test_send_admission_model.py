@@ -22,7 +22,7 @@ from protocol.session.stream import Stream
 from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
-from tests.unit.protocol.session.test_session_model import MODEL
+from tests.support.models import MODEL
 
 KIB = 1024
 # So small that a few readers fill it; the second has room for bursts.

@@ -31,7 +31,7 @@ from protocol.session.stream import End
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_STREAM, MAX_WINDOW, CloseCode
 from protocol.wire.hello import Limits
-from tests.unit.protocol.pair import SMALL, SOURCE, Pair, Profile
+from tests.support.pair import SMALL, SOURCE, Pair, Profile
 
 PUBLISH, PUBLISHED, REFUSED, UNPUBLISH, OPEN = 1, 2, 3, 4, 5
 DATA, WINDOW, FIN, RESET = 6, 7, 8, 9

@@ -14,7 +14,7 @@ import pytest
 from protocol.errors import RemoteProtocolError, ResetCode
 from protocol.wire.noise import CipherState, Suite
 from protocol.wire.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
-from tests.unit.protocol.pair import Pair, Profile, Side
+from tests.support.pair import Pair, Profile, Side
 
 PROFILE = Profile(
     streams=8, stream_window=120, window_limit=240, session_window=400, replay_limit=16_000

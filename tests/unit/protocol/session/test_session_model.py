@@ -8,24 +8,11 @@ written there; at the end the link heals and everything must come to its end.
 
 from __future__ import annotations
 
-import os
-
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.unit.protocol.pair import LARGE, TINY, Half, Pair, Profile, Side
-
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-MODEL = settings(
-    # The default run repeats itself, so that a change cannot fail by another's bad luck; the long
-    # one explores.
-    derandomize=not LONG,
-    max_examples=3000 if LONG else 100,
-    stateful_step_count=120 if LONG else 50,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+from tests.support.models import MODEL
+from tests.support.pair import LARGE, TINY, Half, Pair, Profile, Side
 
 side_of = st.booleans()
 choice = st.integers(0, 7)

@@ -16,7 +16,7 @@ from protocol.errors import LocalProtocolError, ResetCode, SessionLost
 from protocol.session.session import Session
 from protocol.session.snapshot import export, restore
 from protocol.wire.body import Fields
-from tests.unit.protocol.pair import LARGE, SMALL, Pair, Side
+from tests.support.pair import LARGE, SMALL, Pair, Side
 
 
 def busy_pair() -> Pair:

@@ -14,8 +14,8 @@ import trio
 import trio.testing
 
 from protocol.transport import splice
-from tests.unit.protocol.transport.ends import two_ends
-from tests.unit.protocol.transport.test_splice import LIMIT
+from tests.support.ends import two_ends
+from tests.support.waiting import LIMIT
 
 
 def stream(sock: socket.socket) -> trio.SocketStream:

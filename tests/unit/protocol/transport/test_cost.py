@@ -21,7 +21,7 @@ from typing import Any, Final
 import trio
 
 from protocol.transport.sockets import receive_exactly, send_all
-from tests.unit.protocol.transport.ends import two_ends
+from tests.support.ends import two_ends
 
 MIB: Final = 1024 * 1024
 KEYSTROKE: Final = b"x" * 64

@@ -12,8 +12,10 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE
-from tests.unit.protocol.transport.ends import new_session, tcp_pair, two_ends, until
-from tests.unit.protocol.transport.test_splice import LIMIT, is_reset, receive_to_end
+from tests.support.ends import new_session, two_ends
+from tests.support.sockets import receive_to_end, tcp_pair, was_reset
+from tests.support.trio_waiting import until
+from tests.support.waiting import LIMIT
 
 
 async def test_only_what_is_not_about_an_open_stream_is_the_owners() -> None:
@@ -97,9 +99,9 @@ async def test_a_lost_session_ends_its_link() -> None:
             ends.agent.lose()
             await until(lambda: len(ends.lost) == 2)
             assert "the session is over" in ends.lost
-            assert await is_reset(target)
+            assert await was_reset(target)
             ends.relay.lose()
-            assert await is_reset(visitor)
+            assert await was_reset(visitor)
             visitor.close()
             target.close()
 
@@ -139,6 +141,6 @@ async def test_a_stream_refused_while_its_visitor_speaks_takes_no_memory() -> No
             await send_all(visitor, bytes(10_000))
             await until(lambda: ends.agent.session.received == 3)
             ends.agent.refuse(splice, ResetCode.TARGET_UNREACHABLE)
-            assert await is_reset(visitor)
+            assert await was_reset(visitor)
             assert ends.agent.session.open_streams == 0
             visitor.close()

@@ -12,8 +12,10 @@ from protocol.transport.handshake import Arrival, initiate, respond
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import MAX_HELLO, VERSION, Denial, Hello, Limits, Welcome, encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
-from tests.unit.protocol.transport.ends import LIMITS, cancelled_at, tcp_pair
-from tests.unit.protocol.transport.test_splice import LIMIT, receive_to_end
+from tests.support.cancellation import cancelled_at
+from tests.support.ends import LIMITS
+from tests.support.sockets import receive_to_end, tcp_pair
+from tests.support.waiting import LIMIT
 
 RELAY = StaticKey.generate()
 AGENT = StaticKey.generate()

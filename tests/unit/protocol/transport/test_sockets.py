@@ -17,8 +17,9 @@ from protocol.transport.sockets import (
     receive_exactly,
     send_all,
 )
-from tests.unit.protocol.transport.ends import cancelled_at, tcp_pair
-from tests.unit.protocol.transport.test_splice import LIMIT, is_reset, receive_to_end
+from tests.support.cancellation import cancelled_at
+from tests.support.sockets import receive_to_end, tcp_pair, was_reset
+from tests.support.waiting import LIMIT
 
 ARMED = struct.pack("ii", 1, 0)
 
@@ -71,7 +72,7 @@ async def test_only_a_finished_socket_closes_with_an_end_of_file() -> None:
     ours, theirs = tcp_pair()
     prepare_spliced(ours)
     ours.close()
-    assert await is_reset(theirs)
+    assert await was_reset(theirs)
     theirs.close()
 
 
@@ -84,7 +85,7 @@ async def test_a_killed_process_resets_what_it_had_spliced() -> None:
     with theirs, trio.fail_after(LIMIT):
         assert await receive_exactly(theirs, 5) == b"armed"
         child.kill()
-        assert await is_reset(theirs)
+        assert await was_reset(theirs)
         await child.wait()
 
 

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import socket
-import struct
-import termios
 
 import pytest
 import trio
@@ -14,57 +11,11 @@ import trio.testing
 from protocol.errors import ResetCode
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.transport.splice import DISCARD_SECONDS
-from tests.unit.protocol.transport.ends import (
-    Ends,
-    cancelled_at,
-    check_pool,
-    tcp_pair,
-    two_ends,
-    until,
-)
-
-LIMIT = 20.0  # generous: a test that needs it has failed
-
-
-async def receive_to_end(sock: socket.socket) -> bytes:
-    """All up to the end of file; OSError on a reset."""
-    data = bytearray()
-    while True:
-        await trio.lowlevel.wait_readable(sock)
-        piece = sock.recv(65536)
-        if not piece:
-            return bytes(data)
-        data += piece
-
-
-async def is_reset(sock: socket.socket) -> bool:
-    try:
-        await receive_to_end(sock)
-    except ConnectionResetError:
-        return True
-    return False
-
-
-def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    sock.close()
-
-
-def unacked(sock: socket.socket) -> int:
-    """Bytes, or a FIN, that the other side's kernel does not have yet (tcp(7), SIOCOUTQ)."""
-    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
-
-
-async def until_over(ends: Ends) -> None:
-    """Until both sides have forgotten every splice and every stream."""
-    await until(
-        lambda: (
-            not ends.relay.splices
-            and not ends.agent.splices
-            and not ends.relay.session.open_streams
-            and not ends.agent.session.open_streams
-        )
-    )
+from tests.support.cancellation import cancelled_at
+from tests.support.ends import Ends, check_pool, two_ends, until_over
+from tests.support.sockets import receive_to_end, reset, tcp_pair, unacked, was_reset
+from tests.support.trio_waiting import until
+from tests.support.waiting import LIMIT
 
 
 async def test_bytes_go_both_ways_and_half_closes_are_carried() -> None:
@@ -119,7 +70,7 @@ async def test_a_reset_is_carried_as_a_reset(who: str) -> None:
             await receive_exactly(target, 1)
             first, second = (visitor, target) if who == "visitor" else (target, visitor)
             reset(first)
-            assert await is_reset(second)
+            assert await was_reset(second)
             await until_over(ends)
             second.close()
 
@@ -177,8 +128,8 @@ async def test_a_lost_session_resets_both_sockets() -> None:
             await receive_exactly(target, 1)
             ends.relay.lose()
             ends.agent.lose()
-            assert await is_reset(visitor)
-            assert await is_reset(target)
+            assert await was_reset(visitor)
+            assert await was_reset(target)
             assert ends.relay.session.statistics().replay_held == 0
             visitor.close()
             target.close()
@@ -206,7 +157,7 @@ async def test_a_refused_stream_resets_the_visitor() -> None:
             (at_visitor,) = ends.relay.splices.values()
             assert at_visitor.reset_by_peer is None
             ends.agent.refuse(splice, ResetCode.TARGET_UNREACHABLE)
-            assert await is_reset(visitor)
+            assert await was_reset(visitor)
             assert at_visitor.reset_by_peer == "target unreachable"
             visitor.close()
             assert not ends.agent.splices
@@ -361,7 +312,7 @@ async def test_a_reset_gives_back_the_memory_of_what_waits() -> None:
             at_agent, target = tcp_pair()
             prepare_spliced(at_agent)
             await splice.run(at_agent)
-            assert await is_reset(target)
+            assert await was_reset(target)
             target.close()
 
 
@@ -424,7 +375,7 @@ async def test_a_fin_that_meets_a_socket_already_reset_hides_no_reset(attempt: i
             ends.relay.flush()
             reset(target)
             await until(lambda: not ends.agent.splices)
-            assert await is_reset(visitor)
+            assert await was_reset(visitor)
             visitor.close()
 
 

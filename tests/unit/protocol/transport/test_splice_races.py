@@ -7,8 +7,10 @@ import trio
 
 from protocol.transport.sockets import send_all
 from protocol.wire.frame import HEADER_SIZE
-from tests.unit.protocol.transport.ends import two_ends, until
-from tests.unit.protocol.transport.test_splice import LIMIT, is_reset, reset
+from tests.support.ends import two_ends
+from tests.support.sockets import reset, was_reset
+from tests.support.trio_waiting import until
+from tests.support.waiting import LIMIT
 
 
 @pytest.mark.parametrize("attempt", range(12))
@@ -24,6 +26,6 @@ async def test_a_write_that_meets_the_reset_first_does_not_make_it_an_end(attemp
             ends.relay.session.send(stream, [bytearray(HEADER_SIZE + 1000)], 1000)
             ends.relay.flush()
             reset(target)
-            assert await is_reset(visitor)
+            assert await was_reset(visitor)
             visitor.close()
             await until(lambda: not ends.agent.splices)

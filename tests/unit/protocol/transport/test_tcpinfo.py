@@ -8,7 +8,8 @@ import trio
 
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.transport.tcpinfo import tcp_info, unsent
-from tests.unit.protocol.transport.ends import tcp_pair, until
+from tests.support.sockets import tcp_pair
+from tests.support.trio_waiting import until
 
 
 def acked(sock: socket.socket) -> int:

@@ -13,7 +13,7 @@ from protocol.process.state import StateFolder
 from relay_agent.commands import rotate_key as module
 from relay_agent.identity.agent_keys import load_agent_keys, rotate, save_accepted
 from relay_agent.identity.enrolment import load_or_make_key, save_enrolment
-from tests.unit.relay_agent.identity.test_enrolment import TOKEN, enrolment
+from tests.support.enrolment import TOKEN, enrolment
 
 
 @pytest.fixture

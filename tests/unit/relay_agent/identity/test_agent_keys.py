@@ -25,7 +25,7 @@ from relay_agent.identity.enrolment import (
     load_or_make_key,
     save_enrolment,
 )
-from tests.unit.relay_agent.identity.test_enrolment import OTHER_TOKEN, TOKEN, enrolment
+from tests.support.enrolment import OTHER_TOKEN, TOKEN, enrolment
 
 ENROLMENT: Enrolment = enrolment()
 

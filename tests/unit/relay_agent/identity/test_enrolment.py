@@ -15,30 +15,13 @@ from relay_agent.identity.enrolment import (
     ENROLMENT_FILE,
     JOINING_FILE,
     KEY_FILE,
-    Enrolment,
     load_enrolment,
     load_key,
     load_or_make_key,
     save_enrolment,
     save_relay,
 )
-from relay_agent.identity.relay_identity import RelayIdentity
-from relay_agent.services.service import Service
-
-TOKEN, OTHER_TOKEN = b"t" * 16, b"o" * 16
-
-
-def enrolment(name: str = "home", port: int = 11111) -> Enrolment:
-    return Enrolment(
-        name=name,
-        relay=RelayIdentity(
-            hosts=(HostPort("relay.test", 7022), HostPort("2001:db8::1", 443)), key=bytes(range(32))
-        ),
-        services=(
-            Service("ssh", HostPort("127.0.0.1", 22), port),
-            Service("web.2", HostPort("::1", 80), 11112),
-        ),
-    )
+from tests.support.enrolment import OTHER_TOKEN, TOKEN, enrolment
 
 
 @pytest.fixture

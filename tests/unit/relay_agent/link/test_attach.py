@@ -16,9 +16,10 @@ from protocol.wire.hello import Hello
 from protocol.wire.noise import StaticKey, Suite
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link.attach import ATTACH_TIMEOUT, attach, preferred_suite
-from tests.ports import free_port
-from tests.unit.protocol.transport.ends import cancelled_at
-from tests.unit.relay_agent.relay import LIMITS, TestRelay
+from tests.support.cancellation import cancelled_at
+from tests.support.ends import LIMITS
+from tests.support.ports import free_port
+from tests.support.scripted_relay import TestRelay
 
 KEY = StaticKey.generate()
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)

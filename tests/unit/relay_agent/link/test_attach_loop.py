@@ -26,26 +26,23 @@ from protocol.wire.frame import CloseCode
 from protocol.wire.hello import PREFACE_SIZE, Denial, decode_preface
 from protocol.wire.noise import Handshake, StaticKey
 from relay_agent.config import AgentConfig
-from relay_agent.identity.agent_keys import AgentKeys, load_agent_keys
+from relay_agent.identity.agent_keys import load_agent_keys
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link import attach_loop as module
 from relay_agent.link.attach import ATTACH_TIMEOUT
 from relay_agent.link.attach_loop import RETRY, Agent
 from relay_agent.link.backoff import CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
-from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.process import run as process
 from relay_agent.process.reload import Reload, Settings
 from relay_agent.services.service import Service
-from tests.ports import free_port
-from tests.unit.protocol.transport.test_splice import is_reset, receive_to_end
-from tests.unit.relay_agent.link.test_backoff import Highest
-from tests.unit.relay_agent.relay import Target, TestRelay, events, until
+from tests.support.agent import Highest, keys_for
+from tests.support.log_records import events
+from tests.support.ports import free_port
+from tests.support.scripted_relay import Target, TestRelay
+from tests.support.sockets import receive_to_end, was_reset
+from tests.support.trio_waiting import until
 
 KEY = StaticKey.generate()
-
-
-def keys_for(relay: RelayIdentity) -> RelayDialer:
-    return RelayDialer(AgentKeys(KEY), relay, remember=lambda _: None, remember_own=lambda _: None)
 
 
 SLACK = 0.5  # what a handshake may take on the jumping clock
@@ -266,7 +263,7 @@ async def test_a_relay_that_forgot_the_session_gets_a_new_one(logged: Logged) ->
         visitor, accepted = await house.visit()
         house.relay.sessions.clear()
         house.relay.cut()
-        assert await is_reset(accepted)
+        assert await was_reset(accepted)
         await until(lambda: len(house.relay.published) == 2)
         await house.attached()
         assert house.agent._cap.held == 0
@@ -289,7 +286,7 @@ async def test_a_relay_that_is_gone_takes_its_session_along_and_one_that_restart
         await until(lambda: logged("relay-closing"))
         house.relay.cut()
         if code is CloseCode.GONE:
-            assert await is_reset(accepted)
+            assert await was_reset(accepted)
         await until(lambda: len(house.relay.hellos) == 2)
         assert (house.relay.hellos[1].resume is None) == (code is CloseCode.GONE)
         for sock in (visitor, accepted):
@@ -302,7 +299,7 @@ async def test_a_session_that_is_not_ours_is_not_taken(logged: Logged) -> None:
         _, accepted = visit = await house.visit()
         house.relay.greetings.append(house.relay.resuming(b"somebody else's!"))
         house.relay.cut()
-        assert await is_reset(accepted)
+        assert await was_reset(accepted)
         await until(lambda: logged("session-lost"))
         assert "not ours" in logged("session-lost")[0]["reason"]
         await until(lambda: len(house.relay.published) == 2)
@@ -332,7 +329,7 @@ async def test_a_relay_that_knows_us_no_more_has_no_session_of_ours(
         house.relay.greetings.append(house.relay.denying(code))
         began = trio.current_time()
         house.relay.cut()
-        assert await is_reset(accepted)
+        assert await was_reset(accepted)
         assert trio.current_time() - began < SLACK
         visitor.close()
         accepted.close()
@@ -363,7 +360,7 @@ async def test_a_session_without_a_link_is_kept_for_its_time_and_no_longer(
             await trio.sleep(2 * keep)
             assert not logged("session-expired")
         else:
-            assert await is_reset(accepted)
+            assert await was_reset(accepted)
             assert house.agent._cap.held == 0
             assert len(logged("session-expired")) == 1
             assert house.agent._session is None
@@ -637,7 +634,7 @@ async def test_a_signal_ends_it_with_a_goodbye(
         accepted, _ = await target.accept()
         await until(lambda: logged("reload-refused"))
         os.kill(os.getpid(), number)
-        assert await is_reset(accepted)
+        assert await was_reset(accepted)
     assert relay.goodbyes == [CloseCode.GONE]
     assert logged("stopping")[0]["signal"] == number.name
     visitor.close()
@@ -694,7 +691,7 @@ async def test_a_visitor_that_is_reset_resets_its_target() -> None:
         visitor, accepted = await house.visit()
         house.relay.now.session.reset(1, ResetCode.ABORTED)
         house.relay.now.flush()
-        assert await is_reset(accepted)
+        assert await was_reset(accepted)
         visitor.close()
         accepted.close()
 
@@ -1018,7 +1015,7 @@ async def test_while_it_cannot_come_again_the_session_waits_and_then_ends(
         relay.keys.insert(0, StaticKey.generate())
         relay.greetings += [relay.greet, *[silence] * 100]
         relay.now.drop_link("rotated")
-        assert await is_reset(accepted)
+        assert await was_reset(accepted)
         assert logged("session-expired")
         visitor.close()
         accepted.close()

@@ -7,13 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_agent.link.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, FIRST_STEP, Backoff
-
-
-class Highest(Random):
-    """Draws the upper end, so that the ceilings show."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return b
+from tests.support.agent import Highest
 
 
 def take(backoff: Backoff, count: int) -> list[float]:

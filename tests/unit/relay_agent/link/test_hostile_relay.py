@@ -15,9 +15,10 @@ from relay_agent.link.attach_loop import Agent
 from relay_agent.services import publisher as module
 from relay_agent.services.publisher import REPUBLISH
 from relay_agent.services.service import Service
-from tests.unit.relay_agent.link.test_attach_loop import keys_for
-from tests.unit.relay_agent.relay import LIMIT, Target, TestRelay, events, until
-from tests.unit.relay_agent.services.test_publisher import serving
+from tests.support.agent import keys_for, serving
+from tests.support.log_records import events
+from tests.support.scripted_relay import LIMIT, Target, TestRelay
+from tests.support.trio_waiting import until
 
 # What a visitor may be called on the wire: printable text of up to 64 characters.
 CRAZY = [

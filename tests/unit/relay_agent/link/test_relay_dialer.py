@@ -19,8 +19,10 @@ from protocol.wire.noise import StaticKey
 from relay_agent.identity.agent_keys import AgentKeys
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link.relay_dialer import RelayDialer
-from tests.ports import free_port
-from tests.unit.relay_agent.relay import LIMITS, TestRelay, events
+from tests.support.ends import LIMITS
+from tests.support.log_records import events
+from tests.support.ports import free_port
+from tests.support.scripted_relay import TestRelay
 
 MINE = StaticKey.generate()
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)

@@ -17,7 +17,7 @@ from relay_agent.config import AgentConfig
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.process.reload import Outcome, Reload, Settings
 from relay_agent.services.service import Service
-from tests.unit.relay_agent.relay import events
+from tests.support.log_records import events
 
 RELAY = RelayIdentity(hosts=[HostPort("a.example", 7022)], key=b"k" * 32)
 SSH = Service("ssh", HostPort("127.0.0.1", 22), 11111)

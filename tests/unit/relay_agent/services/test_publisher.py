@@ -1,31 +1,27 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 import pytest
 import trio
 import trio.testing
 
-from protocol.errors import LinkLost, RefusalCode, ResetCode, SessionLost
-from protocol.session.replay import ReplayCap
-from protocol.session.session import Session
+from protocol.errors import RefusalCode, ResetCode
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire import frame as wire
-from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
-from protocol.wire.hello import Hello
 from protocol.wire.noise import StaticKey
-from relay_agent.config import AgentConfig
-from relay_agent.link.attach import attach
 from relay_agent.services import publisher as module
 from relay_agent.services.proxy_protocol import Version, header
-from relay_agent.services.publisher import REPUBLISH, Publisher
+from relay_agent.services.publisher import REPUBLISH
 from relay_agent.services.service import Service
 from relay_agent.services.target import loopback_source
-from tests.unit.protocol.transport.test_splice import is_reset, receive_to_end, reset
-from tests.unit.relay_agent.relay import VISITOR, Target, TestRelay, events, until
+from tests.support.agent import serving
+from tests.support.log_records import events
+from tests.support.scripted_relay import VISITOR, Target, TestRelay
+from tests.support.sockets import receive_to_end, reset, was_reset
+from tests.support.trio_waiting import until
 
 KEY = StaticKey.generate()
 
@@ -44,47 +40,6 @@ class Held:
         finally:
             self.waiting -= 1
         raise ConnectionRefusedError(111, "Connection refused")
-
-
-@asynccontextmanager
-async def serving(
-    *services: Service, answer: int | None = None, max_streams: int = 64
-) -> AsyncIterator[tuple[Publisher, TestRelay]]:
-    """One session with one link; `answer` refuses every publication."""
-    config = AgentConfig()
-    async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
-        if answer is not None:
-            relay.answer = relay.refusing(answer)
-        nursery.start_soon(relay.serve)
-        hello = _hello(config)
-        link, welcome = await attach(relay.address, static=KEY, hello=lambda: hello)
-        pool = BufferPool()
-        session = Session(
-            relay=False,
-            options=config.session_options(ReplayCap(config.replay), pool),
-            peer=welcome.limits,
-        )
-        one = Publisher(session, services, max_streams=max_streams, pool=pool, nursery=nursery)
-
-        async def carry() -> None:
-            try:
-                await one.endpoint.carry(link, welcome.received)
-            except (LinkLost, SessionLost):
-                link.close()
-
-        nursery.start_soon(carry)
-        await until(lambda: len(relay.published) == len(services))
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        yield one, relay
-        one.lose()
-        await until(lambda: not one.endpoint.splices)
-        nursery.cancel_scope.cancel()
-    link.close()
-
-
-def _hello(config: AgentConfig) -> Hello:
-    return Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=config.limits())
 
 
 def publications(relay: TestRelay) -> Sequence[tuple[int, str, int]]:
@@ -326,7 +281,7 @@ async def test_a_target_that_ends_before_it_was_told_is_unreachable(
     target = Target()
     async with serving(Service("web", target.address, 11112, "v2")) as (one, relay):
         visitor = relay.visit(1)
-        assert await is_reset(visitor)
+        assert await was_reset(visitor)
         assert not one.endpoint.splices
         visitor.close()
     (line,) = events(caplog, "target-unreachable")
@@ -349,7 +304,7 @@ async def test_a_target_that_refuses_resets_its_visitor_with_one_line(
             codes.append(code),
             on_reset(code, finished=finished),
         )
-        assert await is_reset(visitor)
+        assert await was_reset(visitor)
         assert codes == [ResetCode.TARGET_UNREACHABLE]
         (line,) = events(caplog, "target-unreachable")
         assert line["target"] == str(target.address)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from protocol.process.address import HostPort
 from relay_agent.services import target as module
 from relay_agent.services.target import TARGET_TIMEOUT, dial_target, loopback_source
-from tests.unit.protocol.transport.ends import cancelled_at
-from tests.unit.relay_agent.relay import Target
+from tests.support.cancellation import cancelled_at
+from tests.support.scripted_relay import Target
 
 VISITOR = "203.0.113.9"
 

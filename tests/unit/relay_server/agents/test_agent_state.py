@@ -12,7 +12,7 @@ from relay_server.agents.attach_policy import Decision
 from relay_server.agents.listener import Listener
 from relay_server.guard.guard import Caps, Guard
 from relay_server.guard.waiting_line import WaitingLine
-from tests.unit.protocol.transport.ends import LIMITS, new_session
+from tests.support.ends import LIMITS, new_session
 
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
 

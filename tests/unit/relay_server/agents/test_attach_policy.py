@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from protocol.wire.hello import Hello, Resume
 from relay_server.agents.attach_policy import DISPLACED_KEPT, Decision, Ownership
-from tests.unit.protocol.transport.ends import LIMITS
+from tests.support.ends import LIMITS
 
 SESSION, OTHER_SESSION = b"s" * 16, b"t" * 16
 

@@ -23,18 +23,11 @@ from protocol.wire.hello import encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
 from relay_server.agents.handshakes import REGISTRY_RETRY, Failure
 from relay_server.registry.registry import EnrolledAgent
-from tests.unit.protocol.transport.ends import tcp_pair
-from tests.unit.protocol.transport.test_splice import receive_to_end
-from tests.unit.relay_server.relay import (
-    Relay,
-    Router,
-    caller_of,
-    free_port,
-    quiet,
-    running,
-    told,
-    until,
-)
+from tests.support.log_records import told
+from tests.support.ports import free_port
+from tests.support.relay import Relay, Router, running
+from tests.support.sockets import caller_of, receive_to_end, tcp_pair
+from tests.support.trio_waiting import quiet, until
 
 Clock = trio.testing.MockClock
 GARBAGE = b"GET / HTTP/1.1\r\nHost: example.net\r\n\r\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import trio
 
@@ -12,15 +10,11 @@ from protocol.process import logs
 from protocol.wire import frame as wire
 from protocol.wire.frame import FrameType
 from protocol.wire.hello import Hello
-from tests.unit.relay_server.relay import (
-    Relay,
-    Router,
-    free_port,
-    refuses,
-    told,
-    until,
-    was_reset,
-)
+from tests.support.log_records import told
+from tests.support.ports import free_port
+from tests.support.relay import Relay, Router, echoes
+from tests.support.sockets import refuses, was_reset
+from tests.support.trio_waiting import until
 
 NEVER_ITS_OWN = [
     ("data", wire.data_header(1) + b"rm -rf /"),
@@ -36,22 +30,6 @@ def say(router: Router, frame: bytes) -> None:
     assert router.endpoint is not None
     router.endpoint.session._outbox.queue_control(frame)
     router.endpoint.flush()
-
-
-async def echoes(visitor: socket.socket, target: socket.socket, what: bytes) -> bool:
-    visitor.sendall(what)
-    got = b""
-    while len(got) < len(what):
-        await until(lambda: _readable(target))
-        got += target.recv(100)
-    return got == what
-
-
-def _readable(sock: socket.socket) -> bool:
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
-    except BlockingIOError:
-        return False
 
 
 @pytest.mark.parametrize("frame", [one for _, one in NEVER_ITS_OWN], ids=dict(NEVER_ITS_OWN))

@@ -12,15 +12,10 @@ import trio.testing
 from protocol.errors import RefusalCode
 from relay_server.agents.listener import RETRY, Listener, PortUnavailable
 from relay_server.net import fd_store
-from tests.unit.relay_server.relay import (
-    LOOPBACK,
-    caller_of,
-    free_port,
-    quiet,
-    refuses,
-    told,
-    until,
-)
+from tests.support.log_records import told
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.sockets import caller_of, refuses
+from tests.support.trio_waiting import quiet, until
 
 
 def serving(

@@ -20,18 +20,11 @@ from protocol.wire.hello import INQUIRY, Resume
 from protocol.wire.noise import StaticKey
 from relay_server.agents.manager import DUPLICATE_RETRY, PROBE_SECONDS, Agents
 from relay_server.registry.registry import Registry
-from tests.unit.relay_server.relay import (
-    Relay,
-    Router,
-    caller_of,
-    free_port,
-    quiet,
-    refuses,
-    running,
-    told,
-    until,
-    was_reset,
-)
+from tests.support.log_records import told
+from tests.support.ports import free_port
+from tests.support.relay import Relay, Router, running
+from tests.support.sockets import caller_of, refuses, was_reset
+from tests.support.trio_waiting import quiet, until
 
 Clock = trio.testing.MockClock
 

@@ -11,19 +11,11 @@ from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.agents.listener import RETRY
 from relay_server.agents.public_ports import LEAST_ORPHAN_SECONDS
-from tests.unit.relay_server.relay import (
-    LOOPBACK,
-    Relay,
-    Router,
-    caller_of,
-    free_port,
-    quiet,
-    refuses,
-    running,
-    told,
-    until,
-    was_reset,
-)
+from tests.support.log_records import told
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.relay import Relay, Router, running
+from tests.support.sockets import caller_of, refuses, was_reset
+from tests.support.trio_waiting import quiet, until
 
 Clock = trio.testing.MockClock
 

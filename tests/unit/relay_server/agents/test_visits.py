@@ -21,19 +21,12 @@ from relay_server.guard.guard import GRACE, GROWN_BYTES, SILENT_GRACE
 from relay_server.guard.rules import FOR_SSH, GuardTable
 from relay_server.guard.waiting_line import ARRIVALS
 from relay_server.net.networks import Admission, parse_networks
-from tests.unit.protocol.transport.ends import LIMITS, tcp_pair
-from tests.unit.protocol.transport.test_splice import receive_to_end
-from tests.unit.relay_server.relay import (
-    Relay,
-    Router,
-    caller_of,
-    free_port,
-    quiet,
-    running,
-    told,
-    until,
-    was_reset,
-)
+from tests.support.ends import LIMITS
+from tests.support.log_records import told
+from tests.support.ports import free_port
+from tests.support.relay import BEGIN, STRANGER, Relay, Router, come, running, visited_by
+from tests.support.sockets import caller_of, receive_to_end, tcp_pair, was_reset
+from tests.support.trio_waiting import quiet, until
 
 Clock = trio.testing.MockClock
 
@@ -249,33 +242,6 @@ async def test_a_session_that_ends_as_the_visitor_is_woken_leaves_it_waiting(
 
 
 # The guard
-
-STRANGER = "203.0.113.9"
-# So that nobody is held who comes for something else.
-BEGIN = b"SSH-2.0-"
-
-
-def come(
-    relay: Relay, router: Router, port: int, host: str = STRANGER, *, says: bytes = BEGIN
-) -> socket.socket:
-    """A visitor from `host`, as far as the relay knows."""
-    visitor, accepted = tcp_pair()
-    if says:
-        visitor.send(says)
-    agent = relay.agent(router)
-    relay.agents.ports._on_visitor(agent, agent.listeners[port], accepted, (host, 4711))
-    return visitor
-
-
-async def visited_by(
-    relay: Relay, router: Router, port: int, host: str = STRANGER
-) -> tuple[socket.socket, socket.socket]:
-    """Both ends, after the beginning."""
-    count = len(router.targets)
-    visitor = come(relay, router, port, host)
-    await until(lambda: len(router.targets) > count)
-    assert await receive_exactly(router.targets[count], len(BEGIN)) == BEGIN
-    return visitor, router.targets[count]
 
 
 def score(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:

@@ -26,7 +26,7 @@ from relay_server.net.bind_check import lowest_free
 from relay_server.registry.open import LOCK
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import load_or_make
-from tests.unit.relay_server.relay import LOOPBACK, free_port
+from tests.support.ports import LOOPBACK, free_port
 
 Status = dict[str, Any]
 Runs = Callable[[Status], None]

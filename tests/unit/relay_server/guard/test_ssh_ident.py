@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from relay_server.guard.ssh_ident import Identification, look, wait_identification
-from tests.unit.protocol.transport.ends import tcp_pair
+from tests.support.sockets import tcp_pair
 
 Pair = tuple[socket.socket, socket.socket]
 

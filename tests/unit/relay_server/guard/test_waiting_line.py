@@ -16,7 +16,7 @@ from relay_server.guard.guard import (
     Visitor,
 )
 from relay_server.guard.waiting_line import ARRIVALS, ASK_AGAIN, WaitingLine
-from tests.unit.relay_server.relay import told
+from tests.support.log_records import told
 
 PATIENCE = 10.0
 ABOUT = {"agent": "home", "service": "ssh", "source": "203.0.113.9"}

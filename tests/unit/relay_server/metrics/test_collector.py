@@ -4,7 +4,6 @@ import json
 import re
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import trio
@@ -15,7 +14,11 @@ from protocol.errors import LinkDenied
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.metrics.collector import LAG_BOUNDS, LAG_PAUSE, MOST_AGENTS, LoopLag, Metrics
-from tests.unit.relay_server.relay import Relay, caller_of, free_port, until, was_reset
+from tests.support.ports import free_port
+from tests.support.relay import Relay
+from tests.support.repository import ROOT
+from tests.support.sockets import caller_of, was_reset
+from tests.support.trio_waiting import until
 
 Clock = trio.testing.MockClock
 Values = dict[str, dict[str, float]]  # by name, then by the labels' values
@@ -184,7 +187,6 @@ async def test_the_lag_is_how_late_a_sleeper_wakes(mock_clock: Clock) -> None:
 
 # What people read and look at
 
-ROOT = Path(__file__).parents[4]
 NAME = re.compile(r"\b(?:ssh_relay|process)_\w+")
 
 

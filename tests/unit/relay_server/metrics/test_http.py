@@ -11,8 +11,9 @@ import trio.testing
 from protocol.transport.sockets import send_all
 from relay_server.metrics.http import FRESH, MAX_REQUEST, MOST_CALLERS, TIMEOUT, Scrape
 from relay_server.net.accept_loop import listen, stop_accepting
-from tests.unit.protocol.transport.test_splice import receive_to_end
-from tests.unit.relay_server.relay import LOOPBACK, caller_of, quiet, until
+from tests.support.ports import LOOPBACK
+from tests.support.sockets import caller_of, receive_to_end
+from tests.support.trio_waiting import quiet, until
 
 Clock = trio.testing.MockClock
 

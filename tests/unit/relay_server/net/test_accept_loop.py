@@ -15,7 +15,10 @@ import trio.testing
 
 from relay_server.net import accept_loop
 from relay_server.net.accept_loop import accept_forever, listen, plain_address, stop_accepting
-from tests.unit.relay_server.relay import LOOPBACK, caller_of, quiet, refuses, told, until
+from tests.support.log_records import told
+from tests.support.ports import LOOPBACK
+from tests.support.sockets import caller_of, refuses
+from tests.support.trio_waiting import quiet, until
 
 
 class FakeListener:

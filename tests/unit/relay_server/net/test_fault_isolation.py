@@ -13,15 +13,11 @@ from protocol.transport import link as link_module
 from relay_server.agents import handshakes
 from relay_server.guard.guard import Guard
 from relay_server.net.fault_isolation import contained
-from tests.unit.relay_server.agents.test_hostile_agent import echoes
-from tests.unit.relay_server.agents.test_visits import come
-from tests.unit.relay_server.relay import (
-    Relay,
-    free_port,
-    told,
-    until,
-    was_reset,
-)
+from tests.support.log_records import told
+from tests.support.ports import free_port
+from tests.support.relay import Relay, come, echoes
+from tests.support.sockets import was_reset
+from tests.support.trio_waiting import until
 
 
 class Neighbours:

@@ -9,8 +9,8 @@ import pytest
 
 from relay_server.net.accept_loop import listen
 from relay_server.net.fd_store import LINK, StoredListeners
-from tests.manager import Manager
-from tests.unit.relay_server.relay import LOOPBACK, free_port
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.service_manager import Manager
 
 
 @pytest.fixture

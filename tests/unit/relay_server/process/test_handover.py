@@ -22,18 +22,11 @@ from protocol.wire.frame import CloseCode
 from relay_server.net.fd_store import StoredListeners
 from relay_server.process import handover
 from relay_server.process.handover import VISITOR, Found
-from tests.unit.relay_server.relay import (
-    Relay,
-    Router,
-    caller_of,
-    free_port,
-    quiet,
-    refuses,
-    running,
-    told,
-    until,
-    was_reset,
-)
+from tests.support.log_records import told
+from tests.support.ports import free_port
+from tests.support.relay import Relay, Router, running
+from tests.support.sockets import caller_of, refuses, was_reset
+from tests.support.trio_waiting import quiet, until
 
 
 async def receive(sock: socket.socket, count: int) -> bytes:

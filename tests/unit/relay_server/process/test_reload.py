@@ -16,7 +16,7 @@ from relay_server.guard.rules import GuardTable
 from relay_server.net.networks import parse_networks
 from relay_server.process.reload import Outcome, Reload
 from relay_server.registry.registry import Registry
-from tests.unit.relay_server.relay import told
+from tests.support.log_records import told
 
 DENIED = parse_networks(["203.0.113.0/24"])
 

@@ -32,7 +32,10 @@ from relay_server.process import run
 from relay_server.process.run import REGISTRY_POLL, serve
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys, has_former, load_or_make, rotate
-from tests.unit.relay_server.relay import LOOPBACK, caller_of, free_port, quiet, refuses, told
+from tests.support.log_records import told
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.sockets import caller_of, refuses
+from tests.support.trio_waiting import quiet
 
 ROOT = Path(run.__file__).parents[2]
 Clock = trio.testing.MockClock

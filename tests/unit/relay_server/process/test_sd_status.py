@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from relay_server.process.sd_status import STATUS_SECONDS, report, status
-from tests.manager import Manager
+from tests.support.service_manager import Manager
 
 Clock = trio.testing.MockClock
 

@@ -17,7 +17,7 @@ import pytest
 from protocol.process.state import StateError, StateFolder
 from relay_server.registry.database import SCHEMA_VERSION, _is_full, scalar
 from relay_server.registry.registry import FILE, Registry
-from tests.unit.relay_server.registry.test_registry import (
+from tests.support.registry import (
     SOME,
     enrol,
     invite,

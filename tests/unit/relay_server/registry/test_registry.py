@@ -31,38 +31,7 @@ from relay_server.registry.registry import (
     TokenRefused,
     parse_name,
 )
-
-PORTS = range(11111, 11114)
-HOUR = 3600.0
-
-
-def token(number: int) -> bytes:
-    return bytes([number]) * 16
-
-
-def key(number: int) -> bytes:
-    return bytes([number]) * 32
-
-
-def invite(
-    registry: Registry, name: str, number: int, *ports: int, now: float = 0.0, until: float = HOUR
-) -> Invited:
-    return registry.invite(
-        name, token(number), now=now, lifetime=until - now, port_range=PORTS, ports=ports
-    )
-
-
-def enrol(
-    registry: Registry, name: str, number: int, *ports: int, now: float = 0.0
-) -> EnrolledAgent:
-    invite(registry, name, number, *ports, now=now, until=now + HOUR)
-    return registry.redeem(token(number), key(number), now)
-
-
-def invite_many(registry: Registry) -> None:
-    for number in range(2, 250):
-        invite(registry, f"name-{number}", number, 10_000 + number)
-
+from tests.support.registry import HOUR, PORTS, SOME, enrol, invite, key, token
 
 # Names
 
@@ -461,7 +430,6 @@ TestModel.settings = settings(max_examples=20, stateful_step_count=25, deadline=
 
 # Who may visit
 
-SOME = Admission(allow=parse_networks(["203.0.113.0/24"]), deny=parse_networks(["203.0.113.9"]))
 OTHERS = Admission(deny=parse_networks(["2001:db8::/32"]))
 
 

@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks.far import ECHO, HEAD
-from tests.e2e.harness import LONG_LIMIT, PATTERN, Login, receive_to_end, reset, visit
+from tests.support.blocking_sockets import PATTERN, receive_to_end, reset, visit
+from tests.support.far_end import ECHO, HEAD
+from tests.support.ssh import Login
+from tests.support.waiting import LONG_LIMIT
 
 HELLO: Final = HEAD.pack(ECHO, 0, 0)
 # For what is delayed by a link that is found dead, dialled again and resumed.

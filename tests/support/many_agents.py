@@ -1,6 +1,6 @@
 """Many agents in one process, each with a key, a session and a link of its own.
 
-    python -m benchmarks.many_agents FILE FIRST LAST
+    python -m tests.support.many_agents FILE FIRST LAST
 
 plays those members of the fleet in FILE that are numbered from FIRST up to, not including, LAST:
 each is the agent's own code, dialling, shaking hands and publishing a service as on a router of its
@@ -33,7 +33,7 @@ from relay_agent.link.attach_loop import Agent
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.services import publisher
 from relay_agent.services.service import Service
-from tests.e2e.harness import LOOPBACK
+from tests.support.ports import LOOPBACK
 
 # Shaking hands at once. They all come from one address, and a relay lets 32 of one address do so;
 # this is about agents that are there, not about how soon they are.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from .lab import BOTH, DELAY, RATE, Network, Way
+from tests.support.lab.network import BOTH, DELAY, RATE, Network, Way
 
 
 def black_hole(network: Network, length: float, *ways: Way) -> None:

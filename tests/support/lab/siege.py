@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.e2e.harness import LIMIT, Dropbear, OpenSsh
-
-from . import bots
-from .lab import LAPTOP, ROOT, SSH_PORT, VPS_TO_LAPTOP, Network
+from tests.support.lab import bots
+from tests.support.lab.network import LAPTOP, SSH_PORT, VPS_TO_LAPTOP, Network
+from tests.support.repository import ROOT
+from tests.support.ssh import Dropbear, OpenSsh
+from tests.support.waiting import LIMIT
 
 # Who is not a bot and has an address of his own; bots come from those of `sources`.
 OWNER: Final = "192.0.2.3"

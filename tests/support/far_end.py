@@ -1,6 +1,6 @@
 """The far end of every measurement, a process of its own: sink, source and echo on one port.
 
-    python -m benchmarks.far [ADDRESS]     says its port on stdout
+    python -m tests.support.far_end [ADDRESS]     says its port on stdout
 
 Each visitor begins with a `HEAD` that says what it wants:
 
@@ -15,12 +15,17 @@ little; and it copies nothing that it can help, since what it uses is taken from
 from __future__ import annotations
 
 import gc
+import os
 import select
 import socket
 import struct
 import sys
 from collections.abc import Callable
 from typing import Final
+
+from tests.support.ports import LOOPBACK
+from tests.support.processes import ProcessUnderTest
+from tests.support.repository import ROOT
 
 HEAD: Final = struct.Struct(">cQI")  # what, size, piece
 SINK: Final = b"s"
@@ -104,8 +109,18 @@ class Visitor:
         return True
 
 
+class FarEnd(ProcessUnderTest):
+    """Sink, source and echo on `port`, started."""
+
+    def __init__(self, address: str = LOOPBACK) -> None:
+        # Without the user's variables and packages, and what looking for these takes.
+        argv = [sys.executable, "-ESs", "-m", __name__, address]
+        super().__init__(argv, environment=os.environ, cwd=ROOT)
+        self.port = int(self.wait_for_output(r"^\d+$").group())
+
+
 def main() -> None:
-    address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
+    address = sys.argv[1] if len(sys.argv) > 1 else LOOPBACK
     listener = socket.create_server((address, 0), backlog=4096)
     listener.setblocking(False)
     epoll = select.epoll()

@@ -1,6 +1,6 @@
 """A path between two network namespaces that can be spoiled: delay, rate, queue, loss, black hole.
 
-    python -m tests.lab.wan ROUTER VPS [--seed N]
+    python -m tests.support.lab.wan ROUTER VPS [--seed N]
 
 holds a TUN device in each of the two namespaces and moves IP packets between them. "up" is from
 the router to the VPS, "down" the other way. A packet's way through one direction:
@@ -42,7 +42,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from tests.lab.namespace import enter
+from tests.support.lab.namespace import enter
 
 DEVICE: Final = "wan0"
 MTU: Final = 1500

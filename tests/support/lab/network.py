@@ -5,8 +5,8 @@
                                           198.51.100.2, later perhaps .3
 
 The relay runs on the VPS, agent and SSH server on the router, ssh on the laptop: all real, and all
-from the harness of the end-to-end tests. Whatever is started or opened while a namespace is entered
-belongs to it, so the harness needs no word about namespaces.
+the programs of the end-to-end tests. Whatever is started or opened while a namespace is entered
+belongs to it, so they need no word about namespaces.
 
 The router asks a name service of its own, which tests can silence and re-point. Nothing here
 reaches beyond the machine, and several labs stand side by side.
@@ -30,28 +30,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from tests.e2e.harness import (
-    LIMIT,
-    LOOPBACK,
-    Agent,
-    Dropbear,
-    Login,
-    ProcessUnderTest,
-    Relay,
-    SshServer,
-    eventually,
-    listens,
-    program,
-    run,
-    script,
-    services,
-    wait_until_listening,
-)
-
-from .namespace import Namespace, remove_leftovers
-from .wan import open_device
-
-ROOT: Final = Path(__file__).parents[2]
+from tests.support.lab.namespace import Namespace, remove_leftovers
+from tests.support.lab.wan import open_device
+from tests.support.ports import LOOPBACK, listens, wait_until_listening
+from tests.support.processes import ProcessUnderTest, program, run, script
+from tests.support.programs import Agent, Relay, services
+from tests.support.repository import ROOT
+from tests.support.ssh import Dropbear, Login, SshServer
+from tests.support.waiting import LIMIT, eventually
 
 VPS: Final = "203.0.113.1"
 VPS_SECOND: Final = "203.0.113.2"
@@ -108,7 +94,7 @@ class Wan:
     """The process of wan.py, obeying one command at a time."""
 
     def __init__(self, router: Namespace, vps: Namespace, *, seed: int | None = None) -> None:
-        argv = [sys.executable, "-m", "tests.lab.wan", router.name, vps.name]
+        argv = [sys.executable, "-m", "tests.support.lab.wan", router.name, vps.name]
         argv += [] if seed is None else ["--seed", str(seed)]
         self._popen = subprocess.Popen(
             argv, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -10,7 +10,8 @@ from typing import Final
 
 import trio
 
-from tests.e2e.harness import LIMIT, LOOPBACK, free_port
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.waiting import LIMIT
 
 _PIECE: Final = 1 << 16
 _RESET: Final = struct.pack("ii", 1, 0)

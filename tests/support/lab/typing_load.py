@@ -1,7 +1,7 @@
 """A keyboard beside full-speed copies: its two ends, as processes of their own.
 
-    python -m benchmarks.typing_load far PORT
-    python -m benchmarks.typing_load near VPS LAPTOP ROUTER PORT
+    python -m tests.support.lab.typing_load far PORT
+    python -m tests.support.lab.typing_load near VPS LAPTOP ROUTER PORT
 
 `far` is what the agent reaches: a visitor's first byte says whether it echoes, gives bytes without
 end, or takes them. On the same port of UDP it answers pings, which need no carrier.
@@ -27,12 +27,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from tests.lab.namespace import Namespace, enter
-
-ROOT: Final = Path(__file__).resolve().parents[1]
+from tests.support.lab.namespace import Namespace, enter
+from tests.support.repository import ROOT
 
 ECHO: Final = b"E"
 GIVE: Final = b"G"
@@ -352,7 +350,7 @@ class End:
     """One of the two processes, started in `namespace`."""
 
     def __init__(self, namespace: Namespace, *arguments: str) -> None:
-        argv = [sys.executable, "-m", "benchmarks.typing_load", *arguments]
+        argv = [sys.executable, "-m", "tests.support.lab.typing_load", *arguments]
         pipe = subprocess.PIPE
         with namespace.entered():
             self._popen = subprocess.Popen(argv, cwd=ROOT, text=True, stdin=pipe, stdout=pipe)

@@ -10,14 +10,12 @@ import logging
 import secrets
 import socket
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 
 from protocol.errors import LinkLost, SessionLost
@@ -26,7 +24,7 @@ from protocol.session.events import Event, PublicationConfirmed, PublicationRefu
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
-from protocol.transport.sockets import prepare_spliced
+from protocol.transport.sockets import prepare_spliced, receive_exactly
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode, Refused
 from protocol.wire.hello import Hello, Resume, Welcome
@@ -41,56 +39,10 @@ from relay_server.net.fd_store import StoredListeners
 from relay_server.process.handover import Found
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys
-from tests.ports import free_port as free_port
-from tests.unit.protocol.transport.ends import LIMITS, new_session, tcp_pair
-
-# Real seconds; a test that needs them has failed.
-LIMIT = 10.0
-LOOPBACK = "127.0.0.1"
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Turn after turn until `condition` holds, while the test's clock stands still."""
-    give_up = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < give_up, "what the test waits for does not happen"
-        await trio.lowlevel.checkpoint()
-
-
-async def quiet() -> None:
-    """Until nothing happens any more; loopback needs no time, so a moment is enough."""
-    await trio.testing.wait_all_tasks_blocked(0.01)
-
-
-def told(caplog: pytest.LogCaptureFixture, name: str) -> list[dict[str, Any]]:
-    """The fields of each event `name` in the log."""
-    return [vars(record)["event_fields"] for record in caplog.records if record.msg == name]
-
-
-def caller_of(port: int) -> socket.socket:
-    sock = socket.create_connection((LOOPBACK, port))
-    sock.setblocking(False)
-    return sock
-
-
-def refuses(port: int) -> bool:
-    try:
-        caller_of(port).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
-async def was_reset(sock: socket.socket) -> bool:
-    """Whether `sock` ends by a reset; waits for its end."""
-    with sock:
-        while True:
-            await trio.lowlevel.wait_readable(sock.fileno())
-            try:
-                if not sock.recv(65536):
-                    return False
-            except ConnectionResetError:
-                return True
+from tests.support.ends import LIMITS, new_session
+from tests.support.ports import LOOPBACK
+from tests.support.sockets import caller_of, tcp_pair
+from tests.support.trio_waiting import quiet, until
 
 
 class Faults(logging.Handler):
@@ -357,3 +309,47 @@ class Router:
             self.targets.append(target)
             self.leftovers.append(target)
             self.nursery.start_soon(splice.run, at_agent)
+
+
+STRANGER = "203.0.113.9"
+# So that nobody is held who comes for something else.
+BEGIN = b"SSH-2.0-"
+
+
+def come(
+    relay: Relay, router: Router, port: int, host: str = STRANGER, *, says: bytes = BEGIN
+) -> socket.socket:
+    """A visitor from `host`, as far as the relay knows."""
+    visitor, accepted = tcp_pair()
+    if says:
+        visitor.send(says)
+    agent = relay.agent(router)
+    relay.agents.ports._on_visitor(agent, agent.listeners[port], accepted, (host, 4711))
+    return visitor
+
+
+async def visited_by(
+    relay: Relay, router: Router, port: int, host: str = STRANGER
+) -> tuple[socket.socket, socket.socket]:
+    """Both ends, after the beginning."""
+    count = len(router.targets)
+    visitor = come(relay, router, port, host)
+    await until(lambda: len(router.targets) > count)
+    assert await receive_exactly(router.targets[count], len(BEGIN)) == BEGIN
+    return visitor, router.targets[count]
+
+
+async def echoes(visitor: socket.socket, target: socket.socket, what: bytes) -> bool:
+    visitor.sendall(what)
+    got = b""
+    while len(got) < len(what):
+        await until(lambda: _readable(target))
+        got += target.recv(100)
+    return got == what
+
+
+def _readable(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -20,25 +20,10 @@ from protocol.transport.sockets import prepare_spliced
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello, Limits, Resume, Welcome
 from protocol.wire.noise import StaticKey, Suite
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Turn after turn until `condition` holds; the test's own deadline bounds it."""
-    while not condition():
-        await trio.lowlevel.checkpoint()
-
+from tests.support.sockets import tcp_pair
+from tests.support.trio_waiting import until
 
 LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected, non-blocking TCP sockets on loopback: the caller's and the accepted."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        caller = socket.create_connection(server.getsockname())
-        accepted, _ = server.accept()
-    caller.setblocking(False)
-    accepted.setblocking(False)
-    return caller, accepted
 
 
 def new_session(*, relay: bool, replay: int = 1024 * 1024) -> Session:
@@ -182,39 +167,19 @@ async def two_ends() -> AsyncIterator[Ends]:
         nursery.cancel_scope.cancel()
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels `scope` after the n-th step that any task takes from now on.
-
-    Every await of whatever runs inside is hit by one n; a test goes through all n until one is
-    beyond the end.
-    """
-
-    def __init__(self, scope: trio.CancelScope, step: int) -> None:
-        self._scope = scope
-        self._left = step
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._scope.cancel()
-
-
-@contextmanager
-def cancelled_at(step: int, scope: trio.CancelScope | None = None) -> Iterator[trio.CancelScope]:
-    """Cancel the body, or `scope` in it, after `step` steps of any task.
-
-    The scope tells whether that came in time.
-    """
-    with trio.CancelScope() as whole:
-        instrument = CancelAtStep(scope or whole, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            yield whole
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-
-
 def check_pool(pool: BufferPool) -> None:
     """No buffer was given back twice."""
     free = pool._free
     assert len({id(buffer) for buffer in free}) == len(free)
+
+
+async def until_over(ends: Ends) -> None:
+    """Until both sides have forgotten every splice and every stream."""
+    await until(
+        lambda: (
+            not ends.relay.splices
+            and not ends.agent.splices
+            and not ends.relay.session.open_streams
+            and not ends.agent.session.open_streams
+        )
+    )

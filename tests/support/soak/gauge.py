@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.harness import Agent, Relay
+from tests.support.programs import Agent, Relay
 
 MIB: Final = 1024 * 1024
 # What may go on growing for a while: the allocator's arenas and the pools of buffers, both up to

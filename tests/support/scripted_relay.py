@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
-import pytest
 import trio
 
 from protocol.errors import DenialCode, LinkLost, RemoteProtocolError, SessionLost
@@ -22,30 +19,16 @@ from protocol.transport.handshake import Arrival, respond
 from protocol.transport.sockets import prepare_spliced
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import Publish
-from protocol.wire.hello import Denial, Hello, Limits, Welcome
+from protocol.wire.hello import Denial, Hello, Welcome
 from protocol.wire.noise import StaticKey
 from relay_agent.identity.relay_identity import RelayIdentity
+from tests.support.ends import LIMITS
+from tests.support.sockets import tcp_pair
 
-LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)
 LIMIT = 3600.0  # on a clock that jumps; a test that needs it has failed
 VISITOR = ("203.0.113.9", 4711)
 
 Greeting = Callable[[socket.socket], Awaitable[None]]
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        caller = socket.create_connection(server.getsockname())
-        accepted, _ = server.accept()
-    caller.setblocking(False)
-    accepted.setblocking(False)
-    return caller, accepted
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Turn after turn; a jumping clock does not move meanwhile."""
-    while not condition():
-        await trio.lowlevel.checkpoint()
 
 
 class TestRelay:
@@ -245,13 +228,3 @@ class Target:
 
     def close(self) -> None:
         self.sock.close()
-
-
-def events(caplog: pytest.LogCaptureFixture, name: str = "") -> list[dict[str, Any]]:
-    """The fields of each event logged, of those called `name` if given."""
-    return [
-        {"event": record.msg, "level": logging.getLevelName(record.levelno)}
-        | getattr(record, "event_fields", {})
-        for record in caplog.records
-        if name in ("", record.msg)
-    ]

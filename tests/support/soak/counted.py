@@ -1,6 +1,6 @@
 """One of the two programs, with its trio tasks counted.
 
-    python tests/soak/counted.py FILE relay-server run …
+    python tests/support/soak/counted.py FILE relay-server run …
 
 FILE holds their number at any time: what of a process the system cannot tell from outside.
 """

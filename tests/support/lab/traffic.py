@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-from tests.e2e.harness import LIMIT, LONG_LIMIT, eventually
-
-from . import far
-from .lab import Network
+from tests.support.lab import far
+from tests.support.lab.network import Network
+from tests.support.waiting import LIMIT, LONG_LIMIT, eventually
 
 # The finest that a silence can be told by.
 PACE: Final = 0.05

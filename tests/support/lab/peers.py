@@ -21,22 +21,13 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.harness import (
-    LIMIT,
-    LOOPBACK,
-    Dropbear,
-    Login,
-    OpenSsh,
-    ProcessUnderTest,
-    SshServer,
-    eventually,
-    program,
-    wait_until_listening,
-)
-
-from .lab import RELAY_NAME, SSH_PORT, Network
-from .namespace import run_ip
-from .trial import Signs
+from tests.support.lab.namespace import run_ip
+from tests.support.lab.network import RELAY_NAME, SSH_PORT, Network
+from tests.support.lab.trial import Signs
+from tests.support.ports import LOOPBACK, wait_until_listening
+from tests.support.processes import ProcessUnderTest, program
+from tests.support.ssh import Dropbear, Login, OpenSsh, SshServer
+from tests.support.waiting import LIMIT, eventually
 
 VPS_SSH_PORT: Final = 22
 

@@ -1,4 +1,4 @@
-"""Free ports for tests of all kinds."""
+"""Free ports of this machine, and whether one is listened on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import random
 import socket
 from pathlib import Path
+
+from tests.support.waiting import LIMIT, eventually
+
+LOOPBACK = "127.0.0.1"
 
 _handed_out: set[int] = set()
 # Below those that the kernel gives to outgoing sockets, which could take one before its user does.
@@ -50,3 +54,11 @@ def listens(port: int) -> bool:
             if state == listen_state and local.endswith(suffix):
                 return True
     return False
+
+
+def wait_until_listening(port: int, *, limit: float = LIMIT) -> None:
+    eventually(lambda: listens(port), what=f"port {port} listens", limit=limit)
+
+
+def wait_until_closed(port: int, *, limit: float = LIMIT) -> None:
+    eventually(lambda: not listens(port), what=f"port {port} is closed", limit=limit)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from tests.e2e.harness import LIMIT
-
-from .lab import Network
+from tests.support.lab.network import Network
+from tests.support.waiting import LIMIT
 
 N = TypeVar("N", bound=Network)
 

@@ -1,0 +1,1 @@
+"""Network namespaces, the bad network between them, and what runs and is measured there."""
