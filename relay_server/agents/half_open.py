@@ -25,6 +25,14 @@ from relay_server.net.source import source_of
 MAX_RESTING: Final = 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    total: int  # callers at once
+    per_source: int  # of these, from one source
+    attempts: int  # tokens that a source's bucket holds
+    per_second: float  # tokens that it gets back
+
+
 @dataclass(slots=True)
 class _Source:
     name: str
@@ -41,21 +49,13 @@ class Caller:
 
 
 class HalfOpenLimit:
-    def __init__(self, *, total: int, per_source: int, attempts: int, per_second: float) -> None:
-        """At most `total` callers at once, `per_source` of one source; a bucket holds `attempts`
-        tokens and gets `per_second` back."""
-        self.allow(total=total, per_source=per_source, attempts=attempts, per_second=per_second)
+    def __init__(self, bounds: Callable[[], Bounds]) -> None:
+        """`bounds` are asked for anew each time. Callers at the door stay whatever they become."""
+        self._bounds = bounds
         self._unproved: dict[Caller, None] = {}  # oldest first
         self._proved: dict[Caller, None] = {}
         self._active: dict[str, _Source] = {}  # with callers at the door: at most `total`
         self._resting: dict[str, _Source] = {}  # without, and short of tokens; oldest first
-
-    def allow(self, *, total: int, per_source: int, attempts: int, per_second: float) -> None:
-        """From now on; who is at the door stays there."""
-        self._total = total
-        self._per_source = per_source
-        self._attempts = attempts
-        self._per_second = per_second
 
     def __len__(self) -> int:
         """Callers at the door."""
@@ -71,11 +71,12 @@ class HalfOpenLimit:
 
         `evict` is called if the place goes to somebody else; `leave` need not be called then.
         """
+        bounds = self._bounds()
         source = self._known(source_of(host), now)
-        if source.callers >= self._per_source or source.tokens < 1:
+        if source.callers >= bounds.per_source or source.tokens < 1:
             self._remember(source)
             return None
-        if len(self) >= self._total:
+        if len(self) >= bounds.total:
             oldest = next(iter(self._unproved or self._proved))
             self._remove(oldest)
             oldest.evict()
@@ -109,13 +110,14 @@ class HalfOpenLimit:
     def _known(self, name: str, now: float) -> _Source:
         source = self._active.get(name) or self._resting.get(name)
         if source is None:
-            return _Source(name, float(self._attempts), now)
+            return _Source(name, float(self._bounds().attempts), now)
         self._fill(source, now, 0.0)
         return source
 
     def _fill(self, source: _Source, now: float, more: float) -> None:
-        gained = (now - source.filled) * self._per_second + more
-        source.tokens = min(float(self._attempts), source.tokens + gained)
+        bounds = self._bounds()
+        gained = (now - source.filled) * bounds.per_second + more
+        source.tokens = min(float(bounds.attempts), source.tokens + gained)
         source.filled = now
 
     def _remember(self, source: _Source) -> None:
@@ -124,7 +126,7 @@ class HalfOpenLimit:
         self._resting.pop(source.name, None)
         if source.callers:
             self._active[source.name] = source
-        elif source.tokens < self._attempts:
+        elif source.tokens < self._bounds().attempts:
             self._resting[source.name] = source
             if len(self._resting) > MAX_RESTING:
                 del self._resting[next(iter(self._resting))]

@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -23,15 +23,14 @@ from protocol.process.rate_limit import RateLimit
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from protocol.wire.hello import Denial
-from relay_server.agents.half_open import Caller, HalfOpenLimit
+from relay_server.agents.context import RelayContext
+from relay_server.agents.half_open import Bounds, Caller, HalfOpenLimit
 from relay_server.agents.manager import Agents
 from relay_server.net.fault_isolation import contained
 from relay_server.registry.registry import EnrolledAgent, TokenRefused
-from relay_server.registry.relay_keys import RelayKeys
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -51,31 +50,19 @@ class Failure(enum.StrEnum):
 
 
 class Handshakes:
-    def __init__(
-        self,
-        config: ServerConfig,
-        registry: Registry,
-        keys: RelayKeys,
-        agents: Agents,
-        nursery: trio.Nursery,
-    ) -> None:
-        self._config = config
-        self._registry = registry
-        self._keys = keys
+    def __init__(self, context: RelayContext, agents: Agents) -> None:
+        self._context = context
+        self._registry = context.registry
+        self._keys = context.keys
         self._agents = agents
-        self._nursery = nursery
-        self._half_open = HalfOpenLimit(**_bounds(config))
+        self._nursery = context.nursery
+        self._half_open = HalfOpenLimit(lambda: _bounds(context.config))
         # The noise of scanners must not hide the trouble of agents, who know the relay's key.
         self._strangers, self._proved = RateLimit(), RateLimit()
 
-    def reconfigure(self, config: ServerConfig) -> None:
-        """For callers from now on."""
-        self._config = config
-        self._half_open.allow(**_bounds(config))
-
     def on_caller(self, sock: socket.socket, source: tuple[str, int]) -> None:
         now = trio.current_time()
-        scope = trio.CancelScope(deadline=now + self._config.handshake_timeout)
+        scope = trio.CancelScope(deadline=now + self._context.config.handshake_timeout)
         caller = self._half_open.enter(source[0], now, scope.cancel)
         if caller is None:
             sock.close()
@@ -124,7 +111,7 @@ class Handshakes:
                 key=arrival.agent_key.hex(),
                 reason=answer.reason,
             )
-            self._agents.counters.denied[answer.code] += 1
+            self._context.counters.denied[answer.code] += 1
             await arrival.deny(answer)
         except (RemoteProtocolError, LinkLost) as exc:
             why, reason = Failure.WRONG, str(exc)
@@ -148,7 +135,7 @@ class Handshakes:
     def _tell_failed(
         self, source: tuple[str, int], why: Failure, limit: RateLimit, reason: str = ""
     ) -> None:
-        self._agents.counters.handshakes_failed[why] += 1
+        self._context.counters.handshakes_failed[why] += 1
         if limit.allows(trio.current_time()):
             event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason or why)
         elif limit.suppressed == 1:
@@ -217,15 +204,8 @@ class Handshakes:
         )
 
 
-class _Bounds(TypedDict):
-    total: int
-    per_source: int
-    attempts: int
-    per_second: float
-
-
-def _bounds(config: ServerConfig) -> _Bounds:
-    return _Bounds(
+def _bounds(config: ServerConfig) -> Bounds:
+    return Bounds(
         total=config.half_open,
         per_source=config.half_open_per_source,
         attempts=config.attempts_per_source,

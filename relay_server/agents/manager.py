@@ -19,28 +19,24 @@ from protocol.process.logs import event
 from protocol.process.state import StateError
 from protocol.session.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.session.liveness import LATE
-from protocol.session.replay import ReplayCap
 from protocol.session.session import Session, SessionOptions
 from protocol.session.snapshot import restore
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.grace import wait_until
 from protocol.transport.handshake import Arrival
 from protocol.wire.body import Fields
-from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.attach_policy import Decision
-from relay_server.agents.counters import Counters
+from relay_server.agents.context import RelayContext
 from relay_server.agents.public_ports import Ports
 from relay_server.net.fault_isolation import contained
-from relay_server.net.fd_store import StoredListeners
 from relay_server.registry.registry import Refused
-from relay_server.registry.relay_keys import RelayKeys
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
-    from relay_server.registry.registry import EnrolledAgent, Registry
+    from relay_server.registry.registry import EnrolledAgent
 
 log = logging.getLogger(__name__)
 
@@ -54,32 +50,14 @@ _RENEWED: Final = "the agent began anew"
 
 
 class Agents:
-    def __init__(
-        self,
-        config: ServerConfig,
-        registry: Registry,
-        keys: RelayKeys,
-        nursery: trio.Nursery,
-        stored: StoredListeners,
-    ) -> None:
-        self._config = config
-        self._registry = registry
-        self._keys = keys
-        self._nursery = nursery
-        self.counters = Counters()
-        self.ports = Ports(config, registry, nursery, stored, self.counters)
+    def __init__(self, context: RelayContext) -> None:
+        self._context = context
+        self._registry = context.registry
+        self._keys = context.keys
+        self._nursery = context.nursery
+        self.ports = Ports(context)
         self._present: dict[bytes, AgentState] = {}
-        self._pool = BufferPool()
-        self.replay_cap = ReplayCap(config.replay_total)
-        self._limits = _limits(config)
-        self._announced = registry.announced()
-
-    def reconfigure(self, config: ServerConfig) -> None:
-        """For whoever comes, and whatever begins, from now on."""
-        self._config = config
-        self.replay_cap.limit = config.replay_total
-        self._limits = _limits(config)
-        self.ports.reconfigure(config)
+        self._announced = context.registry.announced()
 
     # Arriving
 
@@ -136,7 +114,7 @@ class Agents:
             session=session,
             resumed=resumed,
             received=received,
-            limits=self._limits,
+            limits=_limits(self._context.config),
             name=enrolled.name,
             ports=enrolled.ports,
             features=(ROTATION, MOVING),
@@ -216,7 +194,7 @@ class Agents:
         hello = arrival.hello
         await arrival.welcome(welcome)
         agent.attached_now(resumed=welcome.resumed)
-        self.counters.attached(resumed=welcome.resumed)
+        self._context.counters.attached(resumed=welcome.resumed)
         event(
             log,
             logging.INFO,
@@ -254,13 +232,14 @@ class Agents:
         with keeper:
             if agent.endpoint is not None:
                 streams = agent.endpoint.session.open_streams
-                keep = self._config.detached_keep if streams else self._config.detached_keep_idle
+                config = self._context.config
+                keep = config.detached_keep if streams else config.detached_keep_idle
                 await wait_until(gone + keep)
                 if keeper.cancel_called:
                     return
                 event(log, logging.INFO, "session-expired", agent=agent.name, streams=streams)
                 agent.end_session()
-            await trio.sleep_until(gone + self._config.listener_keep)
+            await trio.sleep_until(gone + self._context.config.listener_keep)
             if not keeper.cancel_called:
                 self._forget(agent, "the agent stayed away")
 
@@ -278,16 +257,17 @@ class Agents:
         return endpoint
 
     def _session_options(self) -> SessionOptions:
+        context, config = self._context, self._context.config
         return SessionOptions(
-            limits=self._limits,
-            window_limit=self._config.stream_window_max,
-            replay_limit=self._config.replay,
-            replay_cap=self.replay_cap,
-            pool=self._pool,
+            limits=_limits(config),
+            window_limit=config.stream_window_max,
+            replay_limit=config.replay,
+            replay_cap=context.replay_cap,
+            pool=context.pool,
         )
 
     def _endpoint_of(self, agent: AgentState, session: Session) -> Endpoint:
-        return Endpoint(session, pool=self._pool, on_event=partial(self._on_event, agent))
+        return Endpoint(session, pool=self._context.pool, on_event=partial(self._on_event, agent))
 
     def _new_endpoint(self, agent: AgentState, peer: Limits) -> Endpoint:
         return self._endpoint_of(
@@ -342,7 +322,7 @@ class Agents:
     async def _deny(
         self, arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
     ) -> None:
-        self.counters.denied[code] += 1
+        self._context.counters.denied[code] += 1
         # Whoever is gone meanwhile needs no answer.
         with contextlib.suppress(LinkLost):
             await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))

@@ -16,16 +16,14 @@ from protocol.wire.body import Fields
 from protocol.wire.frame import Publish
 from protocol.wire.hello import MAX_TEXT
 from relay_server.agents.agent_state import AgentState
-from relay_server.agents.counters import Counters
+from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener, PortUnavailable
 from relay_server.agents.visits import Visit, visit
-from relay_server.net.fd_store import StoredListeners
 
 if TYPE_CHECKING:
     import socket
 
-    from relay_server.config import ServerConfig
-    from relay_server.registry.registry import EnrolledAgent, Registry
+    from relay_server.registry.registry import EnrolledAgent
 
 log = logging.getLogger(__name__)
 
@@ -35,25 +33,9 @@ LEAST_ORPHAN_SECONDS: Final = 1.0
 
 
 class Ports:
-    """Listeners and visitors run in `nursery`, which outlives every link."""
-
-    def __init__(
-        self,
-        config: ServerConfig,
-        registry: Registry,
-        nursery: trio.Nursery,
-        stored: StoredListeners,
-        counters: Counters,
-    ) -> None:
-        self._config = config
-        self._registry = registry
-        self._nursery = nursery
-        self._stored = stored
-        self._counters = counters
-
-    def reconfigure(self, config: ServerConfig) -> None:
-        """For visitors from now on."""
-        self._config = config
+    def __init__(self, context: RelayContext) -> None:
+        self._context = context
+        self._nursery = context.nursery
 
     def publish(self, agent: AgentState, publish: Publish) -> None:
         """Answer a PUBLISH. Granted ports are asked of the registry each time."""
@@ -89,7 +71,7 @@ class Ports:
         if "splice" in saved and agent.endpoint is not None:
             # Its port may be closed by now, or serve something else; streams go on.
             listener = Listener(port, service)
-            one = Visit(self._config, self._counters, agent, listener, sock, source)
+            one = Visit(self._context, agent, listener, sock, source)
             splice = one.restore(agent.endpoint, saved)
             self._nursery.start_soon(one.go_on, splice)
             return splice.stream
@@ -123,7 +105,7 @@ class Ports:
     async def close_orphans(self, agent: AgentState, endpoint: Endpoint) -> None:
         """A new session publishes at once whatever it will; other ports are of the past."""
         while agent.endpoint is endpoint:
-            await trio.sleep(max(self._config.visitor_wait, LEAST_ORPHAN_SECONDS))
+            await trio.sleep(max(self._context.config.visitor_wait, LEAST_ORPHAN_SECONDS))
             # What an agent that has gone away meanwhile sent may be still on its way.
             if agent.endpoint is endpoint and agent.ownership.attached:
                 for listener in list(agent.listeners.values()):
@@ -153,7 +135,7 @@ class Ports:
     def _grantee(self, agent: AgentState, publish: Publish) -> EnrolledAgent | None:
         """The agent, if the port is granted to it; else `publish` is refused."""
         try:
-            enrolled = self._registry.agent_by_key(agent.key)
+            enrolled = self._context.registry.agent_by_key(agent.key)
         except StateError as exc:
             event(log, logging.ERROR, "registry-failed", reason=str(exc))
             reason = "the relay cannot read its registry"
@@ -167,9 +149,9 @@ class Ports:
 
     def _new_listener(self, agent: AgentState, publish: Publish) -> Listener | None:
         """None if the port cannot be opened and trying again would not help."""
-        listener = Listener(publish.port, publish.service, stored=self._stored)
+        listener = Listener(publish.port, publish.service, stored=self._context.stored)
         try:
-            listener.try_open(self._config.bind)
+            listener.try_open(self._context.config.bind)
         except PortUnavailable as exc:
             self._refuse(agent, publish, exc.code, exc.reason)
             if exc.code is not RefusalCode.PORT_BUSY:
@@ -180,11 +162,11 @@ class Ports:
 
     async def _serve(self, agent: AgentState, listener: Listener) -> None:
         await listener.serve(
-            self._config.bind,
+            self._context.config.bind,
             agent=agent.name,
             opened=partial(self._confirm, agent, listener),
             on_visitor=partial(self._on_visitor, agent, listener),
-            on_failure=self._counters.accept_failed,
+            on_failure=self._context.counters.accept_failed,
         )
 
     def _on_visitor(
@@ -194,7 +176,7 @@ class Ports:
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
-        self._nursery.start_soon(visit, self._config, self._counters, agent, listener, sock, source)
+        self._nursery.start_soon(visit, self._context, agent, listener, sock, source)
 
     def _confirm(self, agent: AgentState, listener: Listener) -> None:
         if listener.open and listener.publication and agent.endpoint is not None:

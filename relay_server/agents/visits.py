@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
@@ -18,7 +18,7 @@ from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM
 from relay_server.agents.agent_state import AgentState
-from relay_server.agents.counters import Counters
+from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener
 from relay_server.guard.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
 from relay_server.guard.rules import Rules
@@ -26,9 +26,6 @@ from relay_server.guard.ssh_ident import Identification, look, wait_identificati
 from relay_server.guard.ssh_login import LoginDetector
 from relay_server.guard.waiting_line import WaitingLine
 from relay_server.net.fault_isolation import contained
-
-if TYPE_CHECKING:
-    from relay_server.config import ServerConfig
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +40,14 @@ _BY_TARGET: Final = "aborted"
 
 
 async def visit(
-    config: ServerConfig,
-    counters: Counters,
+    context: RelayContext,
     agent: AgentState,
     listener: Listener,
     sock: socket.socket,
     source: tuple[str, int],
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
-    one = Visit(config, counters, agent, listener, sock, source)
+    one = Visit(context, agent, listener, sock, source)
     refused: str | None = None
     with one.here():
         try:
@@ -63,32 +59,30 @@ async def visit(
     # The socket is closed; what is left is to tell of it, which may take until there is time.
     if one.evicted:
         one.line.refused[EVICTED] += 1
-        counters.refused[EVICTED] += 1
+        context.counters.refused[EVICTED] += 1
         await one.line.tell_evicted(one.about, one.traffic())
     elif refused is not None:
         one.line.refused[refused] += 1
-        counters.refused[refused] += 1
+        context.counters.refused[refused] += 1
         await one.line.tell_refused(one.about, refused)
 
 
 class Visit:
     def __init__(
         self,
-        config: ServerConfig,
-        counters: Counters,
+        context: RelayContext,
         agent: AgentState,
         listener: Listener,
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
-        self._config = config
-        self._counters = counters
+        self._context = context
         self._agent = agent
         self._listener = listener
         self.sock = sock
         self._source = source
         self.about = {"agent": agent.name, "service": listener.service, "source": source[0]}
-        self._rules = config.rules(agent.name, listener.service)
+        self._rules = context.config.rules(agent.name, listener.service)
         self.line = _line_of(self._rules, agent, listener)
         self.scope = trio.CancelScope()  # cancelled when evicted
         self.evicted = False
@@ -130,9 +124,9 @@ class Visit:
         refused = self._turned_away()
         if refused is not None:
             return refused
-        if len(self._agent.visits) > self._config.most_visitors:
+        if len(self._agent.visits) > self._context.config.most_visitors:
             return "too many visitors of this agent"
-        if host in self._config.uncounted or not self._rules.guarded:
+        if host in self._context.config.uncounted or not self._rules.guarded:
             return await self._carry()
         visitor = await self.line.enter(
             host, patience=self._rules.patience, traffic=self.traffic, evict=self._evict
@@ -150,7 +144,7 @@ class Visit:
     def _turned_away(self) -> str | None:
         """By the lists for all services, those for some, or those of this port."""
         host = self._source[0]
-        lists = (self._config.admission, self._rules.admission, self._listener.admission)
+        lists = (self._context.config.admission, self._rules.admission, self._listener.admission)
         return next(filter(None, (one.refusal(host) for one in lists)), None)
 
     async def _hold(self) -> str | None:
@@ -187,7 +181,7 @@ class Visit:
             await self._see_through(splice, told=True)
 
     async def _see_through(self, splice: Splice, *, told: bool) -> None:
-        with self._counters.carrying(self._listener.service, splice):
+        with self._context.counters.carrying(self._listener.service, splice):
             await splice.run(self.sock)
         # It may have been evicted in the turn in which it ended.
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -208,11 +202,11 @@ class Visit:
         """The session to open a stream in, or why there is none."""
         agent, listener = self._agent, self._listener
         if not (agent.ready(listener) or listener.closed):
-            if agent.waiting_unread >= self._config.held_visitors:
+            if agent.waiting_unread >= self._context.config.held_visitors:
                 return "too many visitors wait for the agent"
             agent.waiting_unread += 1
             try:
-                with trio.move_on_at(self._came + self._config.visitor_wait):
+                with trio.move_on_at(self._came + self._context.config.visitor_wait):
                     while not (agent.ready(listener) or listener.closed):
                         await agent.wait_change()
             finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -24,11 +24,9 @@ from prometheus_client.registry import Collector
 from protocol import __version__
 from protocol.errors import DenialCode
 from protocol.process.state import StateError
+from relay_server.agents.context import RelayContext
 from relay_server.agents.handshakes import Failure, Handshakes
 from relay_server.agents.manager import Agents
-
-if TYPE_CHECKING:
-    from relay_server.registry.registry import Registry
 
 # Agents told of by name, in the order of the alphabet. Each costs 20 µs of everybody's turn at each
 # scrape; whoever has more than that many looks for one in `relay-server agents --json`.
@@ -72,11 +70,11 @@ class LoopLag:
 
 
 class Metrics(Collector):
-    def __init__(self, agents: Agents, handshakes: Handshakes, registry: Registry) -> None:
+    def __init__(self, context: RelayContext, agents: Agents, handshakes: Handshakes) -> None:
         self.lag = LoopLag()
         self._agents = agents
         self._handshakes = handshakes
-        self._registry = registry
+        self._context = context
         self._exported = CollectorRegistry()
         self._exported.register(self)
         # Memory, processor time and descriptors, as every Prometheus client has them.
@@ -94,7 +92,7 @@ class Metrics(Collector):
         yield self.lag.family()
 
     def _who_is_here(self) -> Iterator[Metric]:
-        present, counters = self._agents.present, self._agents.counters
+        present, counters = self._agents.present, self._context.counters
         attached = {one.name for one in present if one.ownership.attached}
         # Without the registry there is no saying who is not here: then nothing is said.
         enrolled = self._enrolled()
@@ -115,18 +113,18 @@ class Metrics(Collector):
         )
         yield _counter("links", "Links that attached.", counters.links)
         yield _counter("resumptions", "Links that continued a session.", counters.resumed)
-        cap = self._agents.replay_cap
+        cap = self._context.replay_cap
         yield _gauge("replay_bytes", "Memory of frames queued or not yet acked.", cap.held)
         yield _gauge("replay_limit_bytes", "At most that much (replay_total).", cap.limit)
 
     def _enrolled(self) -> list[str] | None:
         try:
-            return self._registry.enrolled()
+            return self._context.registry.enrolled()
         except StateError:
             return None
 
     def _at_the_door(self) -> Iterator[Metric]:
-        counters = self._agents.counters
+        counters = self._context.counters
         yield _gauge(
             "handshakes_active",
             "Callers of whom it is not known yet who they are.",
@@ -142,7 +140,7 @@ class Metrics(Collector):
         yield _counter("accept_failures", text, counters.accept_failures)
 
     def _visitors(self) -> Iterator[Metric]:
-        present, counters = self._agents.present, self._agents.counters
+        present, counters = self._agents.present, self._context.counters
         here = {(service,): count for service, count in counters.present.items()}
         yield _gauge("visitors_active", "Visitors who are carried now.", here, "service")
         yield _gauge(

@@ -22,6 +22,7 @@ from protocol.process import logs
 from protocol.process.config import ConfigError
 from protocol.process.logs import event
 from protocol.process.state import StateError
+from relay_server.agents.context import RelayContext
 
 if TYPE_CHECKING:
     from relay_server.config import ServerConfig
@@ -41,44 +42,34 @@ class Outcome:
 
 
 class Reload:
-    def __init__(
-        self,
-        config: ServerConfig,
-        read: Callable[[], ServerConfig],
-        registry: Registry,
-        apply: Callable[[ServerConfig], None],
-    ) -> None:
-        """`config` is in effect; `apply` is to put another one into effect, and cannot fail."""
-        self._config = config
+    def __init__(self, context: RelayContext, read: Callable[[], ServerConfig]) -> None:
+        self._context = context
         self._read = read
-        self._registry = registry
-        self._apply = apply
         self._one_at_a_time = trio.Lock()
 
     async def __call__(self) -> Outcome:
         """Raises ConfigError or StateError, and nothing has changed then."""
         async with self._one_at_a_time:
             try:
-                wanted = self._read()
+                wanted, current = self._read(), self._context.config
                 different = [
                     one.name
                     for one in fields(wanted)
-                    if getattr(wanted, one.name) != getattr(self._config, one.name)
+                    if getattr(wanted, one.name) != getattr(current, one.name)
                 ]
                 outcome = Outcome(
                     [name for name in different if name not in NEEDS_RESTART],
                     [name for name in different if name in NEEDS_RESTART],
                 )
-                kept = {name: getattr(self._config, name) for name in NEEDS_RESTART}
+                kept = {name: getattr(current, name) for name in NEEDS_RESTART}
                 config = replace(wanted, **kept)
                 if outcome.changed:
                     # Writing waits for the disk; links must not.
-                    await trio.to_thread.run_sync(partial(remember, self._registry, config))
+                    await trio.to_thread.run_sync(partial(remember, self._context.registry, config))
             except (ConfigError, StateError) as exc:
                 event(log, logging.ERROR, "reload-refused", reason=str(exc))
                 raise
-            self._config = config
-            self._apply(config)
+            self._context.reconfigure(config)
             if {"log_level", "log_format"}.intersection(outcome.changed):
                 logs.configure(config.log_level, config.log_format)
             event(

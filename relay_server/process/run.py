@@ -27,6 +27,7 @@ from protocol.process.sighup import ControllingTerminal
 from protocol.process.state import StateError, StateFolder
 from protocol.process.systemd import notify
 from protocol.wire.frame import CloseCode
+from relay_server.agents.context import RelayContext
 from relay_server.agents.handshakes import Handshakes
 from relay_server.agents.manager import Agents
 from relay_server.net.accept_loop import accept_forever, listen, stop_accepting
@@ -48,6 +49,7 @@ REGISTRY_POLL: Final = 1.0
 # From the signal to the end: goodbyes are on their way in a millisecond, and nobody is left to wait
 # for. Well inside the 2 s that a service manager is promised.
 DRAIN: Final = 0.2
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 async def serve(
@@ -73,9 +75,18 @@ async def serve(
         sockets = [stack.enter_context(sock) for sock in stored.links] or [
             stack.enter_context(_listen(stored, address)) for address in config.listen
         ]
+        raise_descriptor_limit()
+        terminal = ControllingTerminal()
         try:
-            read = read or (lambda: config)
-            await _run(config, state, registry, keys, stored, found, sockets, read)
+            with trio.open_signal_receiver(*SIGNALS) as signals:
+                async with trio.open_nursery() as nursery:
+                    context = RelayContext(config, registry, keys, nursery, stored)
+                    process = _Process(context, state, sockets, read or (lambda: config))
+                    process.start(found)
+                    async for number in signals:
+                        if await process.is_ended_by(number, on_terminal=not terminal.is_gone):
+                            break
+                    await process.end(number)
         except BaseExceptionGroup as group:
             # What a nursery wraps; the command line expects the one.
             told, rest = group.split(StateError)
@@ -84,91 +95,93 @@ async def serve(
             raise _only(told) from None
 
 
-async def _run(
-    config: ServerConfig,
-    state: StateFolder,
-    registry: Registry,
-    keys: RelayKeys,
-    stored: StoredListeners,
-    found: Found,
-    sockets: Sequence[socket.socket],
-    read: Callable[[], ServerConfig],
-) -> None:
-    raise_descriptor_limit()
-    terminal = ControllingTerminal()
-    with trio.open_signal_receiver(
-        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2
-    ) as signals:
-        async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, keys, nursery, stored)
-            found.restore(agents, registry)
-            handshakes = Handshakes(config, registry, keys, agents, nursery)
-            refresh = partial(_refresh, state, keys, agents)
-            reload = Reload(config, read, registry, partial(_reconfigure, agents, handshakes))
-            for sock in sockets:
-                nursery.start_soon(
-                    accept_forever, sock, handshakes.on_caller, agents.counters.accept_failed
-                )
-            nursery.start_soon(_watch_registry, registry, refresh)
-            nursery.start_soon(_watch_followers, state, keys, registry)
-            listening = [HostPort(*sock.getsockname()[:2]) for sock in sockets]
-            commands = _commands(agents, refresh, reload, listening)
-            nursery.start_soon(control.serve, state.path / SOCKET, commands)
-            for address in listening:
-                event(log, logging.INFO, "listening", host=address.host, port=address.port)
-            if config.metrics.listen is not None:
-                _tell_metrics(config.metrics.listen, agents, handshakes, registry, sockets, nursery)
-            tell_small_buffers(config.stream_window_max)
-            nursery.start_soon(_close_unclaimed, stored)
-            nursery.start_soon(report, agents)
-            async for number in signals:
-                if number == signal.SIGHUP and not terminal.is_gone:
-                    nursery.start_soon(_reload_as_told, reload)
-                    continue
-                if number == signal.SIGUSR2:
-                    await upgrade(agents, stored, read)
-                    continue
-                event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
-                break
-            notify("STOPPING=1")
-            stored.leave()
-            if number == signal.SIGTERM and has_store():
-                leave_to_manager(agents)
-            for sock in sockets:
-                stop_accepting(sock)
-            agents.say_goodbye(CloseCode.GONE)
-            await trio.sleep(DRAIN)
-            nursery.cancel_scope.cancel()
+class _Process:
+    """What runs in the context's nursery, and what is done about signals."""
 
+    def __init__(
+        self,
+        context: RelayContext,
+        state: StateFolder,
+        sockets: Sequence[socket.socket],
+        read: Callable[[], ServerConfig],
+    ) -> None:
+        """Agents dial in at `sockets`."""
+        self._context = context
+        self._state = state
+        self._sockets = sockets
+        self._read = read
+        self._agents = Agents(context)
+        self._handshakes = Handshakes(context, self._agents)
+        self._reload = Reload(context, read)
 
-def _tell_metrics(
-    address: HostPort,
-    agents: Agents,
-    handshakes: Handshakes,
-    registry: Registry,
-    sockets: Sequence[socket.socket],
-    nursery: trio.Nursery,
-) -> None:
-    try:
-        # Only here: what they need is not installed unless somebody wants it.
-        from relay_server.metrics.collector import Metrics
-        from relay_server.metrics.http import Scrape
-    except ModuleNotFoundError as exc:
-        raise CommandFailed(
-            f"metrics need the Python library {exc.name}: pip install 'ssh-relay[metrics]'"
-        ) from None
-    try:
-        sock = listen(address.host, address.port, dual_stack=True)
-    except OSError as exc:
-        raise CommandFailed(
-            f"cannot listen on {address} for metrics: {exc.strerror or exc}"
-        ) from None
-    metrics = Metrics(agents, handshakes, registry)
-    # Those where agents dial in are closed when the relay stops, the first thing that it does.
-    scrape = Scrape(metrics.page, lambda: all(one.fileno() >= 0 for one in sockets), nursery)
-    nursery.start_soon(metrics.lag.measure)
-    nursery.start_soon(scrape.serve, sock)
-    event(log, logging.INFO, "metrics-listening", host=address.host, port=address.port)
+    def start(self, found: Found) -> None:
+        """Go on with what was `found`, then start every task. Raises CommandFailed."""
+        context, agents, nursery = self._context, self._agents, self._context.nursery
+        found.restore(agents, context.registry)
+        for sock in self._sockets:
+            nursery.start_soon(
+                accept_forever, sock, self._handshakes.on_caller, context.counters.accept_failed
+            )
+        refresh = partial(_refresh, self._state, context.keys, agents)
+        nursery.start_soon(_watch_registry, context.registry, refresh)
+        nursery.start_soon(_watch_followers, self._state, context.keys, context.registry)
+        listening = [HostPort(*sock.getsockname()[:2]) for sock in self._sockets]
+        commands = _commands(agents, refresh, self._reload, listening)
+        nursery.start_soon(control.serve, self._state.path / SOCKET, commands)
+        for address in listening:
+            event(log, logging.INFO, "listening", host=address.host, port=address.port)
+        if context.config.metrics.listen is not None:
+            self._serve_metrics(context.config.metrics.listen)
+        tell_small_buffers(context.config.stream_window_max)
+        nursery.start_soon(_close_unclaimed, context.stored)
+        nursery.start_soon(report, agents)
+
+    async def is_ended_by(self, number: int, *, on_terminal: bool) -> bool:
+        """Whether the relay is to end now; what else a signal asks for is done."""
+        if number == signal.SIGHUP and on_terminal:
+            self._context.nursery.start_soon(_reload_as_told, self._reload)
+            return False
+        if number == signal.SIGUSR2:
+            await upgrade(self._agents, self._context.stored, self._read)
+            return False
+        event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
+        return True
+
+    async def end(self, number: int) -> None:
+        """Leave the sessions to the manager if it may start us again, else say goodbye."""
+        notify("STOPPING=1")
+        self._context.stored.leave()
+        if number == signal.SIGTERM and has_store():
+            leave_to_manager(self._agents)
+        for sock in self._sockets:
+            stop_accepting(sock)
+        self._agents.say_goodbye(CloseCode.GONE)
+        await trio.sleep(DRAIN)
+        self._context.nursery.cancel_scope.cancel()
+
+    def _serve_metrics(self, address: HostPort) -> None:
+        """Raises CommandFailed if a library is missing or the address cannot be had."""
+        try:
+            # Only here: what they need is not installed unless somebody wants it.
+            from relay_server.metrics.collector import Metrics
+            from relay_server.metrics.http import Scrape
+        except ModuleNotFoundError as exc:
+            raise CommandFailed(
+                f"metrics need the Python library {exc.name}: pip install 'ssh-relay[metrics]'"
+            ) from None
+        try:
+            sock = listen(address.host, address.port, dual_stack=True)
+        except OSError as exc:
+            raise CommandFailed(
+                f"cannot listen on {address} for metrics: {exc.strerror or exc}"
+            ) from None
+        nursery, sockets = self._context.nursery, self._sockets
+        metrics = Metrics(self._context, self._agents, self._handshakes)
+        # Those where agents dial in are closed when the relay stops, the first thing that it does.
+        scrape = Scrape(metrics.page, lambda: all(one.fileno() >= 0 for one in sockets), nursery)
+        nursery.start_soon(metrics.lag.measure)
+        nursery.start_soon(scrape.serve, sock)
+        event(log, logging.INFO, "metrics-listening", host=address.host, port=address.port)
 
 
 def _only(group: BaseException) -> BaseException:
@@ -198,11 +211,6 @@ def _listen_v4(stored: StoredListeners, address: HostPort) -> socket.socket:
         return stored.listen("0.0.0.0", address.port, dual_stack=False)  # noqa: S104 - as [::] is
     except OSError as exc:
         raise CommandFailed(f"cannot listen on {address}: {exc.strerror or exc}") from exc
-
-
-def _reconfigure(agents: Agents, handshakes: Handshakes, config: ServerConfig) -> None:
-    agents.reconfigure(config)
-    handshakes.reconfigure(config)
 
 
 async def _reload_as_told(reload: Reload) -> None:

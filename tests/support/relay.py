@@ -30,6 +30,7 @@ from protocol.wire.frame import CloseCode, Refused
 from protocol.wire.hello import Hello, Resume, Welcome
 from protocol.wire.noise import StaticKey, Suite
 from relay_server.agents.agent_state import AgentState
+from relay_server.agents.context import RelayContext
 from relay_server.agents.handshakes import Handshakes
 from relay_server.agents.manager import Agents
 from relay_server.config import ServerConfig
@@ -74,15 +75,28 @@ class Faults(logging.Handler):
 
 @dataclass
 class Relay:
-    config: ServerConfig
-    registry: Registry
+    context: RelayContext
     agents: Agents
     handshakes: Handshakes
-    keys: RelayKeys
     port: int  # where agents dial
-    nursery: trio.Nursery
     faults: Faults
     leftovers: list[socket.socket | Link] = field(default_factory=list)  # closed in the end
+
+    @property
+    def config(self) -> ServerConfig:
+        return self.context.config
+
+    @property
+    def registry(self) -> Registry:
+        return self.context.registry
+
+    @property
+    def keys(self) -> RelayKeys:
+        return self.context.keys
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        return self.context.nursery
 
     @property
     def key(self) -> StaticKey:
@@ -133,13 +147,14 @@ async def running(
         Faults() as faults,
     ):
         async with trio.open_nursery() as nursery:
-            agents = Agents(config, registry, keys, nursery, StoredListeners())
+            context = RelayContext(config, registry, keys, nursery, StoredListeners())
+            agents = Agents(context)
             if found is not None:
                 found.restore(agents, registry)
-            handshakes = Handshakes(config, registry, keys, agents, nursery)
+            handshakes = Handshakes(context, agents)
             nursery.start_soon(accept_forever, sock, handshakes.on_caller)
             port = sock.getsockname()[1]
-            relay = Relay(config, registry, agents, handshakes, keys, port, nursery, faults)
+            relay = Relay(context, agents, handshakes, port, faults)
             yield relay
             nursery.cancel_scope.cancel()
         for one in relay.leftovers:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay_server.agents import half_open
-from relay_server.agents.half_open import Caller, HalfOpenLimit
+from relay_server.agents.half_open import Bounds, Caller, HalfOpenLimit
 
 
 def enter(
@@ -26,9 +28,8 @@ def maybe_enter(
 def door_of(
     *, total: int = 8, per_source: int = 8, attempts: int = 100, per_second: float = 1.0
 ) -> HalfOpenLimit:
-    return HalfOpenLimit(
-        total=total, per_source=per_source, attempts=attempts, per_second=per_second
-    )
+    bounds = Bounds(total=total, per_source=per_source, attempts=attempts, per_second=per_second)
+    return HalfOpenLimit(lambda: bounds)
 
 
 def test_a_source_has_so_many_places() -> None:
@@ -154,12 +155,7 @@ class DoorwayModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.door = HalfOpenLimit(
-            total=self.TOTAL,
-            per_source=self.PER_SOURCE,
-            attempts=self.ATTEMPTS,
-            per_second=1.0,
-        )
+        self.door = door_of(total=self.TOTAL, per_source=self.PER_SOURCE, attempts=self.ATTEMPTS)
         self.now = 0.0
         self.inside: dict[Caller, str] = {}
         self.evicted: list[Caller] = []
@@ -207,12 +203,13 @@ TestDoorwayModel = DoorwayModel.TestCase
 
 
 def test_bounds_that_change_hold_for_who_comes_next() -> None:
-    door = door_of(total=9, per_source=2)
+    bounds = Bounds(total=9, per_source=2, attempts=100, per_second=1.0)
+    door = HalfOpenLimit(lambda: bounds)
     callers = [door.enter("a", 0.0, lambda: None) for _ in range(2)]
     assert None not in callers
     assert door.enter("a", 0.0, lambda: None) is None
-    door.allow(total=9, per_source=3, attempts=64, per_second=1.0)
+    bounds = replace(bounds, per_source=3, attempts=64)
     assert door.enter("a", 0.0, lambda: None) is not None
-    door.allow(total=9, per_source=1, attempts=64, per_second=1.0)
+    bounds = replace(bounds, per_source=1)
     assert door.enter("a", 0.0, lambda: None) is None
     assert len(door) == 3

@@ -458,7 +458,7 @@ async def test_2000_agents_behind_one_address_are_here_at_once(
         for router in fleet:
             nursery.start_soon(come, router)
     await until(lambda: sum(one.ownership.attached for one in relay.agents.present) == FLEET)
-    assert relay.agents.counters.handshakes_failed.keys() == {Failure.TOO_MANY}
+    assert relay.context.counters.handshakes_failed.keys() == {Failure.TOO_MANY}
     assert not any(one.link.over for one in fleet if one.link is not None)
 
 
@@ -510,7 +510,7 @@ async def test_a_key_that_is_retired_gets_no_byte(relay: Relay) -> None:
 
 
 async def test_other_bounds_hold_for_callers_from_then_on(relay: Relay) -> None:
-    relay.handshakes.reconfigure(replace(relay.config, half_open_per_source=1))
+    relay.context.reconfigure(replace(relay.config, half_open_per_source=1))
     with await idle_caller(relay):
         assert await answer_to(caller_of(relay.port)) == b""
         assert at_door(relay) == 1

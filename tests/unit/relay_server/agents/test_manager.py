@@ -738,12 +738,13 @@ async def test_another_configuration_holds_for_sessions_that_begin(relay: Relay)
     first, second = relay.enrol("first"), relay.enrol("second")
     before = await first.attach()
     config = replace(relay.config, max_streams=7, replay_total=32 << 20)
-    relay.agents.reconfigure(config)
+    former = relay.config
+    relay.context.reconfigure(config)
     assert (await second.attach()).limits.streams == 7
-    assert relay.agents.replay_cap.limit == 32 << 20
+    assert relay.context.replay_cap.limit == 32 << 20
     await first.cut()
     assert (await first.resume()).resumed
-    assert before.limits.streams == relay.config.max_streams
+    assert before.limits.streams == former.max_streams
 
 
 # Only asking

@@ -13,7 +13,6 @@ from protocol.errors import ResetCode, SessionLost
 from protocol.session.events import StreamOpened
 from protocol.session.session import Session
 from protocol.transport.sockets import receive_exactly, send_all
-from relay_server.agents.counters import Counters
 from relay_server.agents.listener import Listener
 from relay_server.agents.visits import EVICTED, visit
 from relay_server.config import ServerConfig
@@ -205,7 +204,7 @@ async def test_cancelled_where_it_waits_or_carries_the_visitor_is_reset(relay: R
         visitor, accepted = tcp_pair()
         async with trio.open_nursery() as nursery:
             source = ("203.0.113.9", 1)
-            nursery.start_soon(visit, relay.config, Counters(), agent, at, accepted, source)
+            nursery.start_soon(visit, relay.context, agent, at, accepted, source)
             await until(started)
             nursery.cancel_scope.cancel()
         assert await was_reset(visitor)

@@ -25,7 +25,7 @@ Values = dict[str, dict[str, float]]  # by name, then by the labels' values
 
 
 def metrics_of(relay: Relay) -> Metrics:
-    return Metrics(relay.agents, relay.handshakes, relay.registry)
+    return Metrics(relay.context, relay.agents, relay.handshakes)
 
 
 def values(relay: Relay) -> Values:
@@ -158,7 +158,7 @@ async def test_without_the_registry_the_rest_is_told(
 
 
 async def test_accept_that_fails_is_counted(relay: Relay) -> None:
-    relay.agents.counters.accept_failed()
+    relay.context.counters.accept_failed()
     assert values(relay)["accept_failures_total"] == {"": 1}
 
 
@@ -214,7 +214,7 @@ async def test_every_label_of_the_dashboard_is_one_of_its_metric(relay: Relay) -
     await router.attach()
     await router.serve(port)
     visitor, _ = await router.visited(port)
-    relay.agents.counters.refused["the agent is away"] += 1
+    relay.context.counters.refused["the agent is away"] += 1
     labels = {
         sample.name: set(sample.labels) | {"instance"}  # which Prometheus adds
         for one in text_string_to_metric_families(metrics_of(relay).page().decode())

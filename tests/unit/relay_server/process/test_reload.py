@@ -11,11 +11,15 @@ import trio
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.noise import StaticKey
+from relay_server.agents.context import RelayContext
 from relay_server.config import Host, ServerConfig
 from relay_server.guard.rules import GuardTable
+from relay_server.net.fd_store import StoredListeners
 from relay_server.net.networks import parse_networks
 from relay_server.process.reload import Outcome, Reload
 from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import RelayKeys
 from tests.support.log_records import told
 
 DENIED = parse_networks(["203.0.113.0/24"])
@@ -29,13 +33,25 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield registry
 
 
+class Recording(RelayContext):
+    """Keeps each configuration that was put into effect."""
+
+    applied: list[ServerConfig]
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        super().reconfigure(config)
+        self.applied.append(config)
+
+
 class File:
     """A configuration as it is on the disk, and what became of it."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, nursery: trio.Nursery) -> None:
         self.config: ServerConfig | Exception = ServerConfig()
-        self.applied: list[ServerConfig] = []
-        self.reload = Reload(ServerConfig(), self.read, registry, self.applied.append)
+        keys = RelayKeys(StaticKey.generate())
+        context = Recording(ServerConfig(), registry, keys, nursery, StoredListeners())
+        self.applied = context.applied = []
+        self.reload = Reload(context, self.read)
 
     def read(self) -> ServerConfig:
         if isinstance(self.config, Exception):
@@ -44,8 +60,8 @@ class File:
 
 
 @pytest.fixture
-def file(registry: Registry) -> File:
-    return File(registry)
+async def file(registry: Registry, nursery: trio.Nursery) -> File:
+    return File(registry, nursery)
 
 
 async def test_what_has_changed_is_named_and_in_effect(

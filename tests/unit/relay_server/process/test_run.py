@@ -23,6 +23,7 @@ from protocol.process.control import server as control
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
+from relay_server.agents.context import RelayContext
 from relay_server.agents.manager import Agents
 from relay_server.config import ServerConfig
 from relay_server.net import fd_store
@@ -236,9 +237,8 @@ async def passes(
     registry: Registry, nursery: trio.Nursery, mock_clock: Clock
 ) -> Callable[[float], Awaitable[None]]:
     """With the registry watched: lets time pass."""
-    agents = Agents(
-        ServerConfig(), registry, RelayKeys(StaticKey.generate()), nursery, StoredListeners()
-    )
+    keys = RelayKeys(StaticKey.generate())
+    agents = Agents(RelayContext(ServerConfig(), registry, keys, nursery, StoredListeners()))
     nursery.start_soon(run._watch_registry, registry, agents.refresh)
     await quiet()
 
@@ -294,7 +294,7 @@ async def test_a_rotation_is_put_into_effect_and_the_former_key_goes_in_time(
 ) -> None:
     keys, command = load_or_make(state, registry), load_or_make(state, registry)
     renewed: list[bytes] = []
-    agents = Agents(ServerConfig(), registry, keys, nursery, StoredListeners())
+    agents = Agents(RelayContext(ServerConfig(), registry, keys, nursery, StoredListeners()))
     agents.renew_links = lambda: renewed.append(keys.current.public)  # type: ignore[method-assign]
     run._refresh(state, keys, agents)
     assert not renewed
