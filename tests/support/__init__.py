@@ -13,6 +13,7 @@ relay                       the relay in this process, and agents that are scrip
 scripted_relay, agent       the opposite: a scripted relay, and parts of the agent at work with it
 registry, enrolment         entries of a registry, and what an agent has of its own
 processes                   any process: its output, its end
+relay_commands              commands of relay-server in this process
 programs, ssh               relay-server and relay-agent as installed; sshd, dropbear and ssh
 house                       these together, at work
 fixtures                    what several conftest.py files import
