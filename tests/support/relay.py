@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
-from protocol.errors import LinkLost, SessionLost
+from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.state import StateFolder
 from protocol.session.events import Event, PublicationConfirmed, PublicationRefused, StreamOpened
 from protocol.transport.endpoint import Endpoint
@@ -41,7 +42,7 @@ from relay_server.process.handover import Found
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys
 from tests.support.ends import LIMITS, new_session
-from tests.support.ports import LOOPBACK
+from tests.support.ports import LOOPBACK, free_port
 from tests.support.sockets import caller_of, tcp_pair
 from tests.support.trio_waiting import quiet, until
 
@@ -368,3 +369,28 @@ def _readable(sock: socket.socket) -> bool:
         return bool(sock.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
+
+
+async def denied(router: Router, code: DenialCode, **options: Any) -> LinkDenied:
+    with pytest.raises(LinkDenied) as caught:
+        await router.attach(**options)
+    assert caught.value.code == code
+    return caught.value
+
+
+def is_attached(router: Router) -> bool:
+    """As the relay sees it, to this very process."""
+    ownership = router.relay.agent(router).ownership
+    return ownership.attached and ownership.instance == router.instance
+
+
+async def serving(relay: Relay) -> tuple[Router, int]:
+    port = free_port()
+    router = relay.enrol("home", port)
+    await router.attach()
+    await router.serve(port)
+    return router, port
+
+
+def score(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:
+    return relay.agent(router).lines[port].guard.score(host, trio.current_time())
