@@ -7,6 +7,7 @@ sockets, blocking_sockets   TCP with trio, and without it
 log_records                 events that were logged
 cancellation                cancelling a task at each of its steps in turn
 models                      stateful models of Hypothesis
+lone_session                a session whose peer is the test
 pair                        two sessions joined in memory
 ends                        two endpoints joined by a real link
 relay                       the relay in this process, and agents that are scripted
