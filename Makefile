@@ -110,7 +110,7 @@ contracts: setup
 LIBRARIES := cryptography h11 msgpack prometheus_client trio
 
 # With those, the tests of the modules that import one. The last two are end-to-end: an agent written
-# from the document, and the commands that no unit test imports.
+# from the document, and the agent's `run` and `doctor`, which no unit test runs as a whole.
 oldest: setup
 	@.ci/venv oldest
 	@$(BIN)/python -m pip freeze --path .venv/oldest

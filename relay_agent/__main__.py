@@ -5,15 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 
-# It says that the network may have changed; until somebody listens it must not end us, as it does
-# by default: a router's hotplug scripts send it while we are being imported.
+# SIGUSR1 says that the network may have changed. By default it ends a process, and a router's
+# hotplug scripts may send it while this one is still importing its modules.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-from relay_agent.cli import command_line  # noqa: E402 - see above
+from relay_agent import cli  # noqa: E402 - see above
 
 
 def main() -> None:
-    sys.exit(command_line(sys.argv[1:]))
+    sys.exit(cli.main())
 
 
 if __name__ == "__main__":

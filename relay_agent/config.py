@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from protocol.process.address import HostPort, parse_host_port
 from protocol.process.config import (
@@ -32,15 +32,14 @@ from protocol.process.config import (
 )
 from protocol.session.session import SessionOptions
 from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
+from relay_agent import CONFIG_FILE
 from relay_agent.services.proxy_protocol import Version
-from relay_agent.services.service import Service, parse_name
+from relay_agent.services.service import Service, parse_name, parse_service
 
 if TYPE_CHECKING:
     from protocol.process.state import StateFolder
     from protocol.session.replay import ReplayCap
     from protocol.wire.buffers import BufferPool
-
-CONFIG_FILE: Final = "agent.toml"
 
 
 def _option(default: Any, parse: Callable[[object], object]) -> Any:
@@ -154,6 +153,16 @@ def load_config(state: StateFolder, path: Path | None = None) -> AgentConfig:
     if path is not None:
         return load(AgentConfig, path, required=True)
     return load(AgentConfig, state.path / CONFIG_FILE, required=False)
+
+
+def parse_services(texts: Sequence[str]) -> list[Service]:
+    """What `--service` was given. Raises ConfigError."""
+    try:
+        services = [parse_service(text) for text in texts]
+    except ValueError as error:
+        raise ConfigError(f"--service: {error}") from None
+    check_distinct(services)
+    return services
 
 
 def check_distinct(services: Sequence[Service]) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -22,6 +21,7 @@ import trio
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.address import HostPort
 from protocol.process.cli.command import CommandFailed, say
+from protocol.process.service_manager import how_to_start
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session
 from protocol.transport.link import Link
@@ -30,6 +30,7 @@ from protocol.wire.frame import CloseCode
 from protocol.wire.hello import ID_SIZE, ROTATION, Hello, Welcome
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey
+from relay_agent import PROGRAM
 from relay_agent.identity.enrolment import Enrolment, load_or_make_key, save_enrolment
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link.attach import SOFTWARE, attach
@@ -84,18 +85,7 @@ async def join(
             f"saved, but not proved: {unproved}; open the port in the firewall of the relay's "
             "machine, or ignore this if only the network here blocks it"
         )
-    say(f"saved; now run: {how_to_start()}\n")
-
-
-# Where somebody else runs us: OpenWrt's procd, systemd.
-STARTERS: Final = {
-    Path("/etc/init.d/relay-agent"): "service relay-agent restart",
-    Path("/etc/systemd/system/relay-agent.service"): "systemctl restart relay-agent",
-}
-
-
-def how_to_start() -> str:
-    return next((how for file, how in STARTERS.items() if file.exists()), "relay-agent run")
+    say(f"saved; now run: {how_to_start(PROGRAM)}\n")
 
 
 async def _ssh_service() -> Service:

@@ -1,12 +1,14 @@
+"""`relay-server`, also as `python -m relay_server`."""
+
 from __future__ import annotations
 
 import sys
 
-from relay_server.cli import main as run
+from relay_server import cli
 
 
 def main() -> None:
-    sys.exit(run())
+    sys.exit(cli.main())
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from protocol.process.config import (
 )
 from protocol.process.limits import descriptor_limit
 from protocol.wire.invitation import MAX_HOSTS
+from relay_server import CONFIG_FILE
 from relay_server.guard.rules import GuardTable, Rules, check_patterns, rules_for
 from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
 
 _T = TypeVar("_T")
 
-FILE: Final = "server.toml"  # in the state folder, read if it is there and no other is named
 DEFAULT_PORT: Final = 7022
 # Stands for "the port agents dial" until that is known.
 _LINK_PORT: Final = 1
@@ -234,7 +234,7 @@ def load_config(
     bind: str | None = None,
 ) -> ServerConfig:
     """The configuration from `file`, or from the state folder if None, under the given options."""
-    config = load(ServerConfig, file or state_dir / FILE, required=file is not None)
+    config = load(ServerConfig, file or state_dir / CONFIG_FILE, required=file is not None)
     return replace(
         config,
         listen=tuple(listen) or config.listen,

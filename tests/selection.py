@@ -40,7 +40,8 @@ class Tree:
 
     @cached_property
     def imports(self) -> dict[str, frozenset[str]]:
-        """What each module imports, at its top or in a function, by absolute names."""
+        """What each module imports, at its top, in a function, or by a name in a table of commands;
+        absolute names."""
         return {module: frozenset(self._imports_of(module)) for module in self._files}
 
     def _imports_of(self, module: str) -> Iterable[str]:
@@ -55,6 +56,8 @@ class Tree:
                 for alias in node.names:
                     name = f"{source}.{alias.name}"
                     yield name if name in self._files else source
+            elif isinstance(node, ast.Constant) and "." in str(node.value):
+                yield from {str(node.value)} & self._files.keys()
 
     @cached_property
     def unit_tests(self) -> list[str]:

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal, NoReturn, TypeAlias
 
 # Keys and tokens take a line; more is not a secret of ours.
 MAX_SECRET: Final = 64 * 1024
@@ -30,7 +30,10 @@ class StateError(Exception):
     """The state folder or something in it cannot be used; the text is one line for the user."""
 
 
-def default_state_dir(program: Literal["relay-server", "relay-agent"]) -> Path:
+Program: TypeAlias = Literal["relay-server", "relay-agent"]
+
+
+def default_state_dir(program: Program) -> Path:
     """Where `program` keeps its state unless told otherwise."""
     if os.geteuid() == 0:
         # /etc is what OpenWrt keeps across an upgrade; /var is gone at each boot there.

@@ -1,4 +1,5 @@
-"""The commands of `relay-agent`, one a module, imported when it is run.
+"""The commands of `relay-agent`, one a module, imported when it is named.
 
-Imports every other room. Nothing but `relay_agent.cli` imports it, which has the options.
+Imports every other room, where a router needs long for it only in `run`. Nothing but
+`relay_agent.cli` imports it.
 """

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from protocol.process import logs
-from protocol.process.cli.checks import conduct
+from protocol.process.cli.command_line import add_config_option, add_json_option
 from protocol.process.state import StateFolder
-from relay_agent.doctor.context import Context
-from relay_agent.doctor.steps import STEPS
+from relay_agent import CONFIG_FILE
+
+_DESCRIPTION: Final = """\
+Go the whole way from this machine to a visitor, step by step, and say of each
+what was found and what to do. Beside a running agent it disturbs nothing.
+The exit status is 0 if no step failed; a note is no failure.
+"""
+_EXAMPLES: Final = """\
+examples:
+  relay-agent doctor
+  relay-agent doctor --json
+
+What its findings mean, with examples: docs/troubleshooting.md
+"""
 
 
-def command(options: argparse.Namespace, state: StateFolder) -> int:
-    # What the steps have to say they return.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
+    add_json_option(parser)
+    add_config_option(parser, CONFIG_FILE)
+
+
+def run(options: argparse.Namespace, state: StateFolder) -> int:
+    from protocol.process.cli.checks import conduct
+    from relay_agent.doctor.context import Context
+    from relay_agent.doctor.steps import STEPS
+
+    # The steps return what they have to say.
     logs.configure(options.log_level or "error", options.log_format or "text")
     well = conduct(STEPS, Context(state, options.config), as_json=options.json)
     return 0 if well else 1

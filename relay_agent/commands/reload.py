@@ -17,7 +17,23 @@ _SAID: Final = {
 }
 
 
-def command(_: argparse.Namespace, state: StateFolder) -> None:
+_DESCRIPTION: Final = """\
+Have the agent that runs on this machine read its files again: agent.toml, what
+`join` saved, and files of arguments. Streams go on, also those of a service
+that is removed; another target is for visitors who come from then on. If
+anything is wrong, nothing is changed. SIGHUP does the same, and tells the log.
+"""
+_EXAMPLES: Final = """\
+example:
+  relay-agent reload
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
+
+
+def run(_: argparse.Namespace, state: StateFolder) -> None:
     answer = ask(state.path / SOCKET, "reload")
     if answer is None:
         raise CommandFailed("the agent is not running; start it: relay-agent run")

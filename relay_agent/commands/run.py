@@ -5,21 +5,48 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from functools import partial
-
-import trio
+from typing import TYPE_CHECKING, Final
 
 from protocol.process import logs
+from protocol.process.cli.command_line import add_config_option
 from protocol.process.state import StateFolder
-from relay_agent.commands.options import read_services
-from relay_agent.config import load_config, settle
-from relay_agent.identity.agent_keys import load_agent_keys, save_accepted
-from relay_agent.identity.enrolment import LOCK, load_enrolment, load_key, save_relay
-from relay_agent.link.relay_dialer import RelayDialer
-from relay_agent.process import run
-from relay_agent.process.reload import Reload, Settings
+from relay_agent import CONFIG_FILE
+from relay_agent.options import add_service_option
+
+if TYPE_CHECKING:
+    from relay_agent.process.reload import Settings
+
+_DESCRIPTION: Final = """\
+Stay attached to the relay and publish this machine's services, until SIGTERM
+or Ctrl-C. SIGUSR1 says that the network may have changed, SIGHUP that files
+have: see "relay-agent reload". An argument @FILE stands for those in FILE, one
+a line.
+"""
+_EXAMPLES: Final = """\
+examples:
+  relay-agent run
+  relay-agent run --log-level debug --log-format json
+
+Options of your own go into agent.toml in the state folder.
+"""
 
 
-def command(options: argparse.Namespace, state: StateFolder) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
+    parser.fromfile_prefix_chars = "@"
+    add_service_option(parser, "default: those of agent.toml, or else of join")
+    add_config_option(parser, CONFIG_FILE)
+
+
+def run(options: argparse.Namespace, state: StateFolder) -> None:
+    import trio
+
+    from relay_agent.identity.agent_keys import load_agent_keys, save_accepted
+    from relay_agent.identity.enrolment import LOCK, save_relay
+    from relay_agent.link.relay_dialer import RelayDialer
+    from relay_agent.process.reload import Reload
+    from relay_agent.process.run import serve
+
     settings = _read(options, state)
     logs.configure(settings.config.log_level, settings.config.log_format)
     state.ensure()
@@ -31,12 +58,16 @@ def command(options: argparse.Namespace, state: StateFolder) -> None:
             remember_own=partial(save_accepted, state),
         )
         rereading = partial(Reload, settings, lambda: _read(options.again(), state))
-        trio.run(run.run, settings.config, settings.services, keys, state, rereading)
+        trio.run(serve, settings.config, settings.services, keys, state, rereading)
 
 
 def _read(options: argparse.Namespace, state: StateFolder) -> Settings:
     """Files under the options, as of now. Raises ConfigError or StateError."""
-    wanted = read_services(options.service)
+    from relay_agent.config import load_config, parse_services, settle
+    from relay_agent.identity.enrolment import load_enrolment, load_key
+    from relay_agent.process.reload import Settings
+
+    wanted = parse_services(options.service)
     config = load_config(state, options.config)
     enrolment = load_enrolment(state)
     services = config.services_over(enrolment.services)

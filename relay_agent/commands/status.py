@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, Final
 
 from protocol.process.cli.command import CommandFailed, say
+from protocol.process.cli.command_line import add_json_option
 from protocol.process.cli.status_text import link_lines, stream_lines
 from protocol.process.cli.text import Paint, span, wrapped
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 
+_DESCRIPTION: Final = """\
+Ask the agent that runs on this machine how its link, its ports and its
+visitors are. If it does not run or has no link: relay-agent doctor.
+"""
+_EXAMPLES: Final = """\
+examples:
+  relay-agent status
+  relay-agent status --json
 
-def command(options: argparse.Namespace, state: StateFolder) -> None:
+"sent" and "received" are the visitor's. --json has ages in seconds.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
+    add_json_option(parser)
+
+
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     status = ask(state.path / SOCKET, "status")
     if status is None:
         raise CommandFailed("the agent is not running; start it, or see: relay-agent doctor")

@@ -18,7 +18,9 @@ from protocol.process.cli.command import CommandFailed
 from protocol.process.cli.text import milliseconds, span
 from protocol.process.config import ConfigError
 from protocol.process.control.client import SOCKET, ask
+from protocol.process.service_manager import how_to_start
 from protocol.process.state import StateError
+from relay_agent import PROGRAM
 from relay_agent.config import load_config
 from relay_agent.doctor.context import Context
 from relay_agent.doctor.relay_steps import (
@@ -32,7 +34,7 @@ from relay_agent.doctor.relay_steps import (
 )
 from relay_agent.identity.agent_keys import load_agent_keys
 from relay_agent.identity.enrolment import LOCK, load_enrolment
-from relay_agent.join import VISIT_TIMEOUT, how_to_start
+from relay_agent.join import VISIT_TIMEOUT
 from relay_agent.net.dial import DialFailed, dial
 from relay_agent.services.service import Service
 from relay_agent.services.ssh_discovery import BANNER_TIMEOUT, NoBanner, read_banner
@@ -68,20 +70,22 @@ async def _check_agent(context: Context) -> Finding:
             try:
                 context.running = ask(context.state.path / SOCKET, "status")
             except CommandFailed as exc:
-                return failed(str(exc), f"look at its log, and start it anew: {how_to_start()}")
+                return failed(
+                    str(exc), f"look at its log, and start it anew: {how_to_start(PROGRAM)}"
+                )
             if context.running is not None:
                 # It may have been given others as options, or not have read the files again.
                 context.services = _served(context.running) or context.filed
                 return ok(f"an agent runs here for {span(context.running['age'])}")
             try:
                 with context.state.lock(LOCK):
-                    return failed("no agent runs here", f"start it: {how_to_start()}")
+                    return failed("no agent runs here", f"start it: {how_to_start(PROGRAM)}")
             except StateError as exc:
                 locked = str(exc)
             await trio.sleep(_GLANCE)
     return failed(
         f"no agent answers here, but one may run: {locked}",
-        f"its log says why (no-control-socket); once that is put right: {how_to_start()}",
+        f"its log says why (no-control-socket); once that is put right: {how_to_start(PROGRAM)}",
     )
 
 
@@ -137,7 +141,7 @@ async def _check_link(context: Context) -> Finding:
         return failed(
             f"the running agent has no link: {why}",
             "it tries again by itself; the steps above say what is in its way, and if they are all"
-            f" well it runs with an older enrolment: {how_to_start()}",
+            f" well it runs with an older enrolment: {how_to_start(PROGRAM)}",
         )
     link = status["link"]
     text = f"attached for {span(link['age'])}, round trip {milliseconds(link['rtt'])}"

@@ -35,7 +35,7 @@ Rereading: TypeAlias = Callable[[Agent], Reload]
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
-async def run(
+async def serve(
     config: AgentConfig,
     services: Sequence[Service],
     keys: RelayDialer,

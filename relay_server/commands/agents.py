@@ -7,11 +7,11 @@ import time
 from typing import Any, Final
 
 from protocol.process.cli.command import hint, say, say_json
-from protocol.process.cli.text import span, table
+from protocol.process.cli.command_line import add_json_option
+from protocol.process.cli.text import port_list, span, table
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
-from relay_server.commands.options import add_command, port_list
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import has_former
@@ -20,12 +20,11 @@ from relay_server.registry.relay_keys import has_former
 _SERVICE: Final = 32
 
 
-def add(commands: Any) -> None:
-    parser = add_command(commands, "agents", list_agents, "list the agents that are enrolled")
-    parser.add_argument("--json", action="store_true", help="for machines")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_json_option(parser)
 
 
-def list_agents(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     with existing_registry(state) as registry:
         agents = registry.agents()
         newest = registry.relay_key() if has_former(state) else None

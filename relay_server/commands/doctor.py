@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from protocol.process import logs
+from protocol.process.cli.checks import conduct
+from protocol.process.cli.command_line import add_config_option, add_json_option
 from protocol.process.state import StateFolder
-from relay_server.commands.options import add_command
+from relay_server import CONFIG_FILE
+from relay_server.doctor.steps import STEPS, Context
 
 _EXAMPLES: Final = """\
 examples:
@@ -21,24 +23,13 @@ from there: run relay-agent doctor on the router.
 """
 
 
-def add(commands: Any) -> None:
-    summary = "examine what the relay stands on, and say what to do"
-    parser = add_command(commands, "doctor", examine_relay, summary)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="the options that the relay is run with (default: server.toml in the state folder)",
-    )
+    add_json_option(parser)
+    add_config_option(parser, CONFIG_FILE)
 
 
-def examine_relay(options: argparse.Namespace, state: StateFolder) -> int:
-    # Only here: the other commands need none of it and are done sooner.
-    from protocol.process.cli.checks import conduct
-    from relay_server.doctor.steps import STEPS, Context
-
+def run(options: argparse.Namespace, state: StateFolder) -> int:
     # What the steps have to say they return.
     logs.configure(options.log_level or "error", options.log_format or "text")
     well = conduct(STEPS, Context(state, options.config), as_json=options.json)

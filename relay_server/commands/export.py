@@ -6,15 +6,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import CommandFailed, hint
 from protocol.process.cli.text import counted
+from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
-from relay_server.commands.options import add_command
-from relay_server.commands.rotate_key import LOCK as ROTATION
 from relay_server.process.backup import pack
 from relay_server.registry.open import existing_registry
+from relay_server.registry.relay_keys import ROTATION_LOCK
 
 _EXAMPLES: Final = """\
 examples:
@@ -27,21 +27,18 @@ on. See also "move".
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(
-        commands, "export", export, "write all that makes this relay into one file"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "file", metavar="FILE", help="a new file that only you will be able to read; - for a pipe"
     )
 
 
-def export(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     if options.file == "-" and sys.stdout.isatty():
-        raise CommandFailed("expected a file or a pipe: this has secrets that no terminal should")
+        raise ConfigError("expected a file or a pipe: this has secrets that no terminal should")
     # Keys and registry of one moment: a rotation changes both.
-    with existing_registry(state) as registry, state.lock(ROTATION):
+    with existing_registry(state) as registry, state.lock(ROTATION_LOCK):
         data = pack(state, registry)
         count = len(registry.agents())
     try:

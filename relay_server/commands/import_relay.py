@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import CommandFailed, hint
 from protocol.process.cli.text import counted
 from protocol.process.config import ConfigError
 from protocol.process.state import StateError, StateFolder
 from relay_server import PROGRAM
-from relay_server.commands.options import add_command
 from relay_server.config import load_config
 from relay_server.process.backup import MAX_SIZE, is_unknown, put, unpack
 from relay_server.registry.open import LOCK
@@ -29,15 +28,12 @@ that was exported before you start this one: agents know both as one.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(
-        commands, "import", import_relay, "become the relay that `export` wrote into a file"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("file", metavar="FILE", help="what export wrote; - for a pipe")
 
 
-def import_relay(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     try:
         files = unpack(_read(options.file))
     except ConfigError as error:

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 from protocol.process.cli.command import hint, say, say_json
-from protocol.process.cli.text import span, table
+from protocol.process.cli.command_line import value_of
+from protocol.process.cli.text import port_list, span, table
 from protocol.process.state import StateFolder
-from relay_server.commands.options import add_command, port_list, reader
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import parse_name
 
 
-def add(commands: Any) -> None:
-    parser = add_command(commands, "invitations", list_invitations, "list or cancel invitations")
+def add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--json", action="store_true", help="for machines")
     what.add_argument(
         "--cancel",
-        type=reader(parse_name),
+        type=value_of(parse_name),
         metavar="NAME",
         help="make the pending invitation of NAME worthless",
     )
 
 
-def list_invitations(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     with existing_registry(state) as registry:
         if options.cancel is not None:
             registry.cancel(options.cancel)

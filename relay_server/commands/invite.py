@@ -6,26 +6,24 @@ import argparse
 import errno
 import secrets
 import time
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.address import HostPort
 from protocol.process.cli.command import CommandFailed, hint, say
-from protocol.process.cli.text import span
+from protocol.process.cli.command_line import value_of
+from protocol.process.cli.text import ports_in_words, span
 from protocol.process.config import ConfigError, between, parse_duration
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import TOKEN_SIZE, Invitation
-from relay_server.commands.options import (
-    add_command,
+from relay_server.config import load_config
+from relay_server.net.bind_check import bind_error
+from relay_server.options import (
     add_host_option,
     add_network_options,
     admission_of,
     at_most_eight,
     parse_port,
-    ports_in_words,
-    reader,
 )
-from relay_server.config import load_config
-from relay_server.net.bind_check import bind_error
 from relay_server.registry.open import refresh_server
 from relay_server.registry.registry import Registry, parse_name
 from relay_server.registry.relay_keys import load_or_make
@@ -47,24 +45,23 @@ anew.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(commands, "invite", invite_agent, "print an invitation for a router")
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "name", type=reader(parse_name), metavar="NAME", help="what to call the router"
+        "name", type=value_of(parse_name), metavar="NAME", help="what to call the router"
     )
     parser.add_argument(
         "--port",
         action="append",
         default=[],
-        type=reader(parse_port),
+        type=value_of(parse_port),
         metavar="N",
         help="a public port it may publish; repeatable, the first is for its ssh"
         " (default: those it has, else a free one)",
     )
     parser.add_argument(
         "--expires",
-        type=reader(between(parse_duration, _MIN_LIFETIME, _MAX_LIFETIME)),
+        type=value_of(between(parse_duration, _MIN_LIFETIME, _MAX_LIFETIME)),
         default=3600.0,
         metavar="TIME",
         help="how long it can be used, such as 30m, 1h or 2d (default: 1h)",
@@ -73,7 +70,7 @@ def add(commands: Any) -> None:
     add_host_option(parser, "dial this instead of the hosts that `run` was given;")
 
 
-def invite_agent(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     given = at_most_eight(options.host)
     admission = admission_of(options)
     state.ensure()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import happens, hint
+from protocol.process.cli.command_line import value_of
 from protocol.process.cli.text import counted
 from protocol.process.config import ConfigError
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_server.commands.options import (
-    add_command,
-    at_most_eight,
-    reader,
-)
 from relay_server.config import DEFAULT_PORT, parse_host
+from relay_server.options import at_most_eight
 from relay_server.registry.open import existing_registry, refresh_server
 
 # For agents that are here to come again and be told: what one attempt to attach may take.
@@ -34,15 +31,12 @@ have been told: "export" here, "import" on the other machine, stop this one.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(
-        commands, "move", move, "tell agents where else they are to look for the relay"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "host",
         nargs="*",
-        type=reader(parse_host),
+        type=value_of(parse_host),
         metavar="HOST[:PORT]",
         help="a name or address, agents try them in this order; they replace those told before"
         " (default port: the one that agents dial now)",
@@ -50,7 +44,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--cancel", action="store_true", help="there is no other place (any more)")
 
 
-def move(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     if bool(options.host) == options.cancel:
         raise ConfigError("expected HOST, or --cancel")
     given = at_most_eight(options.host, "HOST")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import CommandFailed, hint, say
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
-from relay_server.commands.options import add_command
 
 _NOTES: Final = """\
 Streams go on, ports stay open. If anything in the file is wrong, nothing is
@@ -19,14 +18,11 @@ the log.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(
-        commands, "reload", reload_server, "have the running relay read its configuration again"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _NOTES
 
 
-def reload_server(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     answer = ask(state.path / SOCKET, "reload")
     if answer is None:
         raise CommandFailed("the relay is not running; it reads its configuration when it starts")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
+from typing import Final
 
-from protocol.process.cli.command import CommandFailed, hint
+from protocol.process.cli.command import hint
+from protocol.process.cli.command_line import value_of
+from protocol.process.cli.text import ports_in_words
+from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
-from relay_server.commands.options import (
-    add_command,
-    add_network_options,
-    admission_of,
-    parse_port,
-    ports_in_words,
-    reader,
-)
 from relay_server.net.networks import Admission
+from relay_server.options import add_network_options, admission_of, parse_port
 from relay_server.registry.open import existing_registry, refresh_server
 from relay_server.registry.registry import parse_name
 
@@ -32,17 +28,14 @@ the router is.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(
-        commands, "restrict", restrict_agent, "say from where an agent's ports may be visited"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
-    parser.add_argument("name", type=reader(parse_name), metavar="NAME", help="see `agents`")
+    parser.add_argument("name", type=value_of(parse_name), metavar="NAME", help="see `agents`")
     parser.add_argument(
         "--port",
         action="append",
         default=[],
-        type=reader(parse_port),
+        type=value_of(parse_port),
         metavar="N",
         help="only this one of its ports; repeatable (default: all)",
     )
@@ -50,10 +43,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--lift", action="store_true", help="everybody may visit again")
 
 
-def restrict_agent(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     admission = admission_of(options)
     if (admission is not None) == options.lift:
-        raise CommandFailed("expected --allow or --deny, or --lift to admit everybody again")
+        raise ConfigError("expected --allow or --deny, or --lift to admit everybody again")
     with existing_registry(state) as registry:
         admission = admission or Admission()
         ports = registry.admit(options.name, admission, options.port)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import happens, hint
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
-from relay_server.commands.options import add_command
 from relay_server.registry.open import existing_registry, refresh_server
 from relay_server.registry.registry import Refused, Registry
-from relay_server.registry.relay_keys import MAX_FORMER, RelayKeys, load_or_make, retire, rotate
+from relay_server.registry.relay_keys import (
+    MAX_FORMER,
+    ROTATION_LOCK,
+    RelayKeys,
+    load_or_make,
+    retire,
+    rotate,
+)
 
 # For agents that are here to come again under a new key: what one attempt to attach may take.
 FOLLOW_LIMIT: Final = 10.0
-# Two rotations at once would lose the key that one of them made.
-LOCK: Final = "rotate.lock"
 
 _EXAMPLES: Final = """\
 examples:
@@ -34,8 +38,7 @@ followed then, and invitations made before, need a new invitation.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(commands, "rotate-key", rotate_key, "give the relay a new key")
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -49,8 +52,8 @@ def add(commands: Any) -> None:
     )
 
 
-def rotate_key(options: argparse.Namespace, state: StateFolder) -> None:
-    with existing_registry(state) as registry, state.lock(LOCK):
+def run(options: argparse.Namespace, state: StateFolder) -> None:
+    with existing_registry(state) as registry, state.lock(ROTATION_LOCK):
         keys = load_or_make(state, registry)
         if options.retire and not keys.former:
             raise Refused("there is no former key to end")

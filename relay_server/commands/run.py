@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from protocol.process import logs
+from protocol.process.cli.command_line import add_config_option, value_of
 from protocol.process.state import StateFolder
-from relay_server.commands.options import add_command, add_host_option, at_most_eight, reader
+from relay_server import CONFIG_FILE
 from relay_server.config import (
     DEFAULT_PORT,
     ServerConfig,
@@ -20,6 +20,9 @@ from relay_server.config import (
     parse_bind,
     parse_listen,
 )
+from relay_server.options import add_host_option, at_most_eight
+from relay_server.process.reload import remember
+from relay_server.process.run import serve
 from relay_server.registry.open import LOCK
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import load_or_make
@@ -34,40 +37,30 @@ examples:
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(commands, "run", run_server, "run the relay until it is told to stop")
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file with options (default: server.toml in the state folder, if there)",
-    )
+    add_config_option(parser, CONFIG_FILE)
     parser.add_argument(
         "--listen",
         action="append",
         default=[],
-        type=reader(parse_listen),
+        type=value_of(parse_listen),
         metavar="ADDRESS:PORT",
         help=f"where agents dial in; repeatable (default: [::]:{DEFAULT_PORT}, IPv4 and IPv6)",
     )
     add_host_option(parser, "the name or address of this VPS as agents reach it, remembered;")
     parser.add_argument(
         "--bind",
-        type=reader(parse_bind),
+        type=value_of(parse_bind),
         metavar="ADDRESS",
         help="the address public ports open on (default: all)",
     )
 
 
-def run_server(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     read = partial(_read, options, state)
     config = read()
     logs.configure(config.log_level, config.log_format)
-    # Only here: the other commands need none of it and are done sooner.
-    from relay_server.process.reload import remember
-    from relay_server.process.run import serve
-
     state.ensure()
     with state.lock(LOCK), Registry(state, migrate=True) as registry:
         keys = load_or_make(state, registry)

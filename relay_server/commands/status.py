@@ -9,12 +9,12 @@ import time
 from typing import Any, Final
 
 from protocol.process.cli.command import CommandFailed, say
+from protocol.process.cli.command_line import add_json_option, value_of
 from protocol.process.cli.status_text import link_lines, service_name, stream_lines
 from protocol.process.cli.text import Paint, counted, span, wrapped
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
-from relay_server.commands.options import add_command, reader
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import parse_name
 
@@ -36,23 +36,20 @@ document a line.
 """
 
 
-def add(commands: Any) -> None:
-    parser = add_command(
-        commands, "status", show_status, "show links, ports and visitors as of now"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "name",
         nargs="?",
-        type=reader(parse_name),
+        type=value_of(parse_name),
         metavar="NAME",
         help="of one agent (default: all)",
     )
-    parser.add_argument("--json", action="store_true", help="for machines")
+    add_json_option(parser)
     parser.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
 
 
-def show_status(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     paint = Paint.of()
     if options.watch:
         _watch(options, state, paint)

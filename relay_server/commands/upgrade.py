@@ -11,7 +11,6 @@ from protocol.process.cli.text import counted
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
-from relay_server.commands.options import add_command
 
 _ABOUT: Final = """\
 Listening sockets, visitors and sessions go on under the same process id;
@@ -24,12 +23,11 @@ after a change of the unit, use systemctl restart, which keeps logins too.
 UPGRADE_LIMIT: Final = 60.0
 
 
-def add(commands: Any) -> None:
-    parser = add_command(commands, "upgrade", upgrade, "let the installed version take over")
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _ABOUT
 
 
-def upgrade(options: argparse.Namespace, state: StateFolder) -> None:
+def run(options: argparse.Namespace, state: StateFolder) -> None:
     # This process is of the version that is to take over.
     import relay_server.process.run  # noqa: F401 - whether it loads
 

@@ -11,33 +11,26 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from protocol.process.address import HostPort
 from protocol.process.cli.checks import WRITTEN, Finding, failed, note, ok
+from protocol.process.service_manager import has_systemd
 from relay_server.doctor.firewall import iptables_closed, nft_closed
 
 UNIT: Final = "relay-server.service"
-SYSTEMD: Final = Path("/run/systemd/system")  # there where systemd runs: sd_booted(3)
 # A sound resolver, and any of the programs below, has answered by then.
 PATIENCE: Final = 5.0
 # adjtimex(2): the kernel's answer while nobody keeps its clock.
 _TIME_ERROR: Final = 5
 
 
-def how_to_start() -> str:
-    if SYSTEMD.is_dir() and Path("/etc/systemd/system", UNIT).exists():
-        return "start it: sudo systemctl start relay-server"
-    return "start it: relay-server run"
-
-
 async def check_service() -> Finding:
     """Whether somebody starts the relay again after a crash or a reboot."""
     install = "sudo deploy/systemd/install relay-server (docs/systemd.md)"
-    if not SYSTEMD.is_dir():
+    if not has_systemd():
         return note(
             "no systemd runs here, so no listening socket outlives a restart",
             "see that whatever runs here starts it again, and after a reboot",

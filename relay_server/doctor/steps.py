@@ -23,15 +23,16 @@ from protocol.process.cli.text import counted, span
 from protocol.process.config import ConfigError
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.limits import descriptor_limit
+from protocol.process.service_manager import how_to_start
 from protocol.process.state import StateError, StateFolder
-from relay_server.config import FILE, ServerConfig, load_config
+from relay_server import CONFIG_FILE, PROGRAM
+from relay_server.config import ServerConfig, load_config
 from relay_server.doctor.host import (
     accepts,
     check_address,
     check_clock,
     check_firewall,
     check_service,
-    how_to_start,
 )
 from relay_server.net.bind_check import bind_error, lowest_free, who_holds
 from relay_server.registry.open import LOCK, existing_registry
@@ -73,7 +74,7 @@ async def _check_config(context: Context) -> Finding:
         context.config = load_config(context.config_file, context.state.path)
     except ConfigError as exc:
         return failed(str(exc), "put that line right; the relay starts with no other")
-    file = context.config_file or context.state.path / FILE
+    file = context.config_file or context.state.path / CONFIG_FILE
     return ok(f"{file} is understood" if file.exists() else f"all defaults, as there is no {file}")
 
 
@@ -121,14 +122,17 @@ async def _check_relay(context: Context) -> Finding:
                 context.running = ask(context.state.path / SOCKET, "status")
                 if context.running is None:
                     with context.state.lock(LOCK):
-                        return failed("no relay runs with this state folder", how_to_start())
+                        return failed(
+                            "no relay runs with this state folder",
+                            f"start it: {how_to_start(PROGRAM)}",
+                        )
             except CommandFailed as exc:  # a busy machine may need more than one attempt
                 wrong = str(exc)
             except StateError as exc:
                 wrong = f"no relay answers, but one may run: {exc}"
             await trio.sleep(_GLANCE)
     if context.running is None:
-        return failed(wrong, f"look at its log, and start it anew: {how_to_start()}")
+        return failed(wrong, f"look at its log, and start it anew: {how_to_start(PROGRAM)}")
     version, age = context.running["version"], span(context.running["age"])
     if version != __version__:
         return note(

@@ -19,7 +19,7 @@ from typing import Final
 
 from protocol.process.config import ConfigError, load
 from protocol.process.state import StateError, StateFolder
-from relay_server.config import FILE as CONFIG
+from relay_server import CONFIG_FILE
 from relay_server.config import ServerConfig
 from relay_server.registry.database import restore
 from relay_server.registry.registry import FILE as REGISTRY
@@ -31,7 +31,7 @@ MAX_SIZE: Final = 256 * 2**20
 # The registry, the key, the configuration, the former keys, and the current one among these if the
 # power failed during a rotation.
 _MOST_FILES: Final = 4 + MAX_FORMER
-_NAMES: Final = re.compile(rf"{REGISTRY}|{KEY}|{CONFIG}|former-[0-9a-f]{{16}}\.key")
+_NAMES: Final = re.compile(rf"{REGISTRY}|{KEY}|{CONFIG_FILE}|former-[0-9a-f]{{16}}\.key")
 
 
 def pack(state: StateFolder, registry: Registry) -> bytes:
@@ -41,9 +41,9 @@ def pack(state: StateFolder, registry: Registry) -> bytes:
         text = state.read_secret(path.name)
         if text is not None:
             files[path.name] = text.encode()
-    config = state.read(CONFIG)
+    config = state.read(CONFIG_FILE)
     if config is not None:
-        files[CONFIG] = config.encode()
+        files[CONFIG_FILE] = config.encode()
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in files.items():
@@ -98,7 +98,7 @@ def _try_out(files: Mapping[str, bytes]) -> None:
             with Registry(state, migrate=True) as registry:
                 registry.check()
                 load_or_make(state, registry)
-            load(ServerConfig, state.path / CONFIG, required=False)
+            load(ServerConfig, state.path / CONFIG_FILE, required=False)
         except (ConfigError, StateError) as error:
             reason = str(error).replace(f"{folder}/", "")
             raise ConfigError(f"this export cannot be used: {reason}") from None
@@ -117,7 +117,7 @@ def put(state: StateFolder, files: Mapping[str, bytes]) -> None:
     for old in state.path.glob(FORMER):
         state.remove(old.name)
     for name, data in files.items():
-        if name == CONFIG and (state.path / CONFIG).exists():
+        if name == CONFIG_FILE and (state.path / CONFIG_FILE).exists():
             continue  # what was written for this machine
         if name != REGISTRY:
             state.write_secret(name, data.decode())

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KEY: Final = "relay.key"
 FORMER: Final = "former-*.key"
+# Held by whichever process changes the keys: of two rotations at once, one would lose its key.
+ROTATION_LOCK: Final = "rotate.lock"
 # Each costs us another exchange (50 µs) for whatever a stranger sends.
 MAX_FORMER: Final = 3
 

@@ -15,7 +15,7 @@ from relay_server import cli as server_cli
 from tests.support.repository import ROOT
 
 ENGLISH, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
-PARSERS = {"relay-server": server_cli._parser(), "relay-agent": agent_cli._parser()}
+COMMAND_LINES = {one.program: one for one in (server_cli.COMMAND_LINE, agent_cli.COMMAND_LINE)}
 CHANGELOG = ROOT / "CHANGELOG.md"  # in which older commands keep their names
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -103,7 +103,7 @@ def test_commands_are_understood(document: Path, capsys: pytest.CaptureFixture[s
             arguments.append("--help")
         status: object = 0
         try:
-            PARSERS[program].parse_args(arguments)
+            COMMAND_LINES[program].parse(arguments)
         except SystemExit as end:
             status = end.code
         assert status == 0, f"{command}: {capsys.readouterr().err}"

@@ -20,7 +20,7 @@ FILES = {
     "protocol/frames.py": "from .ciphers import seal\nimport cryptographic",
     "protocol/text.py": "",
     "relay_server/__init__.py": "",
-    "relay_server/cli.py": "from relay_server import run",
+    "relay_server/cli.py": "COMMANDS = {'run': 'relay_server.run'}",
     "relay_server/clocks.py": "def now():\n    import trio.lowlevel",
     "relay_server/run.py": "import cryptography",
     "tests/__init__.py": "",
@@ -34,13 +34,6 @@ FILES = {
     "tests/unit/relay_server/conftest.py": "from relay_server.clocks import now",
     "tests/unit/relay_agent/test_cli.py": "import relay_server.cli",
     "tests/unit/relay_server/test_any.py": "EXAMPLE = 'example.toml'",
-}
-
-# What `relay-agent run` and `doctor` are made of; `make oldest` has an end-to-end test of both.
-ONLY_END_TO_END = {
-    "relay_agent.commands.run",
-    "relay_agent.doctor.relay_steps",
-    "relay_agent.doctor.steps",
 }
 
 
@@ -200,4 +193,4 @@ def test_the_oldest_are_tried_on_every_module_that_imports_one() -> None:
         }
     )
     tests = set(using(tree, libraries.split()))
-    assert {module for module in importers if not tree.tests_of(module) & tests} == ONLY_END_TO_END
+    assert not [module for module in importers if not tree.tests_of(module) & tests]

@@ -1,4 +1,4 @@
-"""What every command line of ours does alike: common options, and how it ends.
+"""How every command ends, and how it speaks to the person who gave it.
 
     0    done
     1    it could not be done, for a reason outside (CommandFailed)
@@ -10,17 +10,14 @@ A failure is one line on standard error. A traceback means a bug of ours.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final, TextIO
 
 from protocol.process.config import ConfigError
-from protocol.process.logs import FORMATS, LEVELS
 from protocol.process.state import StateError
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -42,40 +39,11 @@ def happens(look: Callable[[], bool], *, within: float) -> bool:
     return True
 
 
-def add_common_options(parser: argparse.ArgumentParser, version: str) -> None:
-    """Add what every command takes, for the top-level parser.
+def run_command(command: Callable[[], int | None], *, program: str) -> int:
+    """Run `command` and return the exit status; None from it counts as 0.
 
-    The attributes `log_level` and `log_format` are None when not given, so that a configuration
-    file can have its say.
+    `program` is the name that a failure is told under.
     """
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
-    _add_log_options(parser, default=None)
-
-
-def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """Let a subcommand take the log options as well, without undoing those given before it."""
-    _add_log_options(parser, default=argparse.SUPPRESS)
-
-
-def _add_log_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    parser.add_argument(
-        "--log-level",
-        choices=LEVELS,
-        default=default,
-        help="how much to log on standard error: %(choices)s (default: info)",
-        metavar="LEVEL",
-    )
-    parser.add_argument(
-        "--log-format",
-        choices=FORMATS,
-        default=default,
-        help="text for people, json for machines (default: text)",
-    )
-
-
-def run_command(command: Callable[[], int | None], *, program: str | None = None) -> int:
-    """Run `command` and return the exit status; None from it counts as 0."""
-    program = program or _program_name(Path(sys.argv[0]))
     try:
         status = command() or 0
         say("")  # what argparse or a library may have printed
@@ -126,9 +94,3 @@ def say_json(entries: Iterable[Mapping[str, Any]]) -> None:
 def hint(text: str) -> None:
     """For the person at the terminal; standard output is for what was asked for."""
     sys.stderr.write(text + "\n")
-
-
-def _program_name(argv0: Path) -> str:
-    # `python -m relay_server` has the path of its __main__.py there.
-    name = argv0.parent.name if argv0.name == "__main__.py" else argv0.name
-    return name.replace("_", "-")

@@ -99,3 +99,11 @@ class Paint:
 
 def _no_color() -> bool:
     return bool(os.environ.get("NO_COLOR"))
+
+
+def ports_in_words(ports: Sequence[int]) -> str:
+    return f"port{'s'[: len(ports) > 1]} {', '.join(map(str, ports))}"
+
+
+def port_list(ports: Sequence[int]) -> str:
+    return str(ports[0]) if len(ports) == 1 else f"{ports[0]} +{len(ports) - 1}"

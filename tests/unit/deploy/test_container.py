@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay_server.cli import _parser
+from relay_server.cli import COMMAND_LINE
 from tests.support.repository import ROOT
 
 FILE = ROOT / "deploy" / "container" / "Containerfile"
@@ -56,8 +56,8 @@ def test_what_it_runs_is_understood(name: str) -> None:
     if name == "HEALTHCHECK":
         assert argv.pop(0) == program
     assert program == "relay-server"
-    options = _parser().parse_args(argv)
-    assert options.command is not None
+    options = COMMAND_LINE.parse(argv)
+    assert options.run is not None
 
 
 def test_it_runs_as_nobody_in_particular_and_keeps_its_state_in_a_volume() -> None:

@@ -21,7 +21,7 @@ from protocol.process.address import HostPort
 from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation
-from relay_agent.cli import command_line
+from relay_agent import cli
 from relay_agent.commands.join import MAX_PASTED
 from relay_agent.config import AgentConfig
 from relay_agent.identity.enrolment import LOCK, Enrolment, load_or_make_key, save_enrolment
@@ -66,13 +66,13 @@ def root_logger() -> Any:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
 
-    async def run(config: Any, services: Any, keys: Any, state: Any, rereading: Any) -> None:
+    async def serve(config: Any, services: Any, keys: Any, state: Any, rereading: Any) -> None:
         calls.note(config, services, keys)
 
     async def join(invitation: Any, services: Any, *, config: Any, state: Any) -> None:
         calls.note(invitation, services, config, state)
 
-    monkeypatch.setattr(relay_agent.process.run, "run", run)
+    monkeypatch.setattr(relay_agent.process.run, "serve", serve)
     monkeypatch.setattr(relay_agent.join, "join", join)
     return calls
 
@@ -91,11 +91,11 @@ def joined(state: StateFolder) -> StateFolder:
 
 
 def join(state: StateFolder, *arguments: str) -> int:
-    return command_line(["join", "--state-dir", str(state.path), *arguments])
+    return cli.main(["join", "--state-dir", str(state.path), *arguments])
 
 
 def run(state: StateFolder, *arguments: str) -> int:
-    return command_line(["run", "--state-dir", str(state.path), *arguments])
+    return cli.main(["run", "--state-dir", str(state.path), *arguments])
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, data: bytes, *, terminal: bool = False) -> None:
@@ -320,7 +320,7 @@ def test_a_second_agent_on_the_same_state_is_refused(
     arguments: list[str],
 ) -> None:
     with joined.lock(LOCK):
-        assert command_line([*arguments, "--state-dir", str(joined.path)]) == 2
+        assert cli.main([*arguments, "--state-dir", str(joined.path)]) == 2
     assert "already in use by another process" in one_line(capsys)
     assert calls.made == []
 
@@ -343,8 +343,8 @@ def test_the_command_line_overrides_the_file(
     level: int,
 ) -> None:
     (joined.path / "agent.toml").write_text(file)
-    assert command_line([*before, "run", "--state-dir", str(joined.path), *after]) == 0
-    assert command_line(["--state-dir", str(joined.path), *before, "run", *after]) == 0
+    assert cli.main([*before, "run", "--state-dir", str(joined.path), *after]) == 0
+    assert cli.main(["--state-dir", str(joined.path), *before, "run", *after]) == 0
     assert logging.getLogger().level == level
 
 
@@ -355,15 +355,17 @@ def test_join_does_not_mix_what_goes_as_planned_into_its_own_words(
     calls: Calls, joined: StateFolder, options: Sequence[str], level: int
 ) -> None:
     arguments = ["join", INVITATION.encode(), "--state-dir", str(joined.path)]
-    assert command_line([*arguments, *options]) == 0
+    assert cli.main([*arguments, *options]) == 0
     assert logging.getLogger().level == level
 
 
 def test_the_default_state_folder(
     calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay_agent.cli.default_state_dir", lambda program: tmp_path / program)
-    assert command_line(["join", INVITATION.encode()]) == 0
+    monkeypatch.setattr(
+        "protocol.process.cli.command_line.default_state_dir", lambda program: tmp_path / program
+    )
+    assert cli.main(["join", INVITATION.encode()]) == 0
     assert calls.made[0][3] == StateFolder(tmp_path / "relay-agent")
 
 
@@ -376,14 +378,14 @@ def test_help_fits_a_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as left:
-        command_line(arguments)
+        cli.main(arguments)
     assert left.value.code == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        command_line(["--version"])
+        cli.main(["--version"])
     assert left.value.code == 0
     assert capsys.readouterr().out == f"relay-agent {__version__}\n"
 
@@ -393,7 +395,7 @@ def test_a_wrong_command_line_is_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        command_line(arguments)
+        cli.main(arguments)
     assert left.value.code == 2
     assert "relay-agent" in capsys.readouterr().err
 
@@ -418,9 +420,9 @@ def test_help_needs_neither_trio_nor_cryptography() -> None:
     """They cost a router seconds."""
     script = """
 import sys
-from relay_agent.cli import command_line
+from relay_agent import cli
 try:
-    command_line(["run", "--help"])
+    cli.main(["run", "--help"])
 except SystemExit:
     print(sorted({"trio", "cryptography", "msgpack", "ssl", "sqlite3"} & set(sys.modules)))
 """

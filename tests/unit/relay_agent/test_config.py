@@ -16,7 +16,8 @@ from protocol.wire.hello import (
     MIN_WINDOW,
     Limits,
 )
-from relay_agent.config import CONFIG_FILE, AgentConfig, ServiceTable, check_distinct, load_config
+from relay_agent import CONFIG_FILE
+from relay_agent.config import AgentConfig, ServiceTable, check_distinct, load_config
 from relay_agent.services.service import Service
 
 SSH = Service("ssh", HostPort("127.0.0.1", 22), 11111)

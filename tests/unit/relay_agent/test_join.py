@@ -134,16 +134,10 @@ async def a_house(path: Path, *, public: bool = True) -> AsyncIterator[House]:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("installed", [True, False])
 async def test_it_enrols_proves_the_whole_way_and_saves(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    installed: bool,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / ("script" if installed else "missing")
-    (tmp_path / "script").touch()
-    monkeypatch.setattr("relay_agent.join.STARTERS", {script: "service relay-agent restart"})
+    monkeypatch.setattr("relay_agent.join.how_to_start", lambda program: f"{program} start")
     async with a_house(tmp_path) as house:
         await house.join()
         enrolment = load_enrolment(house.state)
@@ -159,7 +153,7 @@ async def test_it_enrols_proves_the_whole_way_and_saves(
     assert out.splitlines() == [
         f"enrolled as home at 127.0.0.1:{house.relay.port}",
         f"ssh: port {house.public.port} answers with {BANNER}",
-        f"saved; now run: {'service relay-agent restart' if installed else 'relay-agent run'}",
+        "saved; now run: relay-agent start",
     ]
     assert err == ""
     house.public.sock.close()

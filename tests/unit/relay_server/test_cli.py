@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.process.cli import command_line
 from protocol.process.cli.text import span
 from protocol.process.state import StateFolder
 from relay_server import cli
@@ -64,7 +65,7 @@ def test_looking_makes_nothing(run: Run, state: StateFolder, command: tuple[str,
 def test_without_a_state_dir_the_default_counts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "default_state_dir", lambda program: tmp_path / program)
+    monkeypatch.setattr(command_line, "default_state_dir", lambda program: tmp_path / program)
     assert cli.main(["agents"]) == 2
     assert f"{tmp_path / 'relay-server'}: no relay" in capsys.readouterr().err
 

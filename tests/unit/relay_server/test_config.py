@@ -8,8 +8,8 @@ import pytest
 from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW
+from relay_server import CONFIG_FILE
 from relay_server.config import (
-    FILE,
     Host,
     ServerConfig,
     load_config,
@@ -21,7 +21,7 @@ from relay_server.config import (
 
 
 def load(folder: Path, toml: str) -> ServerConfig:
-    (folder / FILE).write_text(toml)
+    (folder / CONFIG_FILE).write_text(toml)
     return load_config(None, folder)
 
 
@@ -122,7 +122,7 @@ def test_the_file_is_under_the_options(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, toml: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, toml)
-    assert str(caught.value).startswith(f"{tmp_path / FILE}: {said}")
+    assert str(caught.value).startswith(f"{tmp_path / CONFIG_FILE}: {said}")
 
 
 def test_windows_have_the_bounds_of_the_wire(tmp_path: Path) -> None:

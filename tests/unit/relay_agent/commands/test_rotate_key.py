@@ -51,7 +51,7 @@ def test_it_waits_for_the_relay_to_accept_the_new_key(
     monkeypatch.setattr(module, "ask", running)
     monkeypatch.setattr(time, "sleep", nap)
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    module.command(argparse.Namespace(), state)
+    module.run(argparse.Namespace(), state)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("this agent has a new key")
     assert says in line

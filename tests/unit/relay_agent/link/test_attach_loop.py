@@ -623,7 +623,7 @@ async def test_a_signal_ends_it_with_a_goodbye(
         async def run() -> None:
             services = [Service("ssh", target.address, 11111)]
             keys = keys_for(relay.address)
-            await process.run(AgentConfig(), services, keys, StateFolder(tmp_path), never_again)
+            await process.serve(AgentConfig(), services, keys, StateFolder(tmp_path), never_again)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
@@ -650,7 +650,7 @@ async def test_a_terminal_that_hangs_up_ends_it(
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             keys, state = keys_for(relay), StateFolder(tmp_path)
-            nursery.start_soon(process.run, AgentConfig(), [], keys, state, never_again)
+            nursery.start_soon(process.serve, AgentConfig(), [], keys, state, never_again)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGHUP)
     assert logged("stopping")[0]["signal"] == "SIGHUP"
@@ -680,7 +680,7 @@ async def test_without_a_link_a_signal_ends_it_at_once(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             relay = RelayIdentity(hosts=[refusing], key=KEY.public)
             keys, state = keys_for(relay), StateFolder(tmp_path)
-            nursery.start_soon(process.run, AgentConfig(), [], keys, state, never_again)
+            nursery.start_soon(process.serve, AgentConfig(), [], keys, state, never_again)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 

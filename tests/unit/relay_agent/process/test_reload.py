@@ -169,5 +169,5 @@ def test_the_command_tells_what_has_changed(
     }
     answer = {**nothing, **changed, "restart": restart}
     monkeypatch.setattr(reload_command, "ask", lambda *_: answer)
-    reload_command.command(argparse.Namespace(), StateFolder(tmp_path))
+    reload_command.run(argparse.Namespace(), StateFolder(tmp_path))
     assert capsys.readouterr() == (out, err)

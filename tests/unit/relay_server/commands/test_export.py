@@ -15,7 +15,7 @@ def test_no_terminal_is_shown_the_keys(
     enrol(state, "home", 1)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     status, out, err = run("export", "-")
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert "expected a file or a pipe" in err
 
 

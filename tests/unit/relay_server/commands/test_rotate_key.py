@@ -11,7 +11,7 @@ from protocol.wire.invitation import Invitation
 from relay_server.commands import rotate_key
 from relay_server.registry import open as commands_state
 from relay_server.registry.registry import Registry
-from relay_server.registry.relay_keys import MAX_FORMER
+from relay_server.registry.relay_keys import MAX_FORMER, ROTATION_LOCK
 from tests.support.relay_commands import Run, enrol, keys_of
 
 
@@ -116,7 +116,7 @@ def test_a_server_that_does_not_answer_is_told_of(
 
 
 def test_one_rotation_at_a_time(run: Run, relay_state: StateFolder) -> None:
-    with relay_state.lock(rotate_key.LOCK):
+    with relay_state.lock(ROTATION_LOCK):
         status, _, err = run("rotate-key")
     assert (status, "already in use by another process" in err) == (2, True)
     assert keys_of(relay_state).former == ()

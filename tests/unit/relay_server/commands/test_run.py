@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,9 +26,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     async def serve(*arguments: Any, **_: Any) -> None:
         served.arguments = arguments
 
-    module = ModuleType("relay_server.process.run")
-    module.serve = serve  # type: ignore[attr-defined]  # a module made up here
-    monkeypatch.setitem(sys.modules, "relay_server.process.run", module)
+    monkeypatch.setattr("relay_server.commands.run.serve", serve)
     return served
 
 

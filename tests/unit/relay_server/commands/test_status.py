@@ -181,7 +181,7 @@ def test_watching_goes_on_while_the_relay_is_away(
     monkeypatch.setattr(module.time, "sleep", nap)
     monkeypatch.setattr(module, "existing_registry", lambda state: Empty())
     options = argparse.Namespace(json=json, watch=True, name=None)
-    module.show_status(options, StateFolder(tmp_path))
+    module.run(options, StateFolder(tmp_path))
     output = capsys.readouterr().out
     assert len(naps) == 3
     assert output.count("198.51.100.7") == 2

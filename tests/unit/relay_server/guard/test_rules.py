@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from protocol.process.config import ConfigError
-from relay_server.config import FILE, ServerConfig, load_config
+from relay_server import CONFIG_FILE
+from relay_server.config import ServerConfig, load_config
 from relay_server.guard.rules import (
     FOR_OTHERS,
     FOR_SSH,
@@ -20,7 +21,7 @@ from relay_server.net.networks import parse_networks
 
 
 def load(folder: Path, toml: str) -> ServerConfig:
-    (folder / FILE).write_text(toml)
+    (folder / CONFIG_FILE).write_text(toml)
     return load_config(None, folder)
 
 
@@ -153,7 +154,7 @@ def test_every_setting_has_a_place(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, toml: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, toml)
-    assert str(caught.value).startswith(f"{tmp_path / FILE}: {said}")
+    assert str(caught.value).startswith(f"{tmp_path / CONFIG_FILE}: {said}")
     assert "\x1b" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from protocol.process.address import HostPort
 from protocol.process.config import ConfigError
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server.config import FILE as CONFIG
+from relay_server import CONFIG_FILE
 from relay_server.process.backup import is_unknown, pack, put, unpack
 from relay_server.registry.registry import FILE as REGISTRY
 from relay_server.registry.registry import Registry
@@ -43,7 +43,7 @@ def a_relay(path: Path) -> StateFolder:
         registry.invite("late", b"u" * 16, now=NOW, lifetime=9, port_range=ports)
         registry.announce([HostPort("new.example.net", 7022)])
         rotate(state, keys)
-    (path / CONFIG).write_text('ports = "20000-20009"\n')
+    (path / CONFIG_FILE).write_text('ports = "20000-20009"\n')
     return state
 
 
@@ -76,7 +76,7 @@ def test_what_is_put_elsewhere_is_the_same_relay(tmp_path: Path) -> None:
         # As ever, also what others change can be seen while somebody reads.
         after.announce([])
         assert after.announced() == ()
-    assert (new.path / CONFIG).read_text() == 'ports = "20000-20009"\n'
+    assert (new.path / CONFIG_FILE).read_text() == 'ports = "20000-20009"\n'
     for file in new.path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -98,13 +98,13 @@ def test_a_relay_that_was_only_started_gives_way(tmp_path: Path) -> None:
     old, new = a_relay(tmp_path / "old"), folder(tmp_path / "new")
     with Registry(new) as registry:
         rotate(new, load_or_make(new, registry))
-    (new.path / CONFIG).write_text('listen = ["[::]:443"]\n')
+    (new.path / CONFIG_FILE).write_text('listen = ["[::]:443"]\n')
     assert is_unknown(new)
     put(new, unpack(packed(old)))
     with Registry(old) as before, Registry(new) as after:
         ours, theirs = load_or_make(old, before), load_or_make(new, after)
         assert [key.public for key in theirs.all] == [key.public for key in ours.all]
-    assert (new.path / CONFIG).read_text() == 'listen = ["[::]:443"]\n', "it is of this machine"
+    assert (new.path / CONFIG_FILE).read_text() == 'listen = ["[::]:443"]\n'
 
 
 def test_a_relay_that_somebody_knows_does_not(tmp_path: Path) -> None:
@@ -132,7 +132,10 @@ def test_what_cannot_be_a_relay_is_named(tmp_path: Path) -> None:
         ),
         (archive(**(files | {KEY: b"\xff"})), "this export cannot be used: relay.key: expected"),
         (archive(**(files | {KEY: b"00"})), "this export cannot be used: relay.key: expected"),
-        (archive(**(files | {CONFIG: b"x = 1"})), "this export cannot be used: server.toml: x: un"),
+        (
+            archive(**(files | {CONFIG_FILE: b"x = 1"})),
+            "this export cannot be used: server.toml: x: un",
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             unpack(data)
