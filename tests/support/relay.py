@@ -116,6 +116,12 @@ class Relay:
         self.registry.redeem(self.invite(name, *ports), router.key.public, 0.0)
         return router
 
+    async def attached(self, name: str = "home", *ports: int, silent: bool = False) -> Router:
+        """One that is enrolled now, and attached."""
+        router = self.enrol(name, *ports)
+        await router.attach(silent=silent)
+        return router
+
     def invite(self, name: str, *ports: int) -> bytes:
         token = secrets.token_bytes(16)
         self.registry.invite(
@@ -385,9 +391,9 @@ def is_attached(router: Router) -> bool:
 
 
 async def serving(relay: Relay) -> tuple[Router, int]:
+    """An agent that is attached and serves a port, and that port."""
     port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
+    router = await relay.attached("home", port)
     await router.serve(port)
     return router, port
 

@@ -14,8 +14,7 @@ from protocol.transport.handshake import Arrival
 from protocol.wire.frame import CloseCode
 from relay_server.agents.manager import Agents
 from tests.support.log_records import told
-from tests.support.ports import free_port
-from tests.support.relay import Relay, is_attached, running
+from tests.support.relay import Relay, is_attached, running, serving
 from tests.support.sockets import refuses, was_reset
 from tests.support.trio_waiting import quiet, until
 
@@ -23,10 +22,7 @@ Clock = trio.testing.MockClock
 
 
 async def test_a_goodbye_for_good_ends_the_session_at_once(relay: Relay, mock_clock: Clock) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, _target = await router.visited(port)
     router.say_goodbye(CloseCode.GONE)
     # Whether or not the agent closes its link.
@@ -42,8 +38,7 @@ async def test_a_goodbye_for_good_ends_the_session_at_once(relay: Relay, mock_cl
 
 
 async def test_a_goodbye_before_a_restart_keeps_the_session(relay: Relay) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     router.say_goodbye(CloseCode.RESTARTING)
     await quiet()
     await router.cut()
@@ -53,8 +48,7 @@ async def test_a_goodbye_before_a_restart_keeps_the_session(relay: Relay) -> Non
 
 
 async def test_a_goodbye_counts_for_its_own_link_only(relay: Relay) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     where = router.where()
     router.say_goodbye(CloseCode.GONE)
     await quiet()
@@ -67,10 +61,7 @@ async def test_a_goodbye_counts_for_its_own_link_only(relay: Relay) -> None:
 async def test_a_session_is_kept_for_a_while(
     relay: Relay, mock_clock: Clock, streams: bool, log: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     if streams:
         visitor, _target = await router.visited(port)
     await router.cut()
@@ -90,10 +81,7 @@ async def test_a_session_is_kept_for_a_while(
 async def test_a_port_is_kept_a_day_from_the_loss_of_the_link(
     relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     await router.cut()
     await quiet()
     mock_clock.jump(relay.config.detached_keep_idle)
@@ -111,8 +99,7 @@ async def test_a_port_is_kept_a_day_from_the_loss_of_the_link(
 async def test_no_time_at_all_may_be_configured(tmp_path: Path, mock_clock: Clock) -> None:
     never = {"detached_keep": 0.0, "detached_keep_idle": 0.0, "listener_keep": 0.0}
     async with running(tmp_path, **never) as relay:
-        router = relay.enrol()
-        await router.attach()
+        router = await relay.attached()
         assert router.endpoint is not None
         router.endpoint.drop_link("cut")
         await until(lambda: not relay.agents.overview())
@@ -129,10 +116,7 @@ async def test_a_return_in_the_turn_in_which_it_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who is attached afterwards stays attached, with the port it publishes."""
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     await router.cut()
     await quiet()
     session = router.session
@@ -184,8 +168,7 @@ async def test_a_welcome_that_cannot_be_sent_leaves_nobody_attached(
 async def test_a_denial_that_cannot_be_sent_harms_nobody(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
 
     async def lost(*_: object) -> None:
         raise LinkLost("sending failed: Broken pipe")

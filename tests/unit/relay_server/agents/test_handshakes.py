@@ -135,8 +135,7 @@ async def test_the_deadline_is_absolute_whatever_drips(
 
 async def test_idle_callers_delay_nobody(relay: Relay) -> None:
     idle = [await idle_caller(relay) for _ in range(20)]
-    router = relay.enrol()
-    await router.attach()
+    await relay.attached()
     for one in idle:
         one.close()
 
@@ -149,8 +148,7 @@ async def test_at_the_bound_the_oldest_who_proved_nothing_goes(
         await send_all(proved, first_flight(relay))
         await receive_exactly(proved, 2)
         oldest, younger = await idle_caller(relay), await idle_caller(relay)
-        router = relay.enrol()
-        await router.attach()
+        await relay.attached()
         assert await answer_to(oldest) == b""
         assert told(log, "handshake-failed") == [
             {"address": "127.0.0.1", "reason": "pushed out by newer callers"}

@@ -12,7 +12,7 @@ from protocol.wire.frame import FrameType
 from protocol.wire.hello import Hello
 from tests.support.log_records import told
 from tests.support.ports import free_port
-from tests.support.relay import Relay, Router, echoes
+from tests.support.relay import Relay, Router, echoes, serving
 from tests.support.sockets import refuses, was_reset
 from tests.support.trio_waiting import until
 
@@ -67,10 +67,7 @@ async def test_a_stolen_key_publishes_nothing_but_its_own_ports(relay: Relay) ->
 async def test_a_revoked_agent_loses_streams_ports_and_link_and_cannot_return(
     relay: Relay,
 ) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, _ = await router.visited(port)
     relay.registry.revoke("home", 0.0)
     relay.agents.refresh()

@@ -107,8 +107,7 @@ async def test_a_successor_taken_with_a_first_link(relay: Relay) -> None:
 
 
 async def test_whoever_may_not_attach_rotates_nothing(relay: Relay, mock_clock: Clock) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     thief = router.again()
     await denied(thief, DenialCode.DUPLICATE, successor=StaticKey.generate().public)
     await denied(router, DenialCode.SUPERSEDED, epoch=0, successor=StaticKey.generate().public)

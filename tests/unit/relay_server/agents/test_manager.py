@@ -14,7 +14,7 @@ from protocol.wire.hello import INQUIRY, Resume
 from protocol.wire.noise import StaticKey
 from tests.support.log_records import told
 from tests.support.ports import free_port
-from tests.support.relay import Relay, Router, denied, is_attached
+from tests.support.relay import Relay, Router, denied, is_attached, serving
 from tests.support.sockets import was_reset
 from tests.support.trio_waiting import quiet, until
 
@@ -38,10 +38,7 @@ async def test_an_agent_attaches_and_is_told_what_is_its(
 async def test_streams_go_on_over_the_next_link(
     relay: Relay, log: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, target = await router.visited(port)
     with visitor, target:
         await router.cut()
@@ -56,10 +53,7 @@ async def test_streams_go_on_over_the_next_link(
 
 
 async def test_a_resume_while_attached_drops_the_old_link(relay: Relay) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, target = await router.visited(port)
     with visitor, target:
         assert router.endpoint is not None
@@ -71,8 +65,7 @@ async def test_a_resume_while_attached_drops_the_old_link(relay: Relay) -> None:
 
 
 async def test_the_relay_drops_the_link_that_the_agent_has_not_given_up(relay: Relay) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     where = router.where()
     old = router.endpoint
     await router.attach(resume=where, silent=True)
@@ -83,8 +76,7 @@ async def test_the_relay_drops_the_link_that_the_agent_has_not_given_up(relay: R
 
 
 async def test_two_resumes_at_once_leave_the_later_epoch(relay: Relay) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     await router.cut()
     where = router.where()
     await router.attach(resume=where, epoch=3, silent=True)
@@ -96,10 +88,7 @@ async def test_two_resumes_at_once_leave_the_later_epoch(relay: Relay) -> None:
 
 
 async def test_a_foreign_session_id_is_a_new_session(relay: Relay) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, _target = await router.visited(port)
     foreign = Resume(session=bytes(16), received=0)
     welcome = await router.attach(resume=foreign)
@@ -114,8 +103,7 @@ async def test_a_foreign_session_id_is_a_new_session(relay: Relay) -> None:
 async def test_a_count_that_cannot_be_is_the_end_of_the_session(
     relay: Relay, received: int, log: pytest.LogCaptureFixture
 ) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     await router.cut()
     where = router.where()
     await router.attach(resume=Resume(session=where.session, received=received))
@@ -138,10 +126,7 @@ async def test_a_peer_that_breaks_the_protocol_loses_its_session(
 
 
 async def test_the_overview(relay: Relay, mock_clock: Clock) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, _target = await router.visited(port)
     mock_clock.jump(3.04)
     (entry,) = relay.agents.overview()

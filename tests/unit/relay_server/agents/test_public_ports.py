@@ -28,9 +28,7 @@ def port() -> int:
 @pytest.fixture
 async def router(relay: Relay, port: int) -> Router:
     """Attached, and granted `port`."""
-    router = relay.enrol("home", port)
-    await router.attach()
-    return router
+    return await relay.attached("home", port)
 
 
 async def refusal(router: Router) -> tuple[int, str]:
@@ -174,8 +172,7 @@ async def test_a_registry_that_cannot_be_read_refuses_and_harms_nobody(
 
 async def test_two_agents_have_a_port_each(relay: Relay, router: Router, port: int) -> None:
     other_port = free_port()
-    other = relay.enrol("other", other_port)
-    await other.attach()
+    other = await relay.attached("other", other_port)
     await router.serve(port)
     await other.serve(other_port)
     for one, at in ((router, port), (other, other_port)):
@@ -346,8 +343,7 @@ async def test_a_relay_whose_visitors_do_not_wait_gives_a_publish_its_time(
 ) -> None:
     port = free_port()
     async with running(tmp_path, visitor_wait=0.0) as relay:
-        router = relay.enrol("home", port)
-        await router.attach()
+        router = await relay.attached("home", port)
         await router.serve(port)
         await router.cut()
         # A new session, whose PUBLISH is under way.

@@ -14,7 +14,7 @@ from protocol.wire.noise import StaticKey
 from relay_server.agents.manager import PROBE_SECONDS
 from tests.support.log_records import told
 from tests.support.ports import free_port
-from tests.support.relay import Relay, Router, is_attached
+from tests.support.relay import Relay, Router, is_attached, serving
 from tests.support.sockets import caller_of, refuses, was_reset
 from tests.support.trio_waiting import quiet, until
 
@@ -25,8 +25,7 @@ async def test_revoking_takes_everything_at_once(
     relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     port, spare = free_port(), free_port()
-    router = relay.enrol("home", port, spare)
-    await router.attach()
+    router = await relay.attached("home", port, spare)
     await router.serve(port)
     visitor, _target = await router.visited(port)
     orphan = caller_of(port)
@@ -46,10 +45,7 @@ async def test_revoking_takes_everything_at_once(
 
 
 async def test_revoking_resets_visitors_who_wait(relay: Relay) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     await router.cut()
     held = caller_of(port)
     await until(lambda: relay.agent(router).waiting_unread)
@@ -63,8 +59,7 @@ async def test_revoking_resets_visitors_who_wait(relay: Relay) -> None:
 async def test_revoking_ends_a_handshake_that_waits_for_its_probe(
     relay: Relay, mock_clock: Clock
 ) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     newcomer = router.again()
 
     async def attach() -> None:
@@ -80,8 +75,7 @@ async def test_revoking_ends_a_handshake_that_waits_for_its_probe(
 
 
 async def test_revoked_in_the_turn_in_which_the_probe_ends(relay: Relay, mock_clock: Clock) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     newcomer = router.again()
     when = trio.current_time() + PROBE_SECONDS
 
@@ -105,10 +99,7 @@ async def test_revoked_in_the_turn_in_which_the_probe_ends(relay: Relay, mock_cl
 
 
 async def test_revoking_while_detached(relay: Relay, mock_clock: Clock) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     await router.cut()
     relay.registry.revoke("home", 0.0)
     relay.agents.refresh()
@@ -139,8 +130,7 @@ async def test_enrolling_the_name_anew_hands_the_port_over(
 async def test_a_registry_that_cannot_be_read_changes_nothing(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
 
     def failing(key: bytes) -> None:
         raise StateError("the disk fails")

@@ -12,8 +12,7 @@ from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.frame import CloseCode
 from relay_server.agents.manager import DUPLICATE_RETRY, PROBE_SECONDS
 from tests.support.log_records import told
-from tests.support.ports import free_port
-from tests.support.relay import Relay, denied, is_attached
+from tests.support.relay import Relay, denied, is_attached, serving
 from tests.support.sockets import was_reset
 from tests.support.trio_waiting import quiet, until
 
@@ -21,10 +20,7 @@ Clock = trio.testing.MockClock
 
 
 async def test_a_restarted_agent_takes_its_port_back_at_once(relay: Relay) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, target = await router.visited(port)
     await router.cut()
     again = router.again()
@@ -40,10 +36,7 @@ async def test_a_restarted_agent_takes_its_port_back_at_once(relay: Relay) -> No
 async def test_a_second_process_is_refused_while_the_first_lives(
     relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
-    port = free_port()
-    router = relay.enrol("home", port)
-    await router.attach()
-    await router.serve(port)
+    router, port = await serving(relay)
     visitor, target = await router.visited(port)
     second = router.again()
     denial = await denied(second, DenialCode.DUPLICATE)
@@ -63,8 +56,7 @@ async def test_a_second_process_is_refused_while_the_first_lives(
 async def test_a_process_that_is_stopped_is_taken_over_after_two_seconds(
     relay: Relay, mock_clock: Clock
 ) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     again = router.again()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(again.attach)
@@ -81,8 +73,7 @@ async def test_a_process_that_is_stopped_is_taken_over_after_two_seconds(
 
 
 async def test_one_byte_in_time_is_life(relay: Relay, mock_clock: Clock) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(denied, router.again(), DenialCode.DUPLICATE)
         await quiet()
@@ -94,8 +85,7 @@ async def test_one_byte_in_time_is_life(relay: Relay, mock_clock: Clock) -> None
 
 async def test_a_resume_during_the_probe_is_life(relay: Relay, mock_clock: Clock) -> None:
     """The agent dials anew because its path has died: silence on the old link proves nothing."""
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(denied, router.again(), DenialCode.DUPLICATE)
         await quiet()
@@ -106,8 +96,7 @@ async def test_a_resume_during_the_probe_is_life(relay: Relay, mock_clock: Clock
 
 
 async def test_a_link_lost_during_the_probe_lets_the_newcomer_in_at_once(relay: Relay) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     again = router.again()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(again.attach)
@@ -121,8 +110,7 @@ async def test_silence_that_may_be_our_own_is_asked_about_again(
     relay: Relay, mock_clock: Clock
 ) -> None:
     """The relay's process was stopped: its deadline is over before it has read its sockets."""
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     again = router.again()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(again.attach)
@@ -137,8 +125,7 @@ async def test_silence_that_may_be_our_own_is_asked_about_again(
 async def test_a_newcomer_that_did_not_wait_displaces_nobody(
     relay: Relay, mock_clock: Clock
 ) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     newcomer = router.again()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(newcomer.attach)
@@ -153,8 +140,7 @@ async def test_a_newcomer_that_did_not_wait_displaces_nobody(
 async def test_the_newest_newcomer_waits_and_the_others_leave(
     relay: Relay, mock_clock: Clock
 ) -> None:
-    router = relay.enrol()
-    await router.attach(silent=True)
+    router = await relay.attached(silent=True)
     first, second = router.again(), router.again()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(denied, first, DenialCode.SUPERSEDED)
@@ -172,8 +158,7 @@ async def test_the_newest_newcomer_waits_and_the_others_leave(
 async def test_a_displaced_process_may_come_back_once_the_winner_has_left(
     relay: Relay, log: pytest.LogCaptureFixture
 ) -> None:
-    router = relay.enrol()
-    await router.attach()
+    router = await relay.attached()
     await router.cut()
     winner = router.again()
     await winner.attach()

@@ -125,8 +125,7 @@ async def test_agents_that_are_denied(relay: Relay) -> None:
     with pytest.raises(LinkDenied, match="revoked"):
         await stranger.attach()
     assert values(relay)["agents_denied_total"]["revoked"] == 1
-    router = relay.enrol("office")
-    await router.attach()
+    router = await relay.attached("office")
     with pytest.raises(LinkDenied, match="another process"):
         await router.again().attach()
     assert values(relay)["agents_denied_total"]["duplicate"] == 1

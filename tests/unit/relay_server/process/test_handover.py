@@ -345,8 +345,7 @@ async def test_where_the_new_version_does_not_start_all_goes_on(
     monkeypatch.setattr(carriers, "why_not", refused)
     port = free_port()
     async with running(tmp_path) as relay:
-        router = relay.enrol("home", port)
-        await router.attach()
+        router = await relay.attached("home", port)
         await handover.upgrade(relay.agents, StoredListeners(), list)
         assert relay.agent(router).ownership.attached
     assert told(caplog, "upgrade-failed") == [{"reason": "it does not start"}]
@@ -379,8 +378,7 @@ async def test_where_it_cannot_take_over_agents_come_back_to_this_one(
     monkeypatch.setattr(carriers, "replace_process", fails)
     port = free_port()
     async with running(tmp_path) as relay:
-        router = relay.enrol("home", port)
-        await router.attach()
+        router = await relay.attached("home", port)
         await router.serve(port)
         visitor, target = await router.visited(port)
         await handover.upgrade(relay.agents, StoredListeners(), list)
