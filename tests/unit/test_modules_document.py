@@ -39,4 +39,4 @@ def test_every_module_has_one_line() -> None:
         *(f"{file}: no such module; move or delete its line" for file in set(found) - files),
         *(f"{file}: {count} lines" for file, count in found.items() if count > 1),
     ]
-    assert sorted(problems) == [], "docs/modules.md"
+    assert not problems, "\n".join(["docs/modules.md:", *sorted(problems)])
