@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from relay_server.agents.reasons import HandshakeFailure, Refusal
+
 # A relay's services are called ssh, web and the like; each name is two time series, for ever.
 MOST_SERVICES: Final = 64
 OTHER_SERVICES: Final = "(other)"  # no service can be called so
@@ -30,10 +32,10 @@ class Carried(Protocol):
 class Counters:
     links: int = 0  # that attached
     resumed: int = 0  # of those, how many continued a session
-    handshakes_failed: Counter[str] = field(default_factory=Counter)  # by reason
+    handshakes_failed: Counter[HandshakeFailure] = field(default_factory=Counter)
     denied: Counter[int] = field(default_factory=Counter)  # agents, by DenialCode
     visitors: Counter[str] = field(default_factory=Counter)  # carried, by service
-    refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason
+    refused: Counter[Refusal] = field(default_factory=Counter)  # visitors
     accept_failures: int = 0
     _ended: list[int] = field(default_factory=lambda: [0, 0])  # bytes of those who went
     _carried: dict[Carried, str] = field(default_factory=dict)  # those who are here

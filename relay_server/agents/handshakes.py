@@ -7,7 +7,6 @@ between. A slow or idle caller delays nobody.
 
 from __future__ import annotations
 
-import enum
 import logging
 import socket
 import time
@@ -26,6 +25,7 @@ from protocol.wire.hello import Denial
 from relay_server.agents.context import RelayContext
 from relay_server.agents.half_open import Bounds, Caller, HalfOpenLimit
 from relay_server.agents.manager import Agents
+from relay_server.agents.reasons import HandshakeFailure
 from relay_server.net.fault_isolation import contained
 from relay_server.registry.registry import EnrolledAgent, TokenRefused
 
@@ -36,17 +36,6 @@ log = logging.getLogger(__name__)
 
 # A full disk or a locked registry is a matter of minutes, if not of a person.
 REGISTRY_RETRY: Final = 10.0
-
-
-class Failure(enum.StrEnum):
-    """Why somebody at the door is not let in: a metric's label, and what the log says."""
-
-    TOO_MANY = "too many attempts from there"
-    PUSHED_OUT = "pushed out by newer callers"
-    LATE = "no handshake in time"
-    CLOSED = "closed before the handshake was done"
-    WRONG = "not the protocol"  # the log has more
-    NETWORK = "network error"  # likewise
 
 
 class Handshakes:
@@ -66,7 +55,7 @@ class Handshakes:
         caller = self._half_open.enter(source[0], now, scope.cancel)
         if caller is None:
             sock.close()
-            self._tell_failed(source, Failure.TOO_MANY, self._strangers)
+            self._tell_failed(source, HandshakeFailure.TOO_MANY_FROM_SOURCE, self._strangers)
             return
         self._nursery.start_soon(self._greet, sock, source, caller, scope)
 
@@ -86,7 +75,7 @@ class Handshakes:
                 self._half_open.leave(caller, trio.current_time(), known=known is not None)
             if scope.cancelled_caught:
                 in_time = trio.current_time() < scope.deadline
-                why = Failure.PUSHED_OUT if in_time else Failure.LATE
+                why = HandshakeFailure.PUSHED_OUT if in_time else HandshakeFailure.LATE
                 self._tell_failed(source, why, self._rate_limit_for(caller))
             if known is not None:
                 await self._agents.admit(*known, HostPort(*source))
@@ -114,11 +103,11 @@ class Handshakes:
             self._context.counters.denied[answer.code] += 1
             await arrival.deny(answer)
         except (RemoteProtocolError, LinkLost) as exc:
-            why, reason = Failure.WRONG, str(exc)
+            why, reason = HandshakeFailure.WRONG_PROTOCOL, str(exc)
         except EOFError:
-            why, reason = Failure.CLOSED, ""
+            why, reason = HandshakeFailure.CLOSED, ""
         except OSError as exc:
-            why, reason = Failure.NETWORK, exc.strerror or str(exc)
+            why, reason = HandshakeFailure.NETWORK_ERROR, exc.strerror or str(exc)
         else:
             return None
         self._tell_failed(source, why, self._rate_limit_for(caller), reason)
@@ -133,11 +122,17 @@ class Handshakes:
         return len(self._half_open)
 
     def _tell_failed(
-        self, source: tuple[str, int], why: Failure, limit: RateLimit, reason: str = ""
+        self, source: tuple[str, int], why: HandshakeFailure, limit: RateLimit, reason: str = ""
     ) -> None:
         self._context.counters.handshakes_failed[why] += 1
         if limit.allows(trio.current_time()):
-            event(log, logging.INFO, "handshake-failed", address=source[0], reason=reason or why)
+            event(
+                log,
+                logging.INFO,
+                "handshake-failed",
+                address=source[0],
+                reason=reason or why.sentence,
+            )
         elif limit.suppressed == 1:
             self._nursery.start_soon(self._tell_suppressed, limit)
 

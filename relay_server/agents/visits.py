@@ -20,6 +20,7 @@ from protocol.wire.frame import MAX_STREAM
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener
+from relay_server.agents.reasons import Refusal, VisitorRefused
 from relay_server.guard.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
 from relay_server.guard.rules import Rules
 from relay_server.guard.ssh_ident import Identification, look, wait_identification
@@ -29,11 +30,9 @@ from relay_server.net.fault_isolation import contained
 
 log = logging.getLogger(__name__)
 
-# How an eviction is counted beside the refusals.
-EVICTED: Final = "evicted for another visitor"
 _REFUSED_OPENINGS: Final = {
-    Identification.FOREIGN: "not an SSH client",
-    Identification.GONE: "gone without a word",
+    Identification.FOREIGN: Refusal.NOT_SSH,
+    Identification.GONE: Refusal.GONE_SILENT,
 }
 # How `Splice.reset_by_peer` says that the target's socket was reset, and not by us.
 _BY_TARGET: Final = "aborted"
@@ -48,23 +47,28 @@ async def visit(
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
     one = Visit(context, agent, listener, sock, source)
-    refused: str | None = None
+    refusal: Refusal | None = None
     with one.here():
         try:
             prepare_spliced(sock)
         except OSError:  # gone already
             return
         with one.scope, contained(one.lose_session, **one.about):
-            refused = await one.run()
-    # The socket is closed; what is left is to tell of it, which may take until there is time.
+            try:
+                await one.run()
+            except VisitorRefused as exc:
+                refusal = exc.refusal
     if one.evicted:
-        one.line.refused[EVICTED] += 1
-        context.counters.refused[EVICTED] += 1
+        refusal = Refusal.EVICTED
+    if refusal is None:
+        return
+    # The socket is closed by now. To log this may take until the rate limit allows it.
+    one.line.refused[refusal] += 1
+    context.counters.refused[refusal] += 1
+    if refusal is Refusal.EVICTED:
         await one.line.tell_evicted(one.about, one.traffic())
-    elif refused is not None:
-        one.line.refused[refused] += 1
-        context.counters.refused[refused] += 1
-        await one.line.tell_refused(one.about, refused)
+    else:
+        await one.line.tell_refused(one.about, refusal.sentence)
 
 
 class Visit:
@@ -118,55 +122,65 @@ class Visit:
         exported = splice.export()
         return exported and saved | {"stream": splice.stream, "splice": exported}
 
-    async def run(self) -> str | None:
-        """Carry the visitor, or say why not."""
+    async def run(self) -> None:
+        """Carry the visitor. Raises VisitorRefused."""
         host = self._source[0]
-        refused = self._turned_away()
-        if refused is not None:
-            return refused
+        self._check_lists()
         if len(self._agent.visits) > self._context.config.most_visitors:
-            return "too many visitors of this agent"
+            raise VisitorRefused(Refusal.TOO_MANY_OF_AGENT)
         if host in self._context.config.uncounted or not self._rules.guarded:
-            return await self._carry()
+            await self._carry()
+            return
         visitor = await self.line.enter(
             host, patience=self._rules.patience, traffic=self.traffic, evict=self._evict
         )
         if visitor is None:
-            return "too many visitors from there"
+            raise VisitorRefused(Refusal.TOO_MANY_FROM_SOURCE)
         ending = Ending.OURS
         try:
-            refused = await self._hold() or await self._carry()
+            await self._hold()
+            await self._carry()
+        except VisitorRefused:
+            ending = self._ending()
+            raise
+        else:
             ending = self._ending()
         finally:
             self.line.guard.leave(visitor, trio.current_time(), ending)
-        return refused
 
-    def _turned_away(self) -> str | None:
-        """By the lists for all services, those for some, or those of this port."""
+    def _check_lists(self) -> None:
+        """Those for all services, for some, and of this port. Raises VisitorRefused."""
         host = self._source[0]
-        lists = (self._context.config.admission, self._rules.admission, self._listener.admission)
-        return next(filter(None, (one.refusal(host) for one in lists)), None)
+        for one in (
+            self._context.config.admission,
+            self._rules.admission,
+            self._listener.admission,
+        ):
+            if one.denies(host):
+                raise VisitorRefused(Refusal.SOURCE_DENIED)
+            if not one.allows(host):
+                raise VisitorRefused(Refusal.SOURCE_NOT_ALLOWED)
 
-    async def _hold(self) -> str | None:
-        """Until it begins as an SSH client does, or has had its time to; else why it is refused."""
+    async def _hold(self) -> None:
+        """Until the visitor begins as an SSH client does, or has had its time to.
+
+        Raises VisitorRefused if it begins otherwise, or ends.
+        """
         if not self._rules.hold:
-            return None
+            return
         with trio.move_on_after(self._rules.hold) as scope:
             with self._listener.ending(scope):
                 await wait_identification(self.sock)
         # A task woken in the turn in which it is evicted runs once more.
         await trio.lowlevel.checkpoint_if_cancelled()
         self._identification = look(self.sock, waited=not scope.cancelled_caught)
-        return _REFUSED_OPENINGS.get(self._identification)
+        if self._identification in _REFUSED_OPENINGS:
+            raise VisitorRefused(_REFUSED_OPENINGS[self._identification])
 
-    async def _carry(self) -> str | None:
-        ready = await self._wait_ready()
-        splice = ready if isinstance(ready, str) else self._open(ready)
-        if isinstance(splice, str):
-            return splice
+    async def _carry(self) -> None:
+        splice = self._open(await self._wait_ready())
         told = self.line.tell_arrival(self.about, splice.stream)
         await self._see_through(splice, told=told)
-        return None
 
     def restore(self, endpoint: Endpoint, saved: Fields) -> Splice:
         """What another process has begun, for `go_on`. Raises RemoteProtocolError."""
@@ -198,12 +212,12 @@ class Visit:
             **({"login": "seen"} if self._login.seen else {}),
         )
 
-    async def _wait_ready(self) -> Endpoint | str:
-        """The session to open a stream in, or why there is none."""
+    async def _wait_ready(self) -> Endpoint:
+        """The session to open a stream in, once there is one. Raises VisitorRefused."""
         agent, listener = self._agent, self._listener
         if not (agent.ready(listener) or listener.closed):
             if agent.waiting_unread >= self._context.config.held_visitors:
-                return "too many visitors wait for the agent"
+                raise VisitorRefused(Refusal.TOO_MANY_WAITING)
             agent.waiting_unread += 1
             try:
                 with trio.move_on_at(self._came + self._context.config.visitor_wait):
@@ -214,20 +228,22 @@ class Visit:
             # A task woken in the turn in which it is evicted runs once more.
             await trio.lowlevel.checkpoint_if_cancelled()
         if listener.closed:
-            return "the port is closed"
-        refused = self._turned_away()  # the lists may be others than when it came
-        if refused is not None:
-            return refused
-        return agent.ready(listener) or "the agent is away"
+            raise VisitorRefused(Refusal.PORT_CLOSED)
+        self._check_lists()  # again: they may have changed since it came
+        ready = agent.ready(listener)
+        if ready is None:
+            raise VisitorRefused(Refusal.AGENT_AWAY)
+        return ready
 
-    def _open(self, endpoint: Endpoint) -> Splice | str:
+    def _open(self, endpoint: Endpoint) -> Splice:
+        """Raises VisitorRefused."""
         try:
             stream = endpoint.session.open(self._listener.publication, self._source)
-        except SessionLost as exc:
+        except SessionLost:
             self._agent.end_session()  # 2^31 streams: the agent starts a new session at once
-            return str(exc)
+            raise VisitorRefused(Refusal.STREAM_IDS_USED_UP) from None
         if stream is None:
-            return "too many streams"
+            raise VisitorRefused(Refusal.TOO_MANY_STREAMS)
         splice = self._join(endpoint, stream)
         if self._rules.guarded and self._rules.ssh:
             splice.overhear = self._login.hear

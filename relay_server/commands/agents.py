@@ -12,6 +12,7 @@ from protocol.process.cli.text import port_list, span, table
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
+from relay_server.agents.reasons import sentence_of
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import has_former
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
     ]
     say(table(("NAME", "PORTS", "STATUS", "SINCE", "STREAMS", "ADDRESS"), rows))
     refused = [
-        (entry["name"], f"{one['service']:.{_SERVICE}}", str(count), reason)
+        (entry["name"], f"{one['service']:.{_SERVICE}}", str(count), sentence_of(reason))
         for entry in entries
         for one in entry["services"]
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1])

@@ -15,6 +15,7 @@ from protocol.process.cli.text import Paint, counted, span, wrapped
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
+from relay_server.agents.reasons import sentence_of
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import parse_name
 
@@ -138,7 +139,7 @@ def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
         lines.append(f"  {service_name(one['service'])} on port {one['port']}{_state(one, paint)}")
         lines += [f"    {line}" for line in stream_lines(streams, at_relay=True)]
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1]):
-            lines.append(f"    refused {count}: {reason}")
+            lines.append(f"    refused {count}: {sentence_of(reason)}")
     if agent["waiting"]:
         lines.append(f"  {counted(agent['waiting'], 'visitor')} waiting for the agent")
     return lines

@@ -25,8 +25,9 @@ from protocol import __version__
 from protocol.errors import DenialCode
 from protocol.process.state import StateError
 from relay_server.agents.context import RelayContext
-from relay_server.agents.handshakes import Failure, Handshakes
+from relay_server.agents.handshakes import Handshakes
 from relay_server.agents.manager import Agents
+from relay_server.agents.reasons import HandshakeFailure
 
 # Agents told of by name, in the order of the alphabet. Each costs 20 µs of everybody's turn at each
 # scrape; whoever has more than that many looks for one in `relay-server agents --json`.
@@ -130,7 +131,7 @@ class Metrics(Collector):
             "Callers of whom it is not known yet who they are.",
             self._handshakes.at_door,
         )
-        failed = {(str(why),): counters.handshakes_failed[why] for why in Failure}
+        failed = {(str(why),): counters.handshakes_failed[why] for why in HandshakeFailure}
         text = "Callers who were not let in, as they are no agents, or not in time."
         yield _counter("handshakes_failed", text, failed, "reason")
         denied = {(code.name.lower(),): counters.denied[code] for code in _DENIALS}
@@ -153,7 +154,7 @@ class Metrics(Collector):
         )
         came = {(service,): count for service, count in counters.visitors.items()}
         yield _counter("visitors", "Visitors who were carried.", came, "service")
-        refused = {(reason,): count for reason, count in counters.refused.items()}
+        refused = {(str(reason),): count for reason, count in counters.refused.items()}
         text = "Visitors who were refused or evicted: by the guard, a list, or an agent away."
         yield _counter("visitors_refused", text, refused, "reason")
         carried = {("received",): counters.received, ("sent",): counters.sent}

@@ -75,12 +75,11 @@ class Admission:
     allow: Networks = field(default_factory=Networks)
     deny: Networks = field(default_factory=Networks)
 
-    def refusal(self, host: str) -> str | None:
-        if host in self.deny:
-            return "the source is denied"
-        if self.allow and host not in self.allow:
-            return "the source is not allowed"
-        return None
+    def denies(self, host: str) -> bool:
+        return host in self.deny
+
+    def allows(self, host: str) -> bool:
+        return not self.allow or host in self.allow
 
     def __str__(self) -> str:
         allowed = ", ".join(map(str, self.allow)) or "everybody"

@@ -10,6 +10,7 @@ from protocol.wire.hello import Hello
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.attach_policy import Decision
 from relay_server.agents.listener import Listener
+from relay_server.agents.reasons import Refusal
 from relay_server.guard.guard import Caps, Guard
 from relay_server.guard.waiting_line import WaitingLine
 from tests.support.ends import LIMITS, new_session
@@ -72,7 +73,7 @@ async def test_since_is_the_time_of_the_last_change(
 
 async def test_it_tells_of_ports_and_of_whom_the_guard_refused(agent: AgentState) -> None:
     agent.lines = {1: new_line("ssh"), 3: new_line("old")}
-    agent.lines[1].refused["the source is denied"] += 2
+    agent.lines[1].refused[Refusal.SOURCE_DENIED] += 2
     agent.attached_now(resumed=True)
     status = agent.status()
     assert (status["name"], status["attached"], status["waiting"]) == ("home", True, 0)
@@ -85,7 +86,7 @@ async def test_it_tells_of_ports_and_of_whom_the_guard_refused(agent: AgentState
             "refused": refused,
         }
         for service, port, state, published, refused in (
-            ("ssh", 1, "busy", True, {"the source is denied": 2}),
+            ("ssh", 1, "busy", True, {"source_denied": 2}),
             ("web", 2, "busy", False, {}),
             ("old", 3, "closed", False, {}),
         )

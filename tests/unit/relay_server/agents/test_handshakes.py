@@ -21,7 +21,8 @@ from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
 from protocol.wire.hello import encode_preface
 from protocol.wire.noise import Handshake, StaticKey, Suite
-from relay_server.agents.handshakes import REGISTRY_RETRY, Failure
+from relay_server.agents.handshakes import REGISTRY_RETRY
+from relay_server.agents.reasons import HandshakeFailure
 from relay_server.registry.registry import EnrolledAgent
 from tests.support.log_records import told
 from tests.support.ports import free_port
@@ -456,7 +457,9 @@ async def test_2000_agents_behind_one_address_are_here_at_once(
         for router in fleet:
             nursery.start_soon(come, router)
     await until(lambda: sum(one.ownership.attached for one in relay.agents.present) == FLEET)
-    assert relay.context.counters.handshakes_failed.keys() == {Failure.TOO_MANY}
+    assert relay.context.counters.handshakes_failed.keys() == {
+        HandshakeFailure.TOO_MANY_FROM_SOURCE
+    }
     assert not any(one.link.over for one in fleet if one.link is not None)
 
 

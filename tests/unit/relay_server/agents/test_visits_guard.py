@@ -10,7 +10,7 @@ import trio.testing
 
 from protocol.errors import ResetCode
 from protocol.transport.sockets import receive_exactly, send_all
-from relay_server.agents.visits import EVICTED
+from relay_server.agents.reasons import Refusal
 from relay_server.guard.guard import GRACE, GROWN_BYTES
 from relay_server.guard.rules import FOR_SSH, GuardTable
 from tests.support.log_records import told
@@ -49,7 +49,7 @@ async def test_one_young_visitor_too_many_evicts_another(
     about = {"agent": "home", "service": "ssh", "source": STRANGER}
     assert told(log, "visitor-evicted") == [about | {"received": len(BEGIN), "sent": 0}]
     assert not told(log, "visitor-out")
-    assert relay.agent(router).refused == {EVICTED: 1}
+    assert relay.agent(router).refused == {Refusal.EVICTED: 1}
     assert score(relay, router, port) == 0.0
     for one in (late, *(visitor for visitor, _ in pairs[1:])):
         one.close()
@@ -61,7 +61,7 @@ async def test_an_established_visitor_stays_whoever_comes(relay: Relay) -> None:
     await send_all(visitor, bytes(GROWN_BYTES))
     await receive_exactly(target, GROWN_BYTES)
     crowd = [come(relay, router, port) for _ in range(40)]
-    await until(lambda: relay.agent(router).refused[EVICTED] >= 10)
+    await until(lambda: relay.agent(router).refused[Refusal.EVICTED] >= 10)
     await send_all(target, b"still here")
     assert await receive_exactly(visitor, 10) == b"still here"
     for one in (visitor, *crowd):
@@ -109,10 +109,10 @@ async def test_a_source_may_have_so_many_established_visitors(
         await send_all(visitor, bytes(GROWN_BYTES))
         await receive_exactly(target, GROWN_BYTES)
         assert await was_reset(come(relay, router, port))
-        reason = "too many visitors from there"
+        refusal = Refusal.TOO_MANY_FROM_SOURCE
         await until(lambda: told(log, "visitor-refused"))
-        assert told(log, "visitor-refused")[0]["reason"] == reason
-        assert relay.agent(router).refused == {reason: 1}
+        assert told(log, "visitor-refused")[0]["reason"] == refusal.sentence
+        assert relay.agent(router).refused == {refusal: 1}
         other, _ = await visited_by(relay, router, port, "203.0.113.10")
         visitor.close()
         other.close()

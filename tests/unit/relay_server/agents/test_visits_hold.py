@@ -10,6 +10,7 @@ import pytest
 import trio.testing
 
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.agents.reasons import Refusal
 from relay_server.guard.guard import SILENT_GRACE
 from relay_server.guard.rules import FOR_SSH, GuardTable
 from relay_server.net.networks import parse_networks
@@ -57,25 +58,25 @@ async def test_who_begins_in_the_middle_of_the_hold_is_let_in_with_all_it_said(
 
 
 @pytest.mark.parametrize(
-    ("says", "reason"),
+    ("says", "refusal"),
     [
-        (b"GET / HTTP/1.1\r\n", "not an SSH client"),
-        (b"\x16\x03\x01\x02\x00\x01", "not an SSH client"),
-        (b"PROXY TCP4 ", "not an SSH client"),
-        (b"", "gone without a word"),
-        (b"SSH", "not an SSH client"),
+        (b"GET / HTTP/1.1\r\n", Refusal.NOT_SSH),
+        (b"\x16\x03\x01\x02\x00\x01", Refusal.NOT_SSH),
+        (b"PROXY TCP4 ", Refusal.NOT_SSH),
+        (b"", Refusal.GONE_SILENT),
+        (b"SSH", Refusal.NOT_SSH),
     ],
 )
 async def test_who_begins_otherwise_or_ends_never_reaches_the_router(
-    relay: Relay, log: pytest.LogCaptureFixture, says: bytes, reason: str
+    relay: Relay, log: pytest.LogCaptureFixture, says: bytes, refusal: Refusal
 ) -> None:
     router, port = await serving(relay)
     visitor = come(relay, router, port, says=says)
     visitor.shutdown(socket.SHUT_WR)
     assert await was_reset(visitor)
     await until(lambda: told(log, "visitor-refused"))
-    assert told(log, "visitor-refused")[0]["reason"] == reason
-    assert relay.agent(router).refused == {reason: 1}
+    assert told(log, "visitor-refused")[0]["reason"] == refusal.sentence
+    assert relay.agent(router).refused == {refusal: 1}
     assert score(relay, router, port) > 0.9
     assert not router.targets
 

@@ -10,6 +10,7 @@ import pytest
 import trio.testing
 
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.agents.reasons import Refusal
 from relay_server.config import ServerConfig
 from relay_server.guard.guard import GROWN_BYTES
 from relay_server.guard.rules import GuardTable
@@ -25,24 +26,24 @@ Clock = trio.testing.MockClock
 
 
 @pytest.mark.parametrize(
-    ("lists", "reason"),
+    ("lists", "refusal"),
     [
-        ({"deny": ["203.0.113.0/24"]}, "the source is denied"),
-        ({"deny": [STRANGER], "allow": ["203.0.113.0/24"]}, "the source is denied"),
-        ({"deny": [STRANGER], "uncounted": [STRANGER]}, "the source is denied"),
-        ({"allow": ["2001:db8::/32", "203.0.113.10"]}, "the source is not allowed"),
+        ({"deny": ["203.0.113.0/24"]}, Refusal.SOURCE_DENIED),
+        ({"deny": [STRANGER], "allow": ["203.0.113.0/24"]}, Refusal.SOURCE_DENIED),
+        ({"deny": [STRANGER], "uncounted": [STRANGER]}, Refusal.SOURCE_DENIED),
+        ({"allow": ["2001:db8::/32", "203.0.113.10"]}, Refusal.SOURCE_NOT_ALLOWED),
     ],
 )
 async def test_some_sources_are_refused_without_a_byte(
-    tmp_path: Path, log: pytest.LogCaptureFixture, lists: dict[str, list[str]], reason: str
+    tmp_path: Path, log: pytest.LogCaptureFixture, lists: dict[str, list[str]], refusal: Refusal
 ) -> None:
     changes = {name: parse_networks(networks) for name, networks in lists.items()}
     async with running(tmp_path, **changes) as relay:
         router, port = await serving(relay)
         assert await was_reset(come(relay, router, port))
         await until(lambda: told(log, "visitor-refused"))
-        assert told(log, "visitor-refused")[0]["reason"] == reason
-        assert relay.agent(router).refused == {reason: 1}
+        assert told(log, "visitor-refused")[0]["reason"] == refusal.sentence
+        assert relay.agent(router).refused == {refusal: 1}
         assert not router.targets
         if "allow" in lists:
             visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
@@ -62,7 +63,7 @@ async def test_a_port_admits_only_whom_the_registry_says_from_then_on(
     assert await was_reset(come(relay, router, port))
     await router.resume()
     assert await was_reset(waiting)
-    assert relay.agent(router).refused == {"the source is not allowed": 2}
+    assert relay.agent(router).refused == {Refusal.SOURCE_NOT_ALLOWED: 2}
     other, _ = await visited_by(relay, router, port, "2001:db8::9")
     # Who is in stays in.
     await send_all(target, b"still here")
@@ -82,12 +83,12 @@ async def test_a_visitor_must_pass_the_lists_of_all_ports_and_of_its_own(tmp_pat
         router, port = await serving(relay)
         relay.registry.admit("home", Admission(allow=parse_networks(["203.0.113.0/24"])))
         relay.agents.refresh()
-        for host, reason in (
-            ("203.0.113.9", "the source is denied"),
-            ("198.51.100.1", "the source is not allowed"),
+        for host, refusal in (
+            ("203.0.113.9", Refusal.SOURCE_DENIED),
+            ("198.51.100.1", Refusal.SOURCE_NOT_ALLOWED),
         ):
             assert await was_reset(come(relay, router, port, host))
-            assert relay.agent(router).refused[reason] == 1
+            assert relay.agent(router).refused[refusal] == 1
         visitor, _ = await visited_by(relay, router, port, "203.0.113.99")
         visitor.close()
 
@@ -100,7 +101,7 @@ async def test_refusals_are_counted_by_the_service_that_is_there_now(relay: Rela
     await router.serve(port, "sshd")
     assert await was_reset(come(relay, router, port, says=b"GET "))
     (entry,) = relay.agents.overview()
-    refused = {"not an SSH client": 1}
+    refused = {"not_ssh": 1}
     assert entry["services"] == [{"service": "sshd", "port": port, "refused": refused}]
     assert entry["refused"] == refused
 
@@ -116,7 +117,7 @@ async def test_of_others_than_ssh_servers_only_many_of_one_source_are_too_many(
         pairs = [await visited_by(relay, router, port) for _ in range(20)]
         assert not relay.agent(router).refused
         assert await was_reset(come(relay, router, port))
-        assert relay.agent(router).refused == {"too many visitors from there": 1}
+        assert relay.agent(router).refused == {Refusal.TOO_MANY_FROM_SOURCE: 1}
         another, _ = await visited_by(relay, router, port, "198.51.100.1")
         for one in pairs.pop():
             one.close()
@@ -139,7 +140,7 @@ async def test_one_agents_crowd_leaves_room_for_the_others(tmp_path: Path) -> No
                 await one.serve(port, f"web{port}")
         inside = [await visited_by(relay, router, port) for port in (*ports[:2], ports[0])]
         assert await was_reset(come(relay, router, ports[1]))
-        assert relay.agent(router).refused == {"too many visitors of this agent": 1}
+        assert relay.agent(router).refused == {Refusal.TOO_MANY_OF_AGENT: 1}
         inside.append(await visited_by(relay, other, ports[2]))
         for sock in inside.pop(0):
             sock.close()
@@ -169,7 +170,7 @@ async def test_the_first_table_that_fits_says_whom_a_service_admits(tmp_path: Pa
     async with running(tmp_path, guard=tables) as relay:
         router, port = await serving(relay)
         assert await was_reset(come(relay, router, port))
-        assert relay.agent(router).refused == {"the source is denied": 1}
+        assert relay.agent(router).refused == {Refusal.SOURCE_DENIED: 1}
         visitor, _ = await visited_by(relay, router, port, "203.0.113.10")
         visitor.close()
 

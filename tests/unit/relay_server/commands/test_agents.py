@@ -13,14 +13,14 @@ HERE = {
     "since": 3723.4,
     "streams": 2,
     "ports": [11111],
-    "refused": {"evicted for another visitor": 36, "not an SSH client": 1200},
+    "refused": {"evicted": 36, "not_ssh": 1200},
     "services": [
         {
             "service": "ssh",
             "port": 11111,
-            "refused": {"evicted for another visitor": 36, "not an SSH client": 1100},
+            "refused": {"evicted": 36, "not_ssh": 1100},
         },
-        {"service": "shell", "port": 11112, "refused": {"not an SSH client": 100}},
+        {"service": "shell", "port": 11112, "refused": {"not_ssh": 100}},
         {"service": "web", "port": 11113, "refused": {}},
     ],
 }
@@ -98,7 +98,7 @@ def test_a_table_stays_within_80_columns(run: Run, state: StateFolder) -> None:
     name = "n" * 32
     enrol(state, name, 1, *range(60001, 60101))
     address = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
-    refused = {"service": "s" * 64, "port": 1, "refused": {"too many visitors from there": 10**6}}
+    refused = {"service": "s" * 64, "port": 1, "refused": {"too_many_from_source": 10**6}}
     here = HERE | {"name": name, "address": address, "since": 9e6, "services": [refused]}
     with server(state, {"agents": [here]}):
         _, out, _ = run("agents")

@@ -75,7 +75,7 @@ def test_an_agent_that_is_away_and_what_the_guard_did() -> None:
             "service": "web",
             "port": 8080,
             "state": "busy",
-            "refused": {"the source is denied": 3, "too many visitors from there": 12},
+            "refused": {"source_denied": 3, "too_many_from_source": 12},
         },
         SSH | {"service": "old", "port": 8081, "state": "closed"},
         SSH | {"port": 8082, "state": "closed"},  # it has moved, and a visitor is left

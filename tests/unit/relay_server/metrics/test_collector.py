@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from protocol.errors import LinkDenied
 from protocol.process.state import StateError
 from protocol.transport.sockets import receive_exactly, send_all
+from relay_server.agents.reasons import HandshakeFailure, Refusal
 from relay_server.metrics.collector import LAG_BOUNDS, LAG_PAUSE, MOST_AGENTS, LoopLag, Metrics
 from tests.support.ports import free_port
 from tests.support.relay import Relay
@@ -82,7 +83,7 @@ async def test_who_waits_for_the_agent_and_who_is_refused(relay: Relay, mock_clo
     await until(lambda: values(relay)["visitors_waiting"] == {"": 1})
     mock_clock.jump(relay.config.visitor_wait)
     assert await was_reset(visitor)
-    assert values(relay)["visitors_refused_total"] == {"the agent is away": 1}
+    assert values(relay)["visitors_refused_total"] == {"agent_away": 1}
 
 
 async def test_what_is_unacked_is_memory(relay: Relay) -> None:
@@ -102,7 +103,7 @@ async def test_callers_at_the_door_and_those_who_fail(relay: Relay, mock_clock: 
     mock_clock.jump(relay.config.handshake_timeout)
     with caller:
         await until(lambda: values(relay)["handshakes_active"] == {"": 0})
-    assert values(relay)["handshakes_failed_total"]["no handshake in time"] == 1
+    assert values(relay)["handshakes_failed_total"]["late"] == 1
 
 
 async def test_each_way_to_fail_is_one_that_is_told(relay: Relay) -> None:
@@ -110,13 +111,13 @@ async def test_each_way_to_fail_is_one_that_is_told(relay: Relay) -> None:
         return values(relay)["handshakes_failed_total"][reason]
 
     caller_of(relay.port).close()
-    await until(lambda: failed("closed before the handshake was done") == 1)
+    await until(lambda: failed("closed") == 1)
     with caller_of(relay.port) as caller:
         await send_all(caller, b"GET / HTTP/1.1\r\n" * 10)
-        await until(lambda: failed("not the protocol") == 1)
+        await until(lambda: failed("wrong_protocol") == 1)
     for _ in range(relay.config.half_open_per_source + 1):
         relay.leftovers.append(caller_of(relay.port))
-    await until(lambda: failed("too many attempts from there") == 1)
+    await until(lambda: failed("too_many_from_source") == 1)
 
 
 async def test_agents_that_are_denied(relay: Relay) -> None:
@@ -213,7 +214,7 @@ async def test_every_label_of_the_dashboard_is_one_of_its_metric(relay: Relay) -
     await router.attach()
     await router.serve(port)
     visitor, _ = await router.visited(port)
-    relay.context.counters.refused["the agent is away"] += 1
+    relay.context.counters.refused[Refusal.AGENT_AWAY] += 1
     labels = {
         sample.name: set(sample.labels) | {"instance"}  # which Prometheus adds
         for one in text_string_to_metric_families(metrics_of(relay).page().decode())
@@ -233,3 +234,11 @@ async def test_the_document_lists_every_metric_and_no_other(relay: Relay) -> Non
     listed = [name for cell in table for name in NAME.findall(cell)]
     assert sorted(listed) == sorted(exported(relay))
     assert {family(name) for name in NAME.findall(text)} <= exported(relay)
+
+
+def test_the_document_lists_every_reason_and_no_other() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    for name, reasons in (("visitors_refused", Refusal), ("handshakes_failed", HandshakeFailure)):
+        _, _, rest = text.partition(f"\nOf `ssh_relay_{name}_total`:\n\n")
+        table, _, _ = rest.partition("\n\n")
+        assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(reasons)
