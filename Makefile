@@ -4,6 +4,7 @@
 #   make pythons  the unit tests on every Python from 3.11 that is found
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
+#   make docs   docs/cli.md, written anew from what the programs say of themselves
 #   make dist   the wheel and the sdist for a Python package index, into dist/
 #   make openwrt  the agent's packages for OpenWrt, into dist/
 #   make openwrt-mips  a real ssh through that package's agent on an emulated 32-bit MIPS router
@@ -18,7 +19,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test quick pythons demo lab bench dist openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
+.PHONY: help test quick pythons demo docs lab bench dist openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,9 @@ bench:
 	@.ci/system-packages bench
 	@.ci/venv bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+docs: setup-demo
+	$(BIN)/python docs/reference.py
 
 dist: setup-demo
 	@.ci/dist dist
@@ -101,7 +105,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy tests/selection.py tests/e2e tests/lab tests/mips tests/fuzz tests/soak tests/support benchmarks
+	$(BIN)/mypy deploy docs tests/selection.py tests/e2e tests/lab tests/mips tests/fuzz tests/soak tests/support benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports
