@@ -8,29 +8,27 @@ way it leaves no process and no file behind. The exit status tells whether ssh g
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pwd
-import re
 import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-LOOPBACK = "127.0.0.1"
-# For what takes a second or two on a quiet machine.
-LIMIT = 30.0
-# What each process is promised to need for leaving, and a margin.
-LEAVE = 5.0
+# Run as a script, it does not know where the tests are whose means it uses.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.ports import LOOPBACK, free_port, listens
+from tests.support.processes import ProcessUnderTest
+from tests.support.ssh import Dropbear, Login
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -65,10 +63,11 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.user = pwd.getpwuid(os.getuid()).pw_name
-        self.relay_port = free_port(7022)
-        self.public_port = free_port(11111)
+        self.relay_port = port_like(7022)
+        self.public_port = port_like(11111)
         self.login_options: list[str] = []
-        self.running: list[Background] = []
+        self.running: list[ProcessUnderTest] = []
+        self.ending = False
 
     def show(self, argv: Sequence[str], *, background: bool = False) -> None:
         """Print a command as one could type it, with the folder's name shortened."""
@@ -89,108 +88,63 @@ class Stage:
         """Run a command to its end, show it and all it says, and return its standard output."""
         self.show(argv)
         with start(argv) as process:
-            try:
-                stdout, stderr = process.communicate(timeout=LIMIT)
-            except BaseException:
-                process.kill()
-                raise
-        for line in (stdout + stderr).splitlines():
+            status = process.wait()
+        for line in process.stdout.splitlines() + process.log:
             say(f"   {line}", style="32")
-        if process.returncode != 0:
-            raise DemoFailed(f"{Path(argv[0]).name} ended with status {process.returncode}")
-        return stdout
+        if status != 0:
+            raise DemoFailed(f"{Path(argv[0]).name} ended with status {status}")
+        return process.stdout
 
-    def keep_running(
-        self,
-        argv: Sequence[str],
-        until: str,
-        *,
-        env: dict[str, str] | None = None,
-        speaks: bool = True,
-    ) -> None:
+    def keep_running(self, argv: Sequence[str], until: str) -> None:
         """Start a process that stays, show what it says, and wait for a line like `until`."""
         self.show(argv, background=True)
-        background = Background(argv, env=env, speaks=speaks)
-        self.running.append(background)
-        background.wait_for(until)
+        process = start(argv, self._show_line)
+        self.running.append(process)
+        process.wait_for_line(until)
+
+    def _show_line(self, argv: Sequence[str], line: str) -> None:
+        if not self.ending:
+            say(f"   {Path(argv[0]).name}: {line}", style="2")
 
     def end(self) -> None:
-        for background in self.running:
-            background.speaks = False
-        for background in reversed(self.running):
-            background.end()
+        self.ending = True
+        for process in reversed(self.running):
+            process.stop()
 
 
-class Background:
-    def __init__(self, argv: Sequence[str], *, env: dict[str, str] | None, speaks: bool) -> None:
-        self.name = Path(argv[0]).name
-        self._process = start(argv, env=env)
-        self._lines: list[str] = []
-        self._news = threading.Condition()
-        self.speaks = speaks
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with self._process.stderr or io.StringIO() as stderr:
-            for line in stderr:
-                with self._news:
-                    self._lines.append(line)
-                    self._news.notify_all()
-                if self.speaks:
-                    say(f"   {self.name}: {line.rstrip()}", style="2")
-        with self._news:
-            self._news.notify_all()
-
-    def wait_for(self, pattern: str) -> None:
-        deadline = time.monotonic() + LIMIT
-        with self._news:
-            while not any(re.search(pattern, line) for line in self._lines):
-                if not self.alive:
-                    raise DemoFailed(f"{self.name} ended with status {self._process.returncode}")
-                # Looked at now and then, since the end of a process notifies nobody.
-                self._news.wait(0.1)
-                if time.monotonic() > deadline:
-                    raise DemoFailed(f"{self.name} did not get ready within {LIMIT:g} s")
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def end(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(LEAVE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        # A login session of dropbear holds the pipe until it has seen its socket end.
-        self._reader.join(1.0)
+def port_like(preferred: int) -> int:
+    """`preferred`, which reads better, unless somebody has it."""
+    return free_port() if listens(preferred) else preferred
 
 
-def start(argv: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a process; an interruption meanwhile waits until we know what we have started."""
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """An interruption in the body waits until we know what we have started."""
     held: list[int] = []
     handlers = {number: signal.getsignal(number) for number in INTERRUPTIONS}
     for number in handlers:
         signal.signal(number, lambda number, _: held.append(number))
-    process = subprocess.Popen(  # noqa: S603 - all commands are written out below
-        argv,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        # Out of the terminal's group: Ctrl-C is for the demo, which then ends the others in order.
-        start_new_session=True,
-    )
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if held:
-        with process:
-            process.kill()
         raise KeyboardInterrupt
+
+
+def start(
+    argv: Sequence[str], heard: Callable[[Sequence[str], str], None] | None = None
+) -> ProcessUnderTest:
+    process: ProcessUnderTest | None = None
+    try:
+        with uninterrupted():
+            # Out of the terminal's group: Ctrl-C is for the demo, which ends the others in order.
+            process = ProcessUnderTest(argv, environment=os.environ, heard=heard, own_session=True)
+    except KeyboardInterrupt:
+        if process is not None:
+            process.kill()
+        raise
     return process
 
 
@@ -206,14 +160,6 @@ def program(name: str) -> str:
     return path
 
 
-def free_port(preferred: int) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((LOOPBACK, port))
-            return int(probe.getsockname()[1])
-    raise DemoFailed("this machine has no free port")
-
-
 def answers_as_ssh(port: int) -> bool:
     try:
         with socket.create_connection((LOOPBACK, port), timeout=2) as caller:
@@ -226,75 +172,29 @@ def let_in_already(stage: Stage) -> bool:
     """Whether the machine's own SSH server lets this user in with the keys at hand."""
     known_hosts = f"-oUserKnownHostsFile={stage.folder / 'known_hosts'}"
     options = ["-F", "none", "-oBatchMode=yes", "-oStrictHostKeyChecking=accept-new", known_hosts]
-    argv = [program("ssh"), *options, f"{stage.user}@{LOOPBACK}", "true"]
-    with start(argv) as process:
+    with start([program("ssh"), *options, f"{stage.user}@{LOOPBACK}", "true"]) as ssh:
         try:
-            process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    if process.returncode != 0:
+            status = ssh.wait()
+        except AssertionError:  # it hangs
+            return False
+    if status != 0:
         return False
     # Under the public port's name it is a stranger to the list of known hosts, so once more.
     stage.login_options = ["-oStrictHostKeyChecking=accept-new", known_hosts]
     return True
 
 
-def make_keys(stage: Stage) -> None:
-    login_key, host_key = stage.folder / "login_key", stage.folder / "host_key"
-    ssh_keygen = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(login_key)]
-    dropbearkey = [program("dropbearkey"), "-t", "ed25519", "-f", str(host_key)]
-    said = []
-    for argv in (ssh_keygen, dropbearkey):
-        with start(argv) as process:
-            stdout, stderr = process.communicate(timeout=LIMIT)
-        if process.returncode != 0:
-            raise DemoFailed(f"{Path(argv[0]).name} failed: {stderr.strip()}")
-        said += stdout.splitlines()
-    public_host_key = next(line for line in said if line.startswith("ssh-ed25519"))
-    known_hosts = stage.folder / "known_hosts"
-    known_hosts.write_text(f"[{LOOPBACK}]:{stage.public_port} {public_host_key}\n")
-    home = stage.folder / "home"
-    (home / ".ssh").mkdir(parents=True, mode=0o700)
-    home.chmod(0o700)
-    authorized_keys = home / ".ssh" / "authorized_keys"
-    authorized_keys.write_text(login_key.with_suffix(".pub").read_text())
-    authorized_keys.chmod(0o600)
-    stage.login_options = ["-i", str(login_key), f"-oUserKnownHostsFile={known_hosts}"]
-
-
 def start_dropbear(stage: Stage) -> int:
     """A dropbear for which this user lives in the temporary folder; its port."""
-    make_keys(stage)
-    port = free_port(2222)
-    others = [
-        line
-        for line in Path("/etc/passwd").read_text().splitlines()
-        if not line.startswith(f"{stage.user}:")
-    ]
-    me = f"{stage.user}:*:{os.getuid()}:{os.getgid()}::{stage.folder / 'home'}:/bin/sh"
-    passwd = stage.folder / "passwd"
-    passwd.write_text("\n".join([me, *others, ""]))
-    # Without the group "tty", to which only root may give a terminal where /dev/pts is mounted
-    # without it, as containers do.
-    group = stage.folder / "group"
-    groups = Path("/etc/group").read_text().splitlines(keepends=True)
-    group.write_text("".join(line for line in groups if not line.startswith("tty:")))
-    env = os.environ | {
-        # dropbear looks for keys in the home that the passwd file names, so it gets its own.
-        "LD_PRELOAD": "libnss_wrapper.so",
-        "NSS_WRAPPER_PASSWD": str(passwd),
-        "NSS_WRAPPER_GROUP": str(group),
-    }
-    argv = [program("dropbear"), "-F", "-E", "-s", "-r", str(stage.folder / "host_key")]
-    argv += ["-p", f"{LOOPBACK}:{port}", "-P", str(stage.folder / "dropbear.pid")]
-    # Its log would tell of every look that is taken at its banner.
-    stage.keep_running(argv, "Not backgrounding", env=env, speaks=False)
-    deadline = time.monotonic() + LIMIT
-    while not answers_as_ssh(port):
-        if time.monotonic() > deadline:
-            raise DemoFailed(f"dropbear does not answer on port {port}")
-        time.sleep(0.05)
-    return port
+    for name in ("ssh-keygen", "dropbearkey", "dropbear"):
+        program(name)
+    with uninterrupted():
+        login = Login(stage.folder / "login")
+        server = Dropbear(stage.folder / "dropbear", login)
+        stage.running.append(server.process)
+    stage.show(server.process.argv, background=True)
+    stage.login_options = ["-i", str(login.key), f"-oUserKnownHostsFile={login.known_hosts}"]
+    return server.port
 
 
 # --- The play ------------------------------------------------------------------------------------
@@ -370,9 +270,9 @@ def stay(stage: Stage, ssh: Sequence[str]) -> NoReturn:
     say()
     while not asked:
         time.sleep(0.2)
-        for background in stage.running:
-            if not background.alive:
-                raise DemoFailed(f"{background.name} has ended")
+        for process in stage.running:
+            if not process.running:
+                raise DemoFailed(f"{Path(process.argv[0]).name} has ended")
     raise KeyboardInterrupt
 
 
@@ -404,7 +304,7 @@ def main() -> int:
         if not worked:
             say("Interrupted; everything is cleaned up.")
             return 130  # 128 + SIGINT, as shells have it
-    except (DemoFailed, subprocess.TimeoutExpired) as exc:
+    except (DemoFailed, AssertionError) as exc:  # the latter of a process that did not follow
         say()
         say(f"The demo failed: {exc}", style="1;31")
         return 1

@@ -1,6 +1,7 @@
 """Processes under test: their output line by line, their end, and commands run to their end.
 
-The one process harness of end-to-end tests, lab, soak and benchmarks.
+The one process harness of end-to-end tests, lab, soak, benchmarks and demo. It and what it imports
+need the standard library only: the demo says what is missing where nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -59,8 +60,14 @@ class ProcessUnderTest:
         environment: Mapping[str, str],
         cwd: Path | None = None,
         descriptors: Sequence[int] = (),
+        heard: Callable[[Sequence[str], str], None] | None = None,
+        own_session: bool = False,
     ) -> None:
-        """The process inherits `descriptors` under their numbers here."""
+        """The process inherits `descriptors` under their numbers here.
+
+        `heard` is called with `argv` and each line of stderr, in another thread. With
+        `own_session` a terminal's signals do not reach the process.
+        """
         self.argv = [str(part) for part in argv]
         self.started_at = time.monotonic()
         self._popen = subprocess.Popen(
@@ -73,7 +80,9 @@ class ProcessUnderTest:
             text=True,
             errors="replace",
             pass_fds=descriptors,
+            start_new_session=own_session,
         )
+        self._heard = heard
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
         self._news = threading.Condition()
@@ -96,6 +105,8 @@ class ProcessUnderTest:
                 with self._news:
                     lines.append(line.rstrip("\n"))
                     self._news.notify_all()
+                if self._heard is not None and lines is self._stderr:
+                    self._heard(self.argv, line.rstrip("\n"))
         with self._news:
             self._open_pipes -= 1
             self._news.notify_all()

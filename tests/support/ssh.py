@@ -106,7 +106,10 @@ class SshServer:
         self.home = folder / "home"
         self._make_home()
         self.process = ProcessUnderTest(
-            self._prepare(), environment=self._wrapped_environment(), cwd=folder
+            self._prepare(),
+            environment=self._wrapped_environment(),
+            cwd=folder,
+            own_session=True,  # it is `stop` that ends it, also when Ctrl-C ends what started it
         )
         wait_until_listening(self.port)
 
