@@ -1,27 +1,29 @@
-"""Who may stand at the door: bounds on callers of whom nothing is known yet. Pure.
+"""The half-open limit: bounds on callers that have not completed the handshake. Pure.
 
-A caller stands there from accept until its agent is known. Each attempt takes a token from its
+A caller is half-open from accept until its agent is known. Each attempt takes a token from its
 source's bucket, which fills with time; a success gives the token back. So a fleet behind one
-address goes in as fast as its handshakes are done, `per_source` at a time, and whoever only ever
-fails is slowed down.
+address gets in as fast as its handshakes complete, `per_source` at a time, and a source whose
+attempts all fail is slowed down.
 
-    at the source's bound      the newcomer is turned away, and nobody else notices
-    at the bound of all        the oldest goes: it has had the most time, and an agent needs one
-                               round trip; those whose message 1 proved genuine go last
+    at the bound per source    the new caller is turned away; no other source is affected
+    at the bound of all        the oldest caller is evicted: it has had the most time, and an agent
+                               needs one round trip. Callers whose message 1 proved genuine go last
 
-That proof is weak (it can be recorded and shown again), so the proved count as well.
+That proof is weak, since message 1 can be recorded and replayed; so proved callers count as well.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from relay_server.net.source import source_of
+from relay_server.net.source_table import SourceTable
 
-# Sources remembered for their failures alone, about 200 bytes each. One that is pushed out starts
-# afresh, which whoever owns so many addresses can have anyway.
+# Sources remembered only because they lack tokens, about 300 bytes each. A source that is forgotten
+# starts afresh; an attacker with that many addresses gains nothing by it.
 MAX_RESTING: Final = 4096
 
 
@@ -34,8 +36,10 @@ class Bounds:
 
 
 @dataclass(slots=True)
-class _Source:
-    name: str
+class _Bucket:
+    """The tokens of one source, and its half-open callers."""
+
+    source: str
     tokens: float
     filled: float  # when `tokens` was right
     callers: int = 0
@@ -44,46 +48,48 @@ class _Source:
 @dataclass(slots=True, eq=False)
 class Caller:
     evict: Callable[[], None]
-    _source: _Source
+    _bucket: _Bucket
     proved: bool = False  # message 1 was genuine
 
 
 class HalfOpenLimit:
     def __init__(self, bounds: Callable[[], Bounds]) -> None:
-        """`bounds` are asked for anew each time. Callers at the door stay whatever they become."""
+        """`bounds` is called for each newcomer; half-open callers stay, whatever it then returns.
+
+        At most `total` sources have half-open callers.
+        """
         self._bounds = bounds
-        self._unproved: dict[Caller, None] = {}  # oldest first
-        self._proved: dict[Caller, None] = {}
-        self._active: dict[str, _Source] = {}  # with callers at the door: at most `total`
-        self._resting: dict[str, _Source] = {}  # without, and short of tokens; oldest first
+        self._unproved: OrderedDict[Caller, None] = OrderedDict()  # oldest first
+        self._proved: OrderedDict[Caller, None] = OrderedDict()
+        self._buckets = SourceTable(self._weigh, max_resting=MAX_RESTING)
 
     def __len__(self) -> int:
-        """Callers at the door."""
+        """Number of half-open callers."""
         return len(self._unproved) + len(self._proved)
 
     @property
     def sources(self) -> int:
-        """Sources remembered."""
-        return len(self._active) + len(self._resting)
+        """Number of sources remembered."""
+        return len(self._buckets)
 
     def enter(self, host: str, now: float, evict: Callable[[], None]) -> Caller | None:
-        """A place at the door; None if `host`'s source may have no more now.
+        """Count a new caller from `host` as half-open; None if its source is at its bound.
 
-        `evict` is called if the place goes to somebody else; `leave` need not be called then.
+        `evict` is called if the caller is evicted for a newer one; `leave` is not needed then.
         """
         bounds = self._bounds()
-        source = self._known(source_of(host), now)
-        if source.callers >= bounds.per_source or source.tokens < 1:
-            self._remember(source)
+        bucket = self._bucket(source_of(host), now)
+        if bucket.callers >= bounds.per_source or bucket.tokens < 1:
+            self._keep(bucket, now)
             return None
         if len(self) >= bounds.total:
             oldest = next(iter(self._unproved or self._proved))
-            self._remove(oldest)
+            self._remove(oldest, now)
             oldest.evict()
-        source.tokens -= 1
-        source.callers += 1
-        self._remember(source)
-        caller = Caller(evict, source)
+        bucket.tokens -= 1
+        bucket.callers += 1
+        self._keep(bucket, now)
+        caller = Caller(evict, bucket)
         self._unproved[caller] = None
         return caller
 
@@ -95,38 +101,34 @@ class HalfOpenLimit:
             self._proved[caller] = None
 
     def leave(self, caller: Caller, now: float, *, known: bool) -> None:
-        """`known`: it is an agent of ours, so the attempt costs its source nothing."""
+        """`known`: the caller is an enrolled agent, so its source gets the token back."""
         if known:
-            self._fill(caller._source, now, 1.0)
+            self._fill(caller._bucket, now, 1.0)
         if caller in self._unproved or caller in self._proved:
-            self._remove(caller)
+            self._remove(caller, now)
 
-    def _remove(self, caller: Caller) -> None:
+    def _remove(self, caller: Caller, now: float) -> None:
         self._unproved.pop(caller, None)
         self._proved.pop(caller, None)
-        caller._source.callers -= 1
-        self._remember(caller._source)
+        caller._bucket.callers -= 1
+        self._keep(caller._bucket, now)
 
-    def _known(self, name: str, now: float) -> _Source:
-        source = self._active.get(name) or self._resting.get(name)
-        if source is None:
-            return _Source(name, float(self._bounds().attempts), now)
-        self._fill(source, now, 0.0)
-        return source
+    def _bucket(self, source: str, now: float) -> _Bucket:
+        bucket = self._buckets.get(source)
+        if bucket is None:
+            return _Bucket(source, float(self._bounds().attempts), now)
+        self._fill(bucket, now, 0.0)
+        return bucket
 
-    def _fill(self, source: _Source, now: float, more: float) -> None:
+    def _fill(self, bucket: _Bucket, now: float, more: float) -> None:
         bounds = self._bounds()
-        gained = (now - source.filled) * bounds.per_second + more
-        source.tokens = min(float(bounds.attempts), source.tokens + gained)
-        source.filled = now
+        gained = (now - bucket.filled) * bounds.per_second + more
+        bucket.tokens = min(float(bounds.attempts), bucket.tokens + gained)
+        bucket.filled = now
 
-    def _remember(self, source: _Source) -> None:
-        """Put `source` where it belongs; nowhere, if there is nothing to remember about it."""
-        self._active.pop(source.name, None)
-        self._resting.pop(source.name, None)
-        if source.callers:
-            self._active[source.name] = source
-        elif source.tokens < self._bounds().attempts:
-            self._resting[source.name] = source
-            if len(self._resting) > MAX_RESTING:
-                del self._resting[next(iter(self._resting))]
+    def _keep(self, bucket: _Bucket, now: float) -> None:
+        self._buckets.put(bucket.source, bucket, now, active=bucket.callers > 0)
+
+    def _weigh(self, bucket: _Bucket, now: float) -> float:
+        """All buckets that are not full weigh the same: the least recent is forgotten first."""
+        return float(bucket.tokens < self._bounds().attempts)
