@@ -3,8 +3,8 @@
 Names of events are stable kebab-case (`link-up`), since alerts and tests look for them; what varies
 is in the fields. Values come from peers too, so whatever is not plain printable ASCII is escaped: a
 log line cannot be forged and a terminal not driven. Peers also cause events, as often as they like,
-so each kind of event has so many lines a minute; the first line after that says how many went
-untold.
+so each kind of event has so many lines a minute; the first line after that has the number
+suppressed.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Enough(logging.Filter):
         limit = self._rate_limit(record.msg, fields.get("agent"), now)
         if not limit.allows(now):
             return False
-        if untold := limit.take_suppressed():
-            vars(record)["event_fields"] = fields | {"untold": untold}
+        if suppressed := limit.take_suppressed():
+            vars(record)["event_fields"] = fields | {"suppressed": suppressed}
         return True
 
     def _rate_limit(self, name: str, agent: object, now: float) -> RateLimit:

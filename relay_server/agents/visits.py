@@ -21,7 +21,7 @@ from relay_server.agents.agent_state import AgentState
 from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener
 from relay_server.agents.reasons import Refusal, VisitorRefused
-from relay_server.guard.guard import LEAST_BYTES, Ending, Guard, Traffic, has_grown
+from relay_server.guard.guard import IDENT_BYTES, Ending, Guard, Traffic, is_established
 from relay_server.guard.rules import Rules
 from relay_server.guard.ssh_ident import Identification, look, wait_identification
 from relay_server.guard.ssh_login import LoginDetector
@@ -66,9 +66,9 @@ async def visit(
     one.line.refused[refusal] += 1
     context.counters.refused[refusal] += 1
     if refusal is Refusal.EVICTED:
-        await one.line.tell_evicted(one.about, one.traffic())
+        await one.line.log_evicted(one.about, one.traffic())
     else:
-        await one.line.tell_refused(one.about, refusal.sentence)
+        await one.line.log_refused(one.about, refusal.sentence)
 
 
 class Visit:
@@ -179,7 +179,7 @@ class Visit:
 
     async def _carry(self) -> None:
         splice = self._open(await self._wait_ready())
-        told = self.line.tell_arrival(self.about, splice.stream)
+        told = self.line.log_arrival(self.about, splice.stream)
         await self._see_through(splice, told=told)
 
     def restore(self, endpoint: Endpoint, saved: Fields) -> Splice:
@@ -199,10 +199,10 @@ class Visit:
             await splice.run(self.sock)
         # It may have been evicted in the turn in which it ended.
         await trio.lowlevel.checkpoint_if_cancelled()
-        grown = has_grown(self.traffic(), trio.current_time() - self._came)
+        established = is_established(self.traffic(), trio.current_time() - self._came)
         event(
             log,
-            logging.INFO if told or grown else logging.DEBUG,
+            logging.INFO if told or established else logging.DEBUG,
             "visitor-out",
             **self.about,
             stream=splice.stream,
@@ -260,7 +260,7 @@ class Visit:
     def traffic(self) -> Traffic:
         if self._joined is None:
             # All it said is unread; that it has begun shall count while it waits for the agent.
-            return Traffic(LEAST_BYTES if self._identification is Identification.SSH else 0)
+            return Traffic(IDENT_BYTES if self._identification is Identification.SSH else 0)
         splice = self._joined[1]
         return Traffic(splice.sent, splice.delivered, self._login.seen)
 

@@ -58,8 +58,8 @@ class Rules:
     def caps(self) -> Caps:
         return Caps(
             per_source=self.visitors_per_source,
-            young_per_source=self.young_visitors_per_source,
-            young=self.young_visitors,
+            unauthenticated_per_source=self.young_visitors_per_source,
+            unauthenticated=self.young_visitors,
             waiting=self.waiting_visitors,
         )
 

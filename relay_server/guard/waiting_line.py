@@ -1,7 +1,8 @@
-"""The guard of one public port at work: newcomers wait, and what it does is told of.
+"""The line of visitors that wait for a place at one public port, and its log.
 
-A line belongs to an agent's key and port, as its listener does, and outlives that: a source's score
-is not mended by an agent that publishes anew.
+The rules are those of `Guard`; here are the tasks, the clock and the log lines. A line belongs to
+an agent's key and port, like the listener of that port, and outlives it: penalties remain when an
+agent publishes the port again.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from relay_server.guard.guard import Ending, Guard, Standing, Traffic, Visitor
 
 log = logging.getLogger(__name__)
 
-# How often it is looked whether a place is there: nobody notices such a delay.
-ASK_AGAIN: Final = 0.05
-# Visitors a minute whose coming is told of one by one, whatever becomes of them. More are bots, or
-# a script; those who stay are told of when they go.
+# In seconds: how often a waiting visitor checks for a place. No user notices such a delay.
+POLL_INTERVAL: Final = 0.05
+# Arrivals logged a minute. More are bots, or a script; `visitor-out` of those that log in is logged
+# all the same.
 ARRIVALS: Final = 60
 
 
@@ -33,8 +34,8 @@ ARRIVALS: Final = 60
 class WaitingLine:
     guard: Guard
     service: str = ""
-    refused: Counter[str] = field(default_factory=Counter)  # visitors, by reason
-    _looked: float = field(default=-math.inf, init=False)
+    refused: Counter[str] = field(default_factory=Counter)  # number of visitors by reason
+    _checked: float = field(default=-math.inf, init=False)
     _arrivals: RateLimit = field(default_factory=partial(RateLimit, lines=ARRIVALS))
     _refusals: RateLimit = field(default_factory=RateLimit)
     _evictions: RateLimit = field(default_factory=RateLimit)
@@ -47,19 +48,23 @@ class WaitingLine:
         traffic: Callable[[], Traffic],
         evict: Callable[[], None],
     ) -> Visitor | None:
-        """A place for a visitor from `host`; None if there was none within `patience` seconds."""
+        """Wait for a place for a visitor from `host`; None if it was evicted or refused.
+
+        It is refused if it has no place after `patience` seconds. `traffic` and `evict` are those
+        of `Guard.arrive`. The caller has to call `Guard.leave` for the visitor returned.
+        """
         came = trio.current_time()
-        visitor = self.guard.come(host, came, traffic=traffic, evict=evict)
+        visitor = self.guard.arrive(host, came, traffic=traffic, evict=evict)
         ours = True
         try:
-            while visitor.standing is Standing.WAITS and self._may_wait(visitor, came + patience):
-                await trio.sleep(ASK_AGAIN)
-                self._look()
-            if visitor.standing is Standing.WAITS:
-                self.guard.insist(visitor, trio.current_time())
-            # It may have been evicted in the turn in which it came.
+            while visitor.standing is Standing.WAITING and self._may_wait(visitor, came + patience):
+                await trio.sleep(POLL_INTERVAL)
+                self._check()
+            if visitor.standing is Standing.WAITING:
+                self.guard.admit_overdue(visitor, trio.current_time())
+            # It may have been evicted since this task was scheduled.
             await trio.lowlevel.checkpoint_if_cancelled()
-            ours = visitor.standing in (Standing.WAITS, Standing.GONE)
+            ours = visitor.standing in (Standing.WAITING, Standing.GONE)
         finally:
             if ours:
                 self.guard.leave(visitor, trio.current_time(), Ending.OURS)
@@ -68,37 +73,41 @@ class WaitingLine:
     def _may_wait(self, visitor: Visitor, until: float) -> bool:
         return trio.current_time() < until and self.guard.may_wait(visitor)
 
-    def _look(self) -> None:
-        """Each who waits asks, but one look is for them all."""
+    def _check(self) -> None:
+        """Admit whom there are places for. One check serves all visitors in line."""
         now = trio.current_time()
-        if now >= self._looked + ASK_AGAIN:
-            self._looked = now
-            self.guard.seat(now)
+        if now >= self._checked + POLL_INTERVAL:
+            self._checked = now
+            self.guard.admit(now)
 
-    def tell_arrival(self, about: Mapping[str, object], stream: int) -> bool:
-        """Log it, unless there are many; then the next one that is told says how many."""
+    def log_arrival(self, about: Mapping[str, object], stream: int) -> bool:
+        """Log an arrival, rate-limited; the next line that is written has the number suppressed.
+
+        Returns whether it was logged.
+        """
         if not self._arrivals.allows(trio.current_time()):
             return False
-        untold = self._arrivals.take_suppressed()
-        more = {"untold": untold} if untold else {}
+        suppressed = self._arrivals.take_suppressed()
+        more = {"suppressed": suppressed} if suppressed else {}
         event(log, logging.INFO, "visitor-in", **about, stream=stream, **more)
         return True
 
-    async def tell_refused(self, about: Mapping[str, object], reason: str) -> None:
-        """Log it, unless there are many; then once, when the time has come, how many."""
-        await _tell(self._refusals, _REFUSED, about, reason=reason)
+    async def log_refused(self, about: Mapping[str, object], reason: str) -> None:
+        """Log a refusal, rate-limited. May sleep until the number suppressed can be logged."""
+        await _log_limited(self._refusals, _REFUSED, about, reason=reason)
 
-    async def tell_evicted(self, about: Mapping[str, object], traffic: Traffic) -> None:
+    async def log_evicted(self, about: Mapping[str, object], traffic: Traffic) -> None:
+        """Log an eviction, in the same way."""
         sizes = {"received": traffic.sent, "sent": traffic.received}
-        await _tell(self._evictions, _EVICTED, about, **sizes)
+        await _log_limited(self._evictions, _EVICTED, about, **sizes)
 
 
-# The line about one, and the one about those that were too many to tell of.
+# The event of one visitor, and the event with the number of those suppressed.
 _REFUSED: Final = ("visitor-refused", "visitors-refused")
 _EVICTED: Final = ("visitor-evicted", "visitors-evicted")
 
 
-async def _tell(
+async def _log_limited(
     limit: RateLimit, names: tuple[str, str], about: Mapping[str, object], **details: object
 ) -> None:
     one, many = names

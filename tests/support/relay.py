@@ -398,5 +398,7 @@ async def serving(relay: Relay) -> tuple[Router, int]:
     return router, port
 
 
-def score(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:
-    return relay.agent(router).lines[port].guard.score(host, trio.current_time())
+def failures(relay: Relay, router: Router, port: int, host: str = STRANGER) -> float:
+    record = relay.agent(router).lines[port].guard.record(host)
+    record.decay(trio.current_time())
+    return record.failures

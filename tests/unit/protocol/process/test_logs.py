@@ -156,7 +156,7 @@ def test_a_flood_of_one_event_is_so_many_lines_and_then_a_count(
     event(log, logging.INFO, "flood", agent="home", x=1)
     event(log, logging.INFO, "flood", agent="home", x=2)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.endswith("INFO flood agent=home x=1 untold=5")
+    assert first.endswith("INFO flood agent=home x=1 suppressed=5")
     assert second.endswith("INFO flood agent=home x=2")
 
 

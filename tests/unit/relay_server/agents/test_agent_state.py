@@ -19,7 +19,10 @@ HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=
 
 
 def new_line(service: str) -> WaitingLine:
-    return WaitingLine(Guard(Caps(per_source=1, young_per_source=1, young=1, waiting=64)), service)
+    return WaitingLine(
+        Guard(Caps(per_source=1, unauthenticated_per_source=1, unauthenticated=1, waiting=64)),
+        service,
+    )
 
 
 @pytest.fixture

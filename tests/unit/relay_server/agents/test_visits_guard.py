@@ -11,7 +11,7 @@ import trio.testing
 from protocol.errors import ResetCode
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.agents.reasons import Refusal
-from relay_server.guard.guard import GRACE, GROWN_BYTES
+from relay_server.guard.guard import ESTABLISHED_BYTES, LOGIN_GRACE
 from relay_server.guard.rules import FOR_SSH, GuardTable
 from tests.support.log_records import told
 from tests.support.relay import (
@@ -19,8 +19,8 @@ from tests.support.relay import (
     STRANGER,
     Relay,
     come,
+    failures,
     running,
-    score,
     serving,
     visited_by,
 )
@@ -30,7 +30,7 @@ from tests.support.trio_waiting import quiet, until
 Clock = trio.testing.MockClock
 
 
-async def test_one_young_visitor_too_many_evicts_another(
+async def test_one_unauthenticated_visitor_too_many_evicts_another(
     relay: Relay, mock_clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     router, port = await serving(relay)
@@ -40,7 +40,7 @@ async def test_one_young_visitor_too_many_evicts_another(
     late = come(relay, router, port)
     await quiet()
     assert len(router.targets) == 4
-    mock_clock.jump(GRACE)
+    mock_clock.jump(LOGIN_GRACE)
     assert await was_reset(pairs[0][0])
     assert await was_reset(pairs[0][1])
     assert splice.reset_by_peer == "refused"
@@ -50,7 +50,7 @@ async def test_one_young_visitor_too_many_evicts_another(
     assert told(log, "visitor-evicted") == [about | {"received": len(BEGIN), "sent": 0}]
     assert not told(log, "visitor-out")
     assert relay.agent(router).refused == {Refusal.EVICTED: 1}
-    assert score(relay, router, port) == 0.0
+    assert failures(relay, router, port) == 0.0
     for one in (late, *(visitor for visitor, _ in pairs[1:])):
         one.close()
 
@@ -58,8 +58,8 @@ async def test_one_young_visitor_too_many_evicts_another(
 async def test_an_established_visitor_stays_whoever_comes(relay: Relay) -> None:
     router, port = await serving(relay)
     visitor, target = await visited_by(relay, router, port)
-    await send_all(visitor, bytes(GROWN_BYTES))
-    await receive_exactly(target, GROWN_BYTES)
+    await send_all(visitor, bytes(ESTABLISHED_BYTES))
+    await receive_exactly(target, ESTABLISHED_BYTES)
     crowd = [come(relay, router, port) for _ in range(40)]
     await until(lambda: relay.agent(router).refused[Refusal.EVICTED] >= 10)
     await send_all(target, b"still here")
@@ -75,7 +75,7 @@ async def test_who_waits_for_the_agent_can_be_evicted(relay: Relay, mock_clock: 
     for _ in range(4):
         waiting.append(come(relay, router, port))
         await until(lambda: relay.agent(router).waiting_unread == len(waiting))
-    mock_clock.jump(GRACE)
+    mock_clock.jump(LOGIN_GRACE)
     late = come(relay, router, port)
     assert await was_reset(waiting[0])
     await until(lambda: relay.agent(router).waiting_unread == 4)
@@ -93,7 +93,7 @@ async def test_of_those_who_wait_for_the_agent_the_silent_go_first(
     await until(lambda: relay.agent(router).waiting_unread == 3)
     mock_clock.jump(FOR_SSH.hold)
     await until(lambda: relay.agent(router).waiting_unread == 4)
-    mock_clock.jump(GRACE)
+    mock_clock.jump(LOGIN_GRACE)
     late = come(relay, router, port)
     assert await was_reset(silent)
     for one in (late, *begun):
@@ -106,8 +106,8 @@ async def test_a_source_may_have_so_many_established_visitors(
     async with running(tmp_path, guard={"ssh": GuardTable(visitors_per_source=1)}) as relay:
         router, port = await serving(relay)
         visitor, target = await visited_by(relay, router, port)
-        await send_all(visitor, bytes(GROWN_BYTES))
-        await receive_exactly(target, GROWN_BYTES)
+        await send_all(visitor, bytes(ESTABLISHED_BYTES))
+        await receive_exactly(target, ESTABLISHED_BYTES)
         assert await was_reset(come(relay, router, port))
         refusal = Refusal.TOO_MANY_FROM_SOURCE
         await until(lambda: told(log, "visitor-refused"))
@@ -131,7 +131,7 @@ async def test_a_visitor_that_goes_at_once_is_held_against_its_source(relay: Rel
     visitor, _ = await visited_by(relay, router, port)
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: score(relay, router, port))
+    await until(lambda: failures(relay, router, port))
 
 
 async def test_so_is_one_that_the_ssh_server_throws_out(relay: Relay) -> None:
@@ -140,7 +140,7 @@ async def test_so_is_one_that_the_ssh_server_throws_out(relay: Relay) -> None:
     target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     target.close()
     assert await was_reset(visitor)
-    await until(lambda: score(relay, router, port))
+    await until(lambda: failures(relay, router, port))
 
 
 # What dropbear says until it lets somebody in, and a little later.
@@ -161,8 +161,8 @@ async def test_one_that_ends_with_both_directions_finished_is_not_if_it_was_let_
         await quiet()
     with visitor:
         assert not await receive_to_end(visitor)
-    await until(lambda: relay.agent(router).lines[port].guard.young == 0)
-    assert bool(score(relay, router, port)) is counts
+    await until(lambda: relay.agent(router).lines[port].guard.unauthenticated == 0)
+    assert bool(failures(relay, router, port)) is counts
     if not counts:
         assert told(log, "visitor-out")[0]["login"] == "seen"
 
@@ -178,8 +178,8 @@ async def test_endings_that_the_visitor_cannot_help_are_not(relay: Relay) -> Non
     await router.cut()
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: relay.agent(router).lines[port].guard.young == 0)
-    assert score(relay, router, port) == 0.0
+    await until(lambda: relay.agent(router).lines[port].guard.unauthenticated == 0)
+    assert failures(relay, router, port) == 0.0
 
 
 async def test_nor_is_one_that_outlived_an_outage(relay: Relay, mock_clock: Clock) -> None:
@@ -190,17 +190,17 @@ async def test_nor_is_one_that_outlived_an_outage(relay: Relay, mock_clock: Cloc
     await router.resume()
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: relay.agent(router).lines[port].guard.young == 0)
-    assert score(relay, router, port) == 0.0
+    await until(lambda: relay.agent(router).lines[port].guard.unauthenticated == 0)
+    assert failures(relay, router, port) == 0.0
 
 
-async def test_a_score_outlives_the_listener(relay: Relay) -> None:
+async def test_a_penalty_outlives_the_listener(relay: Relay) -> None:
     router, port = await serving(relay)
     visitor, _ = await visited_by(relay, router, port)
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     visitor.close()
-    await until(lambda: score(relay, router, port))
+    await until(lambda: failures(relay, router, port))
     router.unpublish(router.confirmed[0])
     await until(lambda: port not in relay.agent(router).listeners)
     await router.serve(port)
-    assert score(relay, router, port) > 0.9
+    assert failures(relay, router, port) > 0.9

@@ -15,7 +15,7 @@ from relay_server.guard.guard import SILENT_GRACE
 from relay_server.guard.rules import FOR_SSH, GuardTable
 from relay_server.net.networks import parse_networks
 from tests.support.log_records import told
-from tests.support.relay import STRANGER, Relay, come, running, score, serving, visited_by
+from tests.support.relay import STRANGER, Relay, come, failures, running, serving, visited_by
 from tests.support.sockets import receive_to_end, was_reset
 from tests.support.trio_waiting import quiet, until
 
@@ -77,7 +77,7 @@ async def test_who_begins_otherwise_or_ends_never_reaches_the_router(
     await until(lambda: told(log, "visitor-refused"))
     assert told(log, "visitor-refused")[0]["reason"] == refusal.sentence
     assert relay.agent(router).refused == {refusal: 1}
-    assert score(relay, router, port) > 0.9
+    assert failures(relay, router, port) > 0.9
     assert not router.targets
 
 
@@ -129,7 +129,7 @@ async def test_who_is_held_is_reset_at_once_when_the_port_closes(
     assert await was_reset(visitor)
     await until(lambda: told(log, "visitor-refused"))
     assert told(log, "visitor-refused")[0]["reason"] == "the port is closed"
-    assert score(relay, router, port) == 0.0
+    assert failures(relay, router, port) == 0.0
 
 
 @pytest.mark.parametrize(

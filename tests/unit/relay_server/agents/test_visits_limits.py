@@ -12,7 +12,7 @@ import trio.testing
 from protocol.transport.sockets import receive_exactly, send_all
 from relay_server.agents.reasons import Refusal
 from relay_server.config import ServerConfig
-from relay_server.guard.guard import GROWN_BYTES
+from relay_server.guard.guard import ESTABLISHED_BYTES
 from relay_server.guard.rules import GuardTable
 from relay_server.guard.waiting_line import ARRIVALS
 from relay_server.net.networks import Admission, parse_networks
@@ -182,8 +182,8 @@ async def test_caps_that_change_hold_for_who_comes_next(tmp_path: Path) -> None:
         visitors = []
         for _ in range(2):
             visitor, target = await visited_by(relay, router, port)
-            await send_all(visitor, bytes(GROWN_BYTES))
-            await receive_exactly(target, GROWN_BYTES)
+            await send_all(visitor, bytes(ESTABLISHED_BYTES))
+            await receive_exactly(target, ESTABLISHED_BYTES)
             visitors.append(visitor)
         assert await was_reset(come(relay, router, port))
         tables["ssh"] = GuardTable(visitors_per_source=3)
@@ -209,8 +209,8 @@ async def test_of_many_who_come_and_go_only_the_established_are_all_told_of(
     for number in range(ARRIVALS + 3):
         visitor, target = await visited_by(relay, router, port, "127.0.0.1")
         if number == ARRIVALS:
-            await send_all(visitor, bytes(GROWN_BYTES))
-            await receive_exactly(target, GROWN_BYTES)
+            await send_all(visitor, bytes(ESTABLISHED_BYTES))
+            await receive_exactly(target, ESTABLISHED_BYTES)
         target.close()
         with visitor:
             assert await receive_to_end(visitor) == b""
@@ -218,4 +218,4 @@ async def test_of_many_who_come_and_go_only_the_established_are_all_told_of(
     await quiet()
     assert len(told(caplog, "visitor-in")) == ARRIVALS
     received = [one["received"] - len(BEGIN) for one in told(caplog, "visitor-out")]
-    assert received == [0] * ARRIVALS + [GROWN_BYTES]
+    assert received == [0] * ARRIVALS + [ESTABLISHED_BYTES]

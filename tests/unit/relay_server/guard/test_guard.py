@@ -8,12 +8,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from relay_server.guard.guard import (
     BEGUN_BYTES,
-    BOT_GRACE,
-    GRACE,
-    GROWN_BYTES,
-    GROWN_SECONDS,
-    LEAST_BYTES,
-    LONG_SECONDS,
+    ESTABLISHED_BYTES,
+    ESTABLISHED_SECONDS,
+    IDENT_BYTES,
+    LOGIN_GRACE,
+    LONG_SESSION,
+    PENALIZED_LOGIN_GRACE,
     SILENT_GRACE,
     Caps,
     Ending,
@@ -22,7 +22,7 @@ from relay_server.guard.guard import (
     Traffic,
     Visitor,
 )
-from relay_server.guard.source_scores import TRY_HALF_LIFE
+from relay_server.guard.source_penalties import ATTEMPT_HALF_LIFE
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class One:
     host: str
     sent: int = 0
     received: int = 0
-    let_in: bool = False
+    login_seen: bool = False
     evicted: bool = False
     place: Visitor | None = None
 
@@ -44,8 +44,8 @@ class One:
 
 
 @dataclass
-class Door:
-    """A guard and those who came to it, at a time of the test's own."""
+class Trial:
+    """A guard and the visitors that came to it, at a time of the test's own."""
 
     guard: Guard
     now: float = 1000.0
@@ -60,10 +60,10 @@ class Door:
             if one in self.inside:
                 self.inside.remove(one)
 
-        one.place = self.guard.come(
+        one.place = self.guard.arrive(
             host,
             self.now,
-            traffic=lambda: Traffic(one.sent, one.received, one.let_in),
+            traffic=lambda: Traffic(one.sent, one.received, one.login_seen),
             evict=evict,
         )
         if not one.evicted:
@@ -72,12 +72,12 @@ class Door:
 
     def enter(self, host: str, *, sent: int = 0) -> One:
         one = self.come(host, sent=sent)
-        assert one.standing is Standing.YOUNG
+        assert one.standing is Standing.UNAUTHENTICATED
         return one
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.guard.seat(self.now)
+        self.guard.admit(self.now)
 
     def leave(self, one: One, ending: Ending = Ending.THEIRS) -> None:
         assert one.place is not None
@@ -89,133 +89,142 @@ class Door:
         for _ in range(times):
             self.leave(self.enter(host))
 
-    def score(self, host: str) -> float:
-        return self.guard.score(host, self.now)
+    def failures(self, host: str) -> float:
+        record = self.guard.record(host)
+        record.decay(self.now)
+        return record.failures
 
-    def burden(self, host: str) -> float:
-        return self.guard.burden(host, self.now)
+    def penalty(self, host: str) -> float:
+        return self.guard.record(host).penalty_at(self.now)
 
 
-def door_of(
-    *, per_source: int = 64, young_per_source: int = 64, young: int = 64, waiting: int = 64
-) -> Door:
+def trial_of(
+    *,
+    per_source: int = 64,
+    unauthenticated_per_source: int = 64,
+    unauthenticated: int = 64,
+    waiting: int = 64,
+) -> Trial:
     caps = Caps(
-        per_source=per_source, young_per_source=young_per_source, young=young, waiting=waiting
+        per_source=per_source,
+        unauthenticated_per_source=unauthenticated_per_source,
+        unauthenticated=unauthenticated,
+        waiting=waiting,
     )
-    return Door(Guard(caps))
+    return Trial(Guard(caps))
 
 
 BOT = 10  # failures, or visitors who came to nothing, that make a bot of a source
 
 
-# Who is young
+# Which visitors are unauthenticated
 
 
 @pytest.mark.parametrize(
-    ("sent", "received", "let_in", "age", "grown"),
+    ("sent", "received", "login_seen", "age", "established"),
     [
         (0, 0, False, 0.0, False),
-        (GROWN_BYTES - 1, GROWN_BYTES - 1, False, 0.0, False),
-        (GROWN_BYTES, 0, False, 0.0, True),
-        (0, GROWN_BYTES, False, 0.0, True),
+        (ESTABLISHED_BYTES - 1, ESTABLISHED_BYTES - 1, False, 0.0, False),
+        (ESTABLISHED_BYTES, 0, False, 0.0, True),
+        (0, ESTABLISHED_BYTES, False, 0.0, True),
         (0, 0, True, 0.0, True),
-        (0, 0, False, GROWN_SECONDS - 0.1, False),
-        (0, 0, False, GROWN_SECONDS, True),
+        (0, 0, False, ESTABLISHED_SECONDS - 0.1, False),
+        (0, 0, False, ESTABLISHED_SECONDS, True),
     ],
 )
-def test_whom_its_server_let_in_is_young_no_more(
-    sent: int, received: int, let_in: bool, age: float, grown: bool
+def test_a_visitor_that_its_server_let_in_is_established(
+    sent: int, received: int, login_seen: bool, age: float, established: bool
 ) -> None:
-    door = door_of()
-    one = door.enter("a")
-    one.sent, one.received, one.let_in = sent, received, let_in
-    door.wait(age)
-    assert one.standing is (Standing.GROWN if grown else Standing.YOUNG)
-    assert door.guard.young == (not grown)
+    trial = trial_of()
+    one = trial.enter("a")
+    one.sent, one.received, one.login_seen = sent, received, login_seen
+    trial.wait(age)
+    assert one.standing is (Standing.ESTABLISHED if established else Standing.UNAUTHENTICATED)
+    assert trial.guard.unauthenticated == (not established)
 
 
-def test_a_login_is_no_burden() -> None:
-    door = door_of()
-    one = door.enter("a")
-    assert door.burden("a") == 1.0
-    one.let_in = True
-    door.wait(1.0)
-    assert door.burden("a") == pytest.approx(0.0, abs=1e-9)
-    door.leave(one)
-    assert door.guard.sources == 0
+def test_a_login_leaves_no_penalty() -> None:
+    trial = trial_of()
+    one = trial.enter("a")
+    assert trial.penalty("a") == 1.0
+    one.login_seen = True
+    trial.wait(1.0)
+    assert trial.penalty("a") == pytest.approx(0.0, abs=1e-9)
+    trial.leave(one)
+    assert trial.guard.sources == 0
 
 
 def test_who_was_there_for_minutes_without_a_login_still_is() -> None:
-    door = door_of()
-    one = door.enter("a")
-    door.wait(GROWN_SECONDS)
-    assert one.standing is Standing.GROWN
-    door.leave(one)
-    assert door.score("a") == 1.0
+    trial = trial_of()
+    one = trial.enter("a")
+    trial.wait(ESTABLISHED_SECONDS)
+    assert one.standing is Standing.ESTABLISHED
+    trial.leave(one)
+    assert trial.failures("a") == 1.0
 
 
 # The caps
 
 
-def test_the_young_of_one_source() -> None:
-    door = door_of(young_per_source=2)
-    first, second = door.enter("a"), door.enter("a")
-    third = door.come("a")
-    other = door.enter("b")
-    assert third.standing is Standing.WAITS
-    first.let_in = True
-    door.wait(0.0)
-    assert third.standing is Standing.YOUNG
-    assert {second.standing, other.standing} == {Standing.YOUNG}
+def test_unauthenticated_visitors_of_one_source_are_capped() -> None:
+    trial = trial_of(unauthenticated_per_source=2)
+    first, second = trial.enter("a"), trial.enter("a")
+    third = trial.come("a")
+    other = trial.enter("b")
+    assert third.standing is Standing.WAITING
+    first.login_seen = True
+    trial.wait(0.0)
+    assert third.standing is Standing.UNAUTHENTICATED
+    assert {second.standing, other.standing} == {Standing.UNAUTHENTICATED}
     assert not first.evicted
 
 
-def test_the_young_of_all() -> None:
-    door = door_of(young=2)
-    first, second = door.enter("a"), door.enter("b")
-    third = door.come("c")
-    assert third.standing is Standing.WAITS
-    door.leave(second)
-    door.wait(0.0)
-    assert third.standing is Standing.YOUNG
+def test_unauthenticated_visitors_of_all_sources_are_capped() -> None:
+    trial = trial_of(unauthenticated=2)
+    first, second = trial.enter("a"), trial.enter("b")
+    third = trial.come("c")
+    assert third.standing is Standing.WAITING
+    trial.leave(second)
+    trial.wait(0.0)
+    assert third.standing is Standing.UNAUTHENTICATED
     assert not first.evicted
 
 
 def test_so_many_visitors_of_a_source_whoever_they_are() -> None:
-    door = door_of(per_source=2)
-    grown, young = door.enter("a"), door.enter("a")
-    grown.let_in = True
-    late = door.come("a")
-    assert late.standing is Standing.WAITS
+    trial = trial_of(per_source=2)
+    established, unauthenticated = trial.enter("a"), trial.enter("a")
+    established.login_seen = True
+    late = trial.come("a")
+    assert late.standing is Standing.WAITING
     assert late.place is not None
-    assert door.guard.may_wait(late.place)
-    young.let_in = True
-    door.wait(GRACE)
-    assert not door.guard.may_wait(late.place)
-    door.enter("b")
-    door.leave(grown, Ending.THEIRS)
-    assert door.guard.may_wait(late.place)
-    door.wait(0.0)
-    assert late.standing is Standing.YOUNG
+    assert trial.guard.may_wait(late.place)
+    unauthenticated.login_seen = True
+    trial.wait(LOGIN_GRACE)
+    assert not trial.guard.may_wait(late.place)
+    trial.enter("b")
+    trial.leave(established, Ending.THEIRS)
+    assert trial.guard.may_wait(late.place)
+    trial.wait(0.0)
+    assert late.standing is Standing.UNAUTHENTICATED
 
 
 def test_a_source_at_its_own_cap_holds_up_nobody_else() -> None:
-    door = door_of(young_per_source=1, young=2)
-    door.enter("a")
-    waiting = door.come("a")
-    other = door.enter("b")
-    third = door.come("c")
-    assert {waiting.standing, third.standing} == {Standing.WAITS}
-    door.leave(other)
-    door.wait(0.0)
-    assert (waiting.standing, third.standing) == (Standing.WAITS, Standing.YOUNG)
+    trial = trial_of(unauthenticated_per_source=1, unauthenticated=2)
+    trial.enter("a")
+    waiting = trial.come("a")
+    other = trial.enter("b")
+    third = trial.come("c")
+    assert {waiting.standing, third.standing} == {Standing.WAITING}
+    trial.leave(other)
+    trial.wait(0.0)
+    assert (waiting.standing, third.standing) == (Standing.WAITING, Standing.UNAUTHENTICATED)
 
 
 def test_hosts_of_one_64_are_one_source() -> None:
-    door = door_of(young_per_source=1)
-    door.enter("2001:db8:1:2::1")
-    door.enter("2001:db8:1:3::1")
-    assert door.come("2001:db8:1:2:ffff::2").standing is Standing.WAITS
+    trial = trial_of(unauthenticated_per_source=1)
+    trial.enter("2001:db8:1:2::1")
+    trial.enter("2001:db8:1:3::1")
+    assert trial.come("2001:db8:1:2:ffff::2").standing is Standing.WAITING
 
 
 # Who goes
@@ -223,99 +232,99 @@ def test_hosts_of_one_64_are_one_source() -> None:
 
 @pytest.mark.parametrize(
     ("sent", "grace"),
-    [(0, SILENT_GRACE), (BEGUN_BYTES - 1, SILENT_GRACE), (BEGUN_BYTES, GRACE)],
+    [(0, SILENT_GRACE), (BEGUN_BYTES - 1, SILENT_GRACE), (BEGUN_BYTES, LOGIN_GRACE)],
 )
 def test_among_equals_one_that_had_its_time(sent: int, grace: float) -> None:
-    door = door_of(young=1)
-    first = door.enter("a", sent=sent)
-    late = door.come("b")
-    door.wait(grace - 0.1)
-    assert late.standing is Standing.WAITS
-    door.wait(0.1)
-    assert late.standing is Standing.YOUNG
+    trial = trial_of(unauthenticated=1)
+    first = trial.enter("a", sent=sent)
+    late = trial.come("b")
+    trial.wait(grace - 0.1)
+    assert late.standing is Standing.WAITING
+    trial.wait(0.1)
+    assert late.standing is Standing.UNAUTHENTICATED
     assert first.evicted
 
 
 def test_of_a_bots_source_at_once() -> None:
-    door = door_of(young=2)
-    door.fail("bot", BOT)
-    bot, person = door.enter("bot", sent=2000), door.enter("a")
-    late = door.enter("b")
+    trial = trial_of(unauthenticated=2)
+    trial.fail("bot", BOT)
+    bot, person = trial.enter("bot", sent=2000), trial.enter("a")
+    late = trial.enter("b")
     assert bot.evicted
-    assert {person.standing, late.standing} == {Standing.YOUNG}
+    assert {person.standing, late.standing} == {Standing.UNAUTHENTICATED}
 
 
 def test_a_few_failures_make_nobody_a_bot() -> None:
-    door = door_of(young=1)
-    door.fail("mistyped", 2)
-    one = door.enter("mistyped", sent=BEGUN_BYTES)
-    assert door.come("b").standing is Standing.WAITS
+    trial = trial_of(unauthenticated=1)
+    trial.fail("mistyped", 2)
+    one = trial.enter("mistyped", sent=BEGUN_BYTES)
+    assert trial.come("b").standing is Standing.WAITING
     assert not one.evicted
 
 
 def test_a_bot_gets_less_time_and_waits_for_others_of_its_kind() -> None:
-    door = door_of(young=2)
-    door.fail("bot", BOT)
-    door.fail("another", BOT)
-    bot, person = door.enter("bot", sent=BEGUN_BYTES), door.enter("a", sent=BEGUN_BYTES)
-    late = door.come("another")
-    door.wait(BOT_GRACE - 0.1)
-    assert late.standing is Standing.WAITS
-    door.wait(0.1)
-    assert late.standing is Standing.YOUNG
+    trial = trial_of(unauthenticated=2)
+    trial.fail("bot", BOT)
+    trial.fail("another", BOT)
+    bot, person = trial.enter("bot", sent=BEGUN_BYTES), trial.enter("a", sent=BEGUN_BYTES)
+    late = trial.come("another")
+    trial.wait(PENALIZED_LOGIN_GRACE - 0.1)
+    assert late.standing is Standing.WAITING
+    trial.wait(0.1)
+    assert late.standing is Standing.UNAUTHENTICATED
     assert bot.evicted
     assert not person.evicted
 
 
 def test_a_person_is_not_cut_for_a_bot_though_the_time_is_over_but_not_for_long() -> None:
-    door = door_of(young=1)
-    door.fail("bot", BOT)
-    person = door.enter("a", sent=BEGUN_BYTES)
-    bot = door.come("bot")
-    door.wait(GRACE + 1.0)
-    assert bot.standing is Standing.WAITS
-    door.wait(10.0)
-    assert bot.standing is Standing.YOUNG
+    trial = trial_of(unauthenticated=1)
+    trial.fail("bot", BOT)
+    person = trial.enter("a", sent=BEGUN_BYTES)
+    bot = trial.come("bot")
+    trial.wait(LOGIN_GRACE + 1.0)
+    assert bot.standing is Standing.WAITING
+    trial.wait(10.0)
+    assert bot.standing is Standing.UNAUTHENTICATED
     assert person.evicted
 
 
-def test_first_the_worst_graded() -> None:
-    door = door_of(young=3)
-    door.fail("bad", BOT)
-    door.fail("worse", 4 * BOT)
-    bad, worse = door.enter("bad"), door.enter("worse", sent=2000)
-    clean = door.enter("clean")
-    door.enter("new")
+def test_first_the_worst_level_goes() -> None:
+    trial = trial_of(unauthenticated=3)
+    trial.fail("bad", BOT)
+    trial.fail("worse", 4 * BOT)
+    bad, worse = trial.enter("bad"), trial.enter("worse", sent=2000)
+    clean = trial.enter("clean")
+    trial.enter("new")
     assert (worse.evicted, bad.evicted, clean.evicted) == (True, False, False)
-    door.enter("newer")
+    trial.enter("newer")
     assert (bad.evicted, clean.evicted) == (True, False)
 
 
 def test_then_one_that_had_its_time() -> None:
-    door = door_of(young=2)
+    trial = trial_of(unauthenticated=2)
     for host in ("slow", "quick"):
-        door.fail(host, BOT)
-    slow = door.enter("slow", sent=1900)
-    door.now += BOT_GRACE
-    quick = door.enter("quick")
-    door.enter("new")
+        trial.fail(host, BOT)
+    slow = trial.enter("slow", sent=1900)
+    trial.now += PENALIZED_LOGIN_GRACE
+    quick = trial.enter("quick")
+    trial.enter("new")
     assert (slow.evicted, quick.evicted) == (True, False)
 
 
 def test_then_the_one_that_sent_least_and_the_oldest_of_equals() -> None:
-    door = door_of(young=3)
-    some, first, second = door.enter("a", sent=21), door.enter("b"), door.enter("c")
-    door.come("d")
-    door.wait(SILENT_GRACE)
+    trial = trial_of(unauthenticated=3)
+    some, first, second = trial.enter("a", sent=21), trial.enter("b"), trial.enter("c")
+    trial.come("d")
+    trial.wait(SILENT_GRACE)
     assert (some.evicted, first.evicted, second.evicted) == (False, True, False)
 
 
-@pytest.mark.parametrize(("sent", "first_goes"), [(LEAST_BYTES - 1, True), (LEAST_BYTES, False)])
+@pytest.mark.parametrize(("sent", "first_goes"), [(IDENT_BYTES - 1, True), (IDENT_BYTES, False)])
 def test_a_few_bytes_are_as_good_as_none(sent: int, first_goes: bool) -> None:
-    door = door_of(young=2)
-    first, second = door.enter("a", sent=sent), door.enter("b")
-    door.come("c")
-    door.wait(SILENT_GRACE)
+    trial = trial_of(unauthenticated=2)
+    first, second = trial.enter("a", sent=sent), trial.enter("b")
+    trial.come("c")
+    trial.wait(SILENT_GRACE)
     assert (first.evicted, second.evicted) == (first_goes, not first_goes)
 
 
@@ -323,177 +332,177 @@ def test_a_few_bytes_are_as_good_as_none(sent: int, first_goes: bool) -> None:
 
 
 def test_a_place_goes_to_the_best_in_line_of_those_to_the_first() -> None:
-    door = door_of(young=1)
-    door.fail("bot", BOT)
-    inside = door.enter("a", sent=BEGUN_BYTES)
-    bot, first, second = door.come("bot"), door.come("b"), door.come("c")
-    door.leave(inside)
-    door.wait(0.0)
+    trial = trial_of(unauthenticated=1)
+    trial.fail("bot", BOT)
+    inside = trial.enter("a", sent=BEGUN_BYTES)
+    bot, first, second = trial.come("bot"), trial.come("b"), trial.come("c")
+    trial.leave(inside)
+    trial.wait(0.0)
     standings = [one.standing for one in (bot, first, second)]
-    assert standings == [Standing.WAITS, Standing.YOUNG, Standing.WAITS]
+    assert standings == [Standing.WAITING, Standing.UNAUTHENTICATED, Standing.WAITING]
 
 
 def test_of_more_than_can_wait_the_worst_goes_of_those_the_oldest() -> None:
-    door = door_of(young=1, waiting=3)
-    door.fail("bot", BOT)
-    door.enter("a", sent=BEGUN_BYTES)
-    person = door.come("b")
-    bots = [door.come("bot") for _ in range(4)]
+    trial = trial_of(unauthenticated=1, waiting=3)
+    trial.fail("bot", BOT)
+    trial.enter("a", sent=BEGUN_BYTES)
+    person = trial.come("b")
+    bots = [trial.come("bot") for _ in range(4)]
     assert [one.evicted for one in bots] == [True, True, False, False]
-    assert person.standing is Standing.WAITS
-    assert door.guard.waiting == 3
+    assert person.standing is Standing.WAITING
+    assert trial.guard.waiting == 3
 
 
 def test_a_newcomer_may_be_the_one_who_goes() -> None:
-    door = door_of(young=1, waiting=1)
-    door.fail("bot", BOT)
-    door.enter("a", sent=BEGUN_BYTES)
-    person, bot = door.come("b"), door.come("bot")
-    assert (person.standing, bot.standing) == (Standing.WAITS, Standing.GONE)
+    trial = trial_of(unauthenticated=1, waiting=1)
+    trial.fail("bot", BOT)
+    trial.enter("a", sent=BEGUN_BYTES)
+    person, bot = trial.come("b"), trial.come("bot")
+    assert (person.standing, bot.standing) == (Standing.WAITING, Standing.GONE)
 
 
-def test_whose_patience_is_over_gets_the_worst_place_if_its_source_has_none() -> None:
-    door = door_of(young=3)
-    door.fail("bot", 4 * BOT)
-    door.fail("mistyped", 2)
-    places = [door.enter(host, sent=BEGUN_BYTES) for host in ("a", "mistyped", "b")]
-    bots = [door.come("bot") for _ in range(2)]
+def test_one_whose_patience_is_over_gets_the_worst_place_if_its_source_has_none() -> None:
+    trial = trial_of(unauthenticated=3)
+    trial.fail("bot", 4 * BOT)
+    trial.fail("mistyped", 2)
+    places = [trial.enter(host, sent=BEGUN_BYTES) for host in ("a", "mistyped", "b")]
+    bots = [trial.come("bot") for _ in range(2)]
     for one in bots:
         assert one.place is not None
-        door.guard.insist(one.place, door.now)
-    assert [one.standing for one in bots] == [Standing.YOUNG, Standing.WAITS]
+        trial.guard.admit_overdue(one.place, trial.now)
+    assert [one.standing for one in bots] == [Standing.UNAUTHENTICATED, Standing.WAITING]
     assert [one.evicted for one in places] == [False, True, False]
 
 
 def test_a_free_place_is_taken_before_anybody_goes() -> None:
-    door = door_of(young=2)
-    first, second = door.enter("a", sent=BEGUN_BYTES), door.enter("b", sent=BEGUN_BYTES)
-    late = door.come("c")
+    trial = trial_of(unauthenticated=2)
+    first, second = trial.enter("a", sent=BEGUN_BYTES), trial.enter("b", sent=BEGUN_BYTES)
+    late = trial.come("c")
     assert late.place is not None
-    door.leave(first)
-    door.guard.insist(late.place, door.now)
-    assert late.standing is Standing.YOUNG
+    trial.leave(first)
+    trial.guard.admit_overdue(late.place, trial.now)
+    assert late.standing is Standing.UNAUTHENTICATED
     assert not second.evicted
 
 
-def test_nobody_insists_where_those_of_its_source_are_established() -> None:
-    door = door_of(per_source=1, young=1)
-    grown = door.enter("a")
-    grown.let_in = True
-    late, other = door.come("a"), door.enter("b")
+def test_no_place_is_taken_for_a_source_whose_visitors_are_established() -> None:
+    trial = trial_of(per_source=1, unauthenticated=1)
+    established = trial.enter("a")
+    established.login_seen = True
+    late, other = trial.come("a"), trial.enter("b")
     assert late.place is not None
-    door.guard.insist(late.place, door.now)
-    assert late.standing is Standing.WAITS
+    trial.guard.admit_overdue(late.place, trial.now)
+    assert late.standing is Standing.WAITING
     assert not other.evicted
 
 
 def test_of_too_many_alike_in_line_one_goes_whose_source_has_a_place() -> None:
-    door = door_of(young=2, waiting=2)
-    door.enter("a", sent=BEGUN_BYTES)
-    door.enter("c", sent=BEGUN_BYTES)
-    # By the time that the third comes each source bears two or three, which is one grade.
-    door.leave(door.come("b"), Ending.THEIRS)
-    alone, second = door.come("b"), door.come("a")
-    third = door.come("c")
+    trial = trial_of(unauthenticated=2, waiting=2)
+    trial.enter("a", sent=BEGUN_BYTES)
+    trial.enter("c", sent=BEGUN_BYTES)
+    # When the third comes each source has a penalty of two or three, which is one level.
+    trial.leave(trial.come("b"), Ending.THEIRS)
+    alone, second = trial.come("b"), trial.come("a")
+    third = trial.come("c")
     assert (alone.evicted, second.evicted, third.evicted) == (False, True, False)
 
 
 def test_who_leaves_the_line_is_no_failure() -> None:
-    door = door_of(young=1)
-    door.enter("a")
-    late = door.come("b")
-    door.leave(late, Ending.OURS)
-    assert door.guard.waiting == 0
-    assert door.burden("b") == 0.0
+    trial = trial_of(unauthenticated=1)
+    trial.enter("a")
+    late = trial.come("b")
+    trial.leave(late, Ending.OURS)
+    assert trial.guard.waiting == 0
+    assert trial.penalty("b") == 0.0
 
 
-# Burdens
+# Penalties
 
 
 @pytest.mark.parametrize(
-    ("ending", "let_in", "points"),
+    ("ending", "login_seen", "points"),
     [(Ending.OURS, False, 0), (Ending.THEIRS, False, 1), (Ending.THEIRS, True, 0)],
 )
-def test_which_endings_count(ending: Ending, let_in: bool, points: int) -> None:
-    door = door_of()
-    one = door.enter("a", sent=3000)
-    one.let_in = let_in
-    door.leave(one, ending)
-    assert door.score("a") == points
+def test_which_endings_count(ending: Ending, login_seen: bool, points: int) -> None:
+    trial = trial_of()
+    one = trial.enter("a", sent=3000)
+    one.login_seen = login_seen
+    trial.leave(one, ending)
+    assert trial.failures("a") == points
 
 
 def test_evicted_is_not_a_failure_but_a_visitor_who_came() -> None:
-    door = door_of(young=1)
-    evicted = door.enter("a")
-    door.come("b")
-    door.wait(SILENT_GRACE)
-    door.leave(evicted)
+    trial = trial_of(unauthenticated=1)
+    evicted = trial.enter("a")
+    trial.come("b")
+    trial.wait(SILENT_GRACE)
+    trial.leave(evicted)
     assert evicted.evicted
-    assert door.score("a") == 0.0
-    assert 0.9 < door.burden("a") <= 1.0
-    assert door.guard.young == 1
-    door.now += 2 * TRY_HALF_LIFE
-    assert door.burden("a") < 0.5
+    assert trial.failures("a") == 0.0
+    assert 0.9 < trial.penalty("a") <= 1.0
+    assert trial.guard.unauthenticated == 1
+    trial.now += 2 * ATTEMPT_HALF_LIFE
+    assert trial.penalty("a") < 0.5
 
 
 def test_200_one_shots_a_minute_leave_nothing() -> None:
-    door = door_of(per_source=64, young_per_source=4, young=8)
+    trial = trial_of(per_source=64, unauthenticated_per_source=4, unauthenticated=8)
     for _ in range(200):
-        one = door.enter("a", sent=41)
-        door.now += 0.3
-        one.let_in = True
-        door.leave(one)
-    assert door.score("a") == 0.0
-    assert door.guard.sources == 0
+        one = trial.enter("a", sent=41)
+        trial.now += 0.3
+        one.login_seen = True
+        trial.leave(one)
+    assert trial.failures("a") == 0.0
+    assert trial.guard.sources == 0
 
 
-@pytest.mark.parametrize(("seconds", "score"), [(LONG_SECONDS, 2.0), (LONG_SECONDS - 1, 4.0)])
-def test_a_long_session_heals(seconds: float, score: float) -> None:
-    door = door_of()
-    one = door.enter("a")
-    one.let_in = True
-    door.now += seconds
-    door.fail("a", 4)
-    door.leave(one)
-    assert door.score("a") == score
+@pytest.mark.parametrize(("seconds", "failures"), [(LONG_SESSION, 2.0), (LONG_SESSION - 1, 4.0)])
+def test_a_long_session_halves_the_failures(seconds: float, failures: float) -> None:
+    trial = trial_of()
+    one = trial.enter("a")
+    one.login_seen = True
+    trial.now += seconds
+    trial.fail("a", 4)
+    trial.leave(one)
+    assert trial.failures("a") == failures
 
 
 def test_a_long_stay_without_a_login_does_not() -> None:
-    door = door_of()
-    one = door.enter("a", sent=3000)
-    door.wait(LONG_SECONDS)
-    door.leave(one)
-    assert door.score("a") == 1.0
+    trial = trial_of()
+    one = trial.enter("a", sent=3000)
+    trial.wait(LONG_SESSION)
+    trial.leave(one)
+    assert trial.failures("a") == 1.0
 
 
 def test_who_logged_in_at_the_very_end_did() -> None:
-    door = door_of()
-    one = door.enter("a")
-    one.let_in = True
-    door.leave(one)
-    assert door.score("a") == 0.0
+    trial = trial_of()
+    one = trial.enter("a")
+    one.login_seen = True
+    trial.leave(one)
+    assert trial.failures("a") == 0.0
 
 
 def test_an_attack_with_defaults_delays_no_newcomer() -> None:
     """20 sources that come again and again; whoever is new gets in at once and can log in."""
-    door = door_of(per_source=64, young_per_source=4, young=8)
+    trial = trial_of(per_source=64, unauthenticated_per_source=4, unauthenticated=8)
     bots = [f"203.0.113.{number}" for number in range(20)]
     owner = None
     for turn in range(4000):
-        door.now += 0.01
-        door.guard.seat(door.now)
-        door.come(bots[turn % 20], sent=21 if turn % 3 else 1700)
+        trial.now += 0.01
+        trial.guard.admit(trial.now)
+        trial.come(bots[turn % 20], sent=21 if turn % 3 else 1700)
         if turn >= 400 and turn % 200 == 50:
-            owner = door.enter("198.51.100.7")
+            owner = trial.enter("198.51.100.7")
         if owner is not None:
             owner.sent = 41 + turn % 200 * 12
             if turn % 200 == 150:
                 assert not owner.evicted
-                owner.let_in = True
-                door.leave(owner)
-        assert door.guard.young <= 8
-        assert door.guard.waiting <= 64
-    assert door.score("198.51.100.7") == 0.0
+                owner.login_seen = True
+                trial.leave(owner)
+        assert trial.guard.unauthenticated <= 8
+        assert trial.guard.waiting <= 64
+    assert trial.failures("198.51.100.7") == 0.0
 
 
 class AnyGuard(RuleBasedStateMachine):
@@ -501,121 +510,136 @@ class AnyGuard(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.caps = Caps(per_source=4, young_per_source=2, young=3, waiting=2)
-        self.door = Door(Guard(self.caps, most_resting=3))
+        self.caps = Caps(per_source=4, unauthenticated_per_source=2, unauthenticated=3, waiting=2)
+        self.trial = Trial(Guard(self.caps, max_resting=3))
 
     def those(self, standing: Standing) -> list[One]:
-        return [one for one in self.door.inside if one.standing is standing]
+        return [one for one in self.trial.inside if one.standing is standing]
 
     @rule(host=st.sampled_from("abcdefgh"))
     def come(self, host: str) -> None:
-        logged_in = [one for one in self.door.inside if one.let_in and one.standing is not WAITS]
-        before = list(self.door.inside)
-        self.door.come(host)
+        logged_in = [
+            one for one in self.trial.inside if one.login_seen and one.standing is not WAITS
+        ]
+        before = list(self.trial.inside)
+        self.trial.come(host)
         assert not any(one.evicted for one in logged_in)
         gone = len([one for one in before if one.evicted])
         assert gone <= len(before)
 
-    @precondition(lambda self: self.door.inside)
-    @rule(data=st.data(), count=st.sampled_from([1, BEGUN_BYTES, GROWN_BYTES]))
+    @precondition(lambda self: self.trial.inside)
+    @rule(data=st.data(), count=st.sampled_from([1, BEGUN_BYTES, ESTABLISHED_BYTES]))
     def send(self, data: st.DataObject, count: int) -> None:
-        data.draw(st.sampled_from(self.door.inside)).sent += count
+        data.draw(st.sampled_from(self.trial.inside)).sent += count
 
-    @precondition(lambda self: self.those(Standing.YOUNG))
+    @precondition(lambda self: self.those(Standing.UNAUTHENTICATED))
     @rule(data=st.data())
     def log_in(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.those(Standing.YOUNG))).let_in = True
+        data.draw(st.sampled_from(self.those(Standing.UNAUTHENTICATED))).login_seen = True
 
-    @precondition(lambda self: self.door.inside)
+    @precondition(lambda self: self.trial.inside)
     @rule(data=st.data(), ending=st.sampled_from(Ending))
     def go(self, data: st.DataObject, ending: Ending) -> None:
-        self.door.leave(data.draw(st.sampled_from(self.door.inside)), ending)
+        self.trial.leave(data.draw(st.sampled_from(self.trial.inside)), ending)
 
-    @rule(seconds=st.sampled_from([0.1, SILENT_GRACE, GRACE, GROWN_SECONDS, TRY_HALF_LIFE]))
+    @rule(
+        seconds=st.sampled_from(
+            [0.1, SILENT_GRACE, LOGIN_GRACE, ESTABLISHED_SECONDS, ATTEMPT_HALF_LIFE]
+        )
+    )
     def wait(self, seconds: float) -> None:
-        self.door.wait(seconds)
+        self.trial.wait(seconds)
 
-    @precondition(lambda self: self.those(Standing.WAITS))
+    @precondition(lambda self: self.those(Standing.WAITING))
     @rule(data=st.data())
     def lose_patience(self, data: st.DataObject) -> None:
         """No source is refused while another has one of the places."""
-        one = data.draw(st.sampled_from(self.those(Standing.WAITS)))
-        logged_in = [other for other in self.door.inside if other.let_in]
-        self.door.wait(0.0)
+        one = data.draw(st.sampled_from(self.those(Standing.WAITING)))
+        logged_in = [other for other in self.trial.inside if other.login_seen]
+        self.trial.wait(0.0)
         has_place = any(
-            other.host == one.host and other.standing is not Standing.WAITS
-            for other in self.door.inside
+            other.host == one.host and other.standing is not Standing.WAITING
+            for other in self.trial.inside
         )
         assert one.place is not None
-        self.door.guard.insist(one.place, self.door.now)
-        assert has_place or one.standing is Standing.YOUNG
+        self.trial.guard.admit_overdue(one.place, self.trial.now)
+        assert has_place or one.standing is Standing.UNAUTHENTICATED
         assert not any(other.evicted for other in logged_in)
 
     @invariant()
     def caps_hold(self) -> None:
-        young = self.those(Standing.YOUNG)
-        waiting = self.those(Standing.WAITS)
-        assert self.door.guard.young == len(young) <= self.caps.young
-        assert self.door.guard.waiting == len(waiting) <= 2
+        places = self.those(Standing.UNAUTHENTICATED)
+        waiting = self.those(Standing.WAITING)
+        assert self.trial.guard.unauthenticated == len(places) <= self.caps.unauthenticated
+        assert self.trial.guard.waiting == len(waiting) <= 2
         for host in "abcdefgh":
-            mine = [one for one in self.door.inside if one.host == host and one not in waiting]
+            mine = [one for one in self.trial.inside if one.host == host and one not in waiting]
             assert len(mine) <= self.caps.per_source
-            assert len([one for one in young if one.host == host]) <= self.caps.young_per_source
-            assert self.door.burden(host) >= 0.0
+            assert (
+                len([one for one in places if one.host == host])
+                <= self.caps.unauthenticated_per_source
+            )
+            assert self.trial.penalty(host) >= 0.0
 
     @invariant()
     def table_is_bounded(self) -> None:
-        hosts = {one.host for one in self.door.inside}
-        assert len(hosts) <= self.door.guard.sources <= len(hosts) + 3
+        hosts = {one.host for one in self.trial.inside}
+        assert len(hosts) <= self.trial.guard.sources <= len(hosts) + 3
 
 
-WAITS = Standing.WAITS
+WAITS = Standing.WAITING
 TestAnyGuard = AnyGuard.TestCase
 
 
 # Who logs in nowhere
 
 
-def test_where_nobody_is_young_only_those_of_one_source_are_counted() -> None:
-    door = door_of(per_source=2, young_per_source=0, young=0)
-    first = door.come("a")
-    door.come("a")
-    third = door.come("a")
-    assert third.standing is Standing.WAITS
+def test_without_caps_on_unauthenticated_visitors_only_those_of_one_source_are_counted() -> None:
+    trial = trial_of(per_source=2, unauthenticated_per_source=0, unauthenticated=0)
+    first = trial.come("a")
+    trial.come("a")
+    third = trial.come("a")
+    assert third.standing is Standing.WAITING
     assert third.place is not None
-    assert not door.guard.may_wait(third.place), "no place of theirs comes free by itself"
-    assert [door.come(f"b{number}").standing for number in range(100)] == [Standing.GROWN] * 100
-    door.wait(GROWN_SECONDS)
+    assert not trial.guard.may_wait(third.place), "no place of theirs comes free by itself"
+    assert [trial.come(f"b{number}").standing for number in range(100)] == [
+        Standing.ESTABLISHED
+    ] * 100
+    trial.wait(ESTABLISHED_SECONDS)
     assert not first.evicted
-    door.leave(first)
-    door.wait(0)
-    assert third.standing is Standing.GROWN
-    assert door.guard.young == 0
+    trial.leave(first)
+    trial.wait(0)
+    assert third.standing is Standing.ESTABLISHED
+    assert trial.guard.unauthenticated == 0
 
 
 def test_who_cannot_log_in_has_not_failed_to() -> None:
-    door = door_of(per_source=2, young_per_source=0, young=0)
+    trial = trial_of(per_source=2, unauthenticated_per_source=0, unauthenticated=0)
     for number in range(100):
-        door.leave(door.come(f"a{number}"))
-    assert door.guard.sources == 0
+        trial.leave(trial.come(f"a{number}"))
+    assert trial.guard.sources == 0
 
 
-@pytest.mark.parametrize("caps", [{"young": 0}, {"young_per_source": 0}, {"per_source": 0}])
+@pytest.mark.parametrize(
+    "caps", [{"unauthenticated": 0}, {"unauthenticated_per_source": 0}, {"per_source": 0}]
+)
 def test_a_cap_of_none_is_none(caps: dict[str, int]) -> None:
-    door = door_of(**({"per_source": 1000, "young_per_source": 1000, "young": 1000} | caps))
+    trial = trial_of(
+        **({"per_source": 1000, "unauthenticated_per_source": 1000, "unauthenticated": 1000} | caps)
+    )
     for number in range(200):
-        door.enter("a" if "young" not in caps else f"a{number}")
-    assert door.guard.waiting == 0
+        trial.enter("a" if "unauthenticated" not in caps else f"a{number}")
+    assert trial.guard.waiting == 0
 
 
 def test_caps_that_change_take_nobodys_place() -> None:
-    door = door_of(young=3)
-    places = [door.enter(f"a{number}") for number in range(3)]
-    door.guard.caps = replace(door.guard.caps, young=1)
-    late = door.come("b")
-    assert late.standing is Standing.WAITS
+    trial = trial_of(unauthenticated=3)
+    places = [trial.enter(f"a{number}") for number in range(3)]
+    trial.guard.caps = replace(trial.guard.caps, unauthenticated=1)
+    late = trial.come("b")
+    assert late.standing is Standing.WAITING
     assert not any(one.evicted for one in places)
     for one in places:
-        door.leave(one)
-    door.wait(0)
-    assert late.standing is Standing.YOUNG
+        trial.leave(one)
+    trial.wait(0)
+    assert late.standing is Standing.UNAUTHENTICATED

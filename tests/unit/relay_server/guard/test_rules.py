@@ -34,8 +34,8 @@ def test_without_any_table_the_name_tells_an_ssh_server() -> None:
 
 def test_what_is_below_what_ssh_servers_bear_by_default() -> None:
     # dropbear: 5 an address (MAX_UNAUTH_PER_IP), 30 in all; OpenSSH: MaxStartups 10:30:100.
-    assert FOR_SSH.caps.young_per_source < 5
-    assert FOR_SSH.caps.young < 10
+    assert FOR_SSH.caps.unauthenticated_per_source < 5
+    assert FOR_SSH.caps.unauthenticated < 10
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,12 @@ def test_every_setting_has_a_place(tmp_path: Path) -> None:
     rules = config.rules("home", "ssh")
     assert (rules.hold, rules.patience) == (0.5, 5.0)
     caps = rules.caps
-    assert (caps.per_source, caps.young_per_source, caps.young, caps.waiting) == (1, 2, 3, 4)
+    assert (
+        caps.per_source,
+        caps.unauthenticated_per_source,
+        caps.unauthenticated,
+        caps.waiting,
+    ) == (1, 2, 3, 4)
     assert not rules.admission.allows("203.0.113.9")
     assert rules.admission.allows("2001:db8::9")
 

@@ -7,7 +7,7 @@ import trio.testing
 from protocol.process.rate_limit import LINES, PERIOD
 from relay_server.guard.guard import (
     BEGUN_BYTES,
-    GROWN_BYTES,
+    ESTABLISHED_BYTES,
     SILENT_GRACE,
     Caps,
     Ending,
@@ -15,15 +15,20 @@ from relay_server.guard.guard import (
     Traffic,
     Visitor,
 )
-from relay_server.guard.waiting_line import ARRIVALS, ASK_AGAIN, WaitingLine
+from relay_server.guard.waiting_line import ARRIVALS, POLL_INTERVAL, WaitingLine
 from tests.support.log_records import told
 
 PATIENCE = 10.0
 ABOUT = {"agent": "home", "service": "ssh", "source": "203.0.113.9"}
 
 
-def line_of(*, per_source: int = 8, young: int = 1) -> WaitingLine:
-    caps = Caps(per_source=per_source, young_per_source=8, young=young, waiting=64)
+def line_of(*, per_source: int = 8, unauthenticated: int = 1) -> WaitingLine:
+    caps = Caps(
+        per_source=per_source,
+        unauthenticated_per_source=8,
+        unauthenticated=unauthenticated,
+        waiting=64,
+    )
     return WaitingLine(Guard(caps))
 
 
@@ -46,7 +51,7 @@ async def test_a_newcomer_waits_until_another_has_had_its_time(
     await enter(line, "a", evicted=evicted)
     assert await enter(line, "b") is not None
     assert evicted == ["a"]
-    assert SILENT_GRACE <= trio.current_time() < SILENT_GRACE + 2 * ASK_AGAIN
+    assert SILENT_GRACE <= trio.current_time() < SILENT_GRACE + 2 * POLL_INTERVAL
     assert line.guard.waiting == 0
 
 
@@ -66,10 +71,10 @@ async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.Mo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(come)
         nursery.start_soon(come)
-        await trio.sleep(PATIENCE - ASK_AGAIN)
+        await trio.sleep(PATIENCE - POLL_INTERVAL)
         assert not evicted, "a place is no bot's while a person may be logging in"
         assert late == []
-    assert PATIENCE <= trio.current_time() < PATIENCE + 2 * ASK_AGAIN
+    assert PATIENCE <= trio.current_time() < PATIENCE + 2 * POLL_INTERVAL
     # But it is refused only where another of its source has a place.
     assert evicted == ["a"]
     assert [one is None for one in late] == [False, True]
@@ -79,7 +84,9 @@ async def test_a_newcomer_does_not_wait_for_ever(autojump_clock: trio.testing.Mo
 async def test_who_is_evicted_from_the_line_gets_no_place(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    line = WaitingLine(Guard(Caps(per_source=8, young_per_source=8, young=1, waiting=1)))
+    line = WaitingLine(
+        Guard(Caps(per_source=8, unauthenticated_per_source=8, unauthenticated=1, waiting=1))
+    )
     await enter(line, "a", sent=BEGUN_BYTES)
     evicted, got = list[str](), list[Visitor | None]()
 
@@ -92,7 +99,7 @@ async def test_who_is_evicted_from_the_line_gets_no_place(
         nursery.start_soon(newcomer, "c")
         await trio.testing.wait_all_tasks_blocked()
         assert evicted == ["b"]
-        mock_clock.jump(ASK_AGAIN)
+        mock_clock.jump(POLL_INTERVAL)
         await trio.testing.wait_all_tasks_blocked()
         assert got == [None]
         nursery.cancel_scope.cancel()
@@ -107,7 +114,7 @@ async def test_who_goes_while_waiting_leaves_the_line(mock_clock: trio.testing.M
         assert line.guard.waiting == 1
         nursery.cancel_scope.cancel()
     assert line.guard.waiting == 0
-    assert line.guard.burden("b", trio.current_time()) == 0.0
+    assert line.guard.record("b").penalty_at(trio.current_time()) == 0.0
 
 
 async def test_who_gets_a_place_and_goes_in_one_turn_keeps_none() -> None:
@@ -115,7 +122,7 @@ async def test_who_gets_a_place_and_goes_in_one_turn_keeps_none() -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         await enter(line, "a")
-    assert line.guard.young == 0
+    assert line.guard.unauthenticated == 0
 
 
 async def test_a_newcomer_gets_a_place_that_frees_itself(
@@ -129,13 +136,13 @@ async def test_a_newcomer_gets_a_place_that_frees_itself(
         await trio.sleep(0.5)
         assert line.guard.waiting == 1
         line.guard.leave(first, trio.current_time(), Ending.OURS)
-    assert trio.current_time() < 0.5 + 2 * ASK_AGAIN
+    assert trio.current_time() < 0.5 + 2 * POLL_INTERVAL
     assert not evicted
 
 
 async def test_a_source_whose_visitors_are_all_established_may_have_no_more() -> None:
     line = line_of(per_source=1)
-    assert await enter(line, "a", sent=GROWN_BYTES) is not None
+    assert await enter(line, "a", sent=ESTABLISHED_BYTES) is not None
     assert await enter(line, "a") is None
 
 
@@ -145,14 +152,14 @@ async def test_many_refusals_become_one_line(
     line = line_of()
     async with trio.open_nursery() as nursery:
         for number in range(LINES + 400):
-            nursery.start_soon(line.tell_refused, ABOUT, "no place")
+            nursery.start_soon(line.log_refused, ABOUT, "no place")
             if number < 3:
-                nursery.start_soon(line.tell_evicted, ABOUT, Traffic(21, 500))
+                nursery.start_soon(line.log_evicted, ABOUT, Traffic(21, 500))
     assert trio.current_time() == PERIOD
     assert told(log, "visitor-refused") == [ABOUT | {"reason": "no place"}] * LINES
     assert told(log, "visitors-refused") == [{"agent": "home", "service": "ssh", "more": 400}]
     assert told(log, "visitor-evicted") == [ABOUT | {"received": 21, "sent": 500}] * 3
-    await line.tell_refused(ABOUT, "no place")
+    await line.log_refused(ABOUT, "no place")
     assert len(told(log, "visitor-refused")) == LINES + 1
 
 
@@ -160,11 +167,11 @@ async def test_of_many_who_come_some_are_told_of(
     mock_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
     line = line_of()
-    assert all(line.tell_arrival(ABOUT, stream) for stream in range(ARRIVALS))
-    assert not any(line.tell_arrival(ABOUT, stream) for stream in range(300))
+    assert all(line.log_arrival(ABOUT, stream) for stream in range(ARRIVALS))
+    assert not any(line.log_arrival(ABOUT, stream) for stream in range(300))
     mock_clock.jump(PERIOD)
-    assert line.tell_arrival(ABOUT, 7)
-    assert line.tell_arrival(ABOUT, 9)
+    assert line.log_arrival(ABOUT, 7)
+    assert line.log_arrival(ABOUT, 9)
     lines = told(log, "visitor-in")
     assert len(lines) == ARRIVALS + 2
-    assert lines[-2:] == [ABOUT | {"stream": 7, "untold": 300}, ABOUT | {"stream": 9}]
+    assert lines[-2:] == [ABOUT | {"stream": 7, "suppressed": 300}, ABOUT | {"stream": 9}]

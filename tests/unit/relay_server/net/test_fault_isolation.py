@@ -115,7 +115,7 @@ async def test_a_visitor_who_has_no_stream_yet_is_all_that_is_lost(
         raise IndexError("nobody is in line")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Guard, "come", fails)
+        patched.setattr(Guard, "arrive", fails)
         assert await was_reset(come(relay, neighbours.unlucky, neighbours.ports[0]))
     await relay.faults.take()
     assert await echoes(neighbours.visitor, neighbours.target, b"undisturbed")
