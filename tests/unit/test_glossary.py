@@ -1,0 +1,61 @@
+"""docs/glossary.md: each of its terms is in use, and no former name of a thing is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.support.repository import ROOT
+
+GLOSSARY = ROOT / "docs" / "glossary.md"
+PRODUCT = [
+    path
+    for package in ("protocol", "relay_server", "relay_agent")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
+DOCUMENTS = [
+    path for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+    if path not in (GLOSSARY, ROOT / "CHANGELOG.md")
+]  # fmt: skip
+SECTIONS = re.split(r"^## .*\n", GLOSSARY.read_text(), flags=re.M)[1:]
+
+
+def terms(section: str) -> list[str]:
+    """One entry may define two terms that belong together."""
+    entries = [line.partition(":")[0] for line in section.splitlines() if line.startswith("- ")]
+    return [term for entry in entries for term in re.findall(r"\*\*([^*]+)\*\*", entry)]
+
+
+def in_words(text: str) -> str:
+    """Lower case, one space between words, whether they are prose or `HalfOpenLimit`."""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()
+    return " ".join(re.findall(r"[a-z0-9]+", text))
+
+
+ALL_TERMS = [term for section in SECTIONS for term in terms(section)]
+
+
+@pytest.fixture(scope="module")
+def used() -> str:
+    return " ".join(in_words(path.read_text()) for path in (*PRODUCT, *DOCUMENTS))
+
+
+@pytest.mark.parametrize("term", ALL_TERMS)
+def test_the_term_is_in_use(term: str, used: str) -> None:
+    assert re.search(rf"\b{in_words(term)}(s|es|ed|d|ted)?\b", used)
+
+
+def test_each_term_is_defined_once_and_in_its_place_of_the_alphabet() -> None:
+    assert len(SECTIONS) == 5
+    assert len(ALL_TERMS) > 50
+    assert len(ALL_TERMS) == len(set(ALL_TERMS))
+    for section in SECTIONS:
+        assert terms(section) == sorted(terms(section), key=str.lower)
+
+
+def test_entries_are_short() -> None:
+    entries = [line for line in GLOSSARY.read_text().splitlines() if line.startswith("- ")]
+    for entry in entries:
+        assert re.fullmatch(r"- \*\*.+?\*\*(, \*\*.+?\*\*)*: \S.*[.]", entry), entry
+        assert len(re.findall(r"[.?](?= |$)", entry)) <= 3, entry
