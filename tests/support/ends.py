@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -44,6 +45,7 @@ class Ends:
     events: list[Event] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     suspicions: int = 0
+    visited: list[socket.socket] = field(default_factory=list)
     _wake: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
@@ -154,17 +156,21 @@ class Ends:
         while len(self.opened) == before:
             await self._wake.wait()
         self.nursery.start_soon(self.agent.join(stream).run, at_agent)
+        self.visited += [visitor, target]
         return visitor, target
 
 
 @asynccontextmanager
-async def two_ends() -> AsyncIterator[Ends]:
-    async with trio.open_nursery() as nursery:
-        ends = Ends(nursery)
-        await ends.heal()
-        with suppress(trio.Cancelled):
+async def two_ends(*, limit: float = math.inf) -> AsyncIterator[Ends]:
+    """Within `limit` seconds of the test's clock; what visited is closed in the end."""
+    with trio.fail_after(limit):
+        async with trio.open_nursery() as nursery:
+            ends = Ends(nursery)
+            await ends.heal()
             yield ends
-        nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+    for sock in ends.visited:
+        sock.close()
 
 
 def check_pool(pool: BufferPool) -> None:

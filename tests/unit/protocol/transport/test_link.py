@@ -29,61 +29,55 @@ async def test_streams_outlive_their_links(seed: int) -> None:
     """Cut at times drawn from the seed: every byte arrives once, in order."""
     rng = Random(seed)
     blob = hashlib.shake_256(b"blob%d" % seed).digest(8_000_000)
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            visitor, target = await ends.visit()
-            received: dict[str, bytes] = {}
+    async with two_ends(limit=LIMIT) as ends:
+        visitor, target = await ends.visit()
+        received: dict[str, bytes] = {}
 
-            async def send(sock: socket.socket) -> None:
-                await send_all(sock, blob)
-                sock.shutdown(socket.SHUT_WR)
+        async def send(sock: socket.socket) -> None:
+            await send_all(sock, blob)
+            sock.shutdown(socket.SHUT_WR)
 
-            async def receive(name: str, sock: socket.socket) -> None:
-                received[name] = await receive_to_end(sock)
+        async def receive(name: str, sock: socket.socket) -> None:
+            received[name] = await receive_to_end(sock)
 
-            async def cut_and_heal(scope: trio.CancelScope) -> None:
-                with scope:
-                    while True:
-                        for _ in range(rng.randrange(1, 40)):
-                            await trio.lowlevel.checkpoint()
-                        ends.cut()
-                        for _ in range(rng.randrange(0, 20)):
-                            await trio.lowlevel.checkpoint()
-                        await ends.heal()
+        async def cut_and_heal(scope: trio.CancelScope) -> None:
+            with scope:
+                while True:
+                    for _ in range(rng.randrange(1, 40)):
+                        await trio.lowlevel.checkpoint()
+                    ends.cut()
+                    for _ in range(rng.randrange(0, 20)):
+                        await trio.lowlevel.checkpoint()
+                    await ends.heal()
 
-            cutting = trio.CancelScope()
-            async with trio.open_nursery() as chaos:
-                chaos.start_soon(cut_and_heal, cutting)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(send, visitor)
-                    nursery.start_soon(send, target)
-                    nursery.start_soon(receive, "visitor", visitor)
-                    nursery.start_soon(receive, "target", target)
-                cutting.cancel()
-            assert received == {"visitor": blob, "target": blob}
-            if ends.relay.link is None or ends.agent.link is None:
-                await ends.heal()
-            await until_over(ends)
-            assert ends.lost.count("cut") >= 2
-            visitor.close()
-            target.close()
+        cutting = trio.CancelScope()
+        async with trio.open_nursery() as chaos:
+            chaos.start_soon(cut_and_heal, cutting)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, visitor)
+                nursery.start_soon(send, target)
+                nursery.start_soon(receive, "visitor", visitor)
+                nursery.start_soon(receive, "target", target)
+            cutting.cancel()
+        assert received == {"visitor": blob, "target": blob}
+        if ends.relay.link is None or ends.agent.link is None:
+            await ends.heal()
+        await until_over(ends)
+        assert ends.lost.count("cut") >= 2
 
 
 async def test_the_other_end_closing_is_a_lost_link_and_no_more() -> None:
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            visitor, target = await ends.visit()
-            assert ends.relay.link is not None
-            ends.relay.drop_link("test")
-            await until(lambda: len(ends.lost) == 2)
-            assert "closed by the other end" in ends.lost[-1]
-            assert not ends.agent.session.attached
-            await send_all(visitor, b"while away")
-            visitor.shutdown(socket.SHUT_WR)
-            await ends.heal()
-            assert await receive_to_end(target) == b"while away"
-            visitor.close()
-            target.close()
+    async with two_ends(limit=LIMIT) as ends:
+        visitor, target = await ends.visit()
+        assert ends.relay.link is not None
+        ends.relay.drop_link("test")
+        await until(lambda: len(ends.lost) == 2)
+        assert "closed by the other end" in ends.lost[-1]
+        assert not ends.agent.session.attached
+        await send_all(visitor, b"while away")
+        visitor.shutdown(socket.SHUT_WR)
+        await ends.heal()
+        assert await receive_to_end(target) == b"while away"
 
 
 @pytest.fixture
@@ -149,23 +143,22 @@ async def test_a_goodbye_that_came_before_the_reset_is_heard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Though the next thing that happens here is that sending fails."""
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            ends.cut()
-            (link, received), (other, _) = await ends.shake()
-            ends.nursery.start_soon(ends.carry, ends.agent, link, received)
-            await until(lambda: ends.agent.link is link)
-            before = len(ends.events)
-            await other.send_frame(wire.link_frame(FrameType.CLOSE, b"\x02"))
-            reset_on_close(other._sock)
-            other.close()
-            # In this very turn, before the reader's: of whoever has something to send.
-            assert link._send(memoryview(b"x")) == 1
-            assert link._send(memoryview(b"x")) == 1
-            assert link._mute
-            link.flush()
-            await until(lambda: len(ends.events) > before)
-            await until(lambda: ends.agent.link is None)
+    async with two_ends(limit=LIMIT) as ends:
+        ends.cut()
+        (link, received), (other, _) = await ends.shake()
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await until(lambda: ends.agent.link is link)
+        before = len(ends.events)
+        await other.send_frame(wire.link_frame(FrameType.CLOSE, b"\x02"))
+        reset_on_close(other._sock)
+        other.close()
+        # In this very turn, before the reader's: of whoever has something to send.
+        assert link._send(memoryview(b"x")) == 1
+        assert link._send(memoryview(b"x")) == 1
+        assert link._mute
+        link.flush()
+        await until(lambda: len(ends.events) > before)
+        await until(lambda: ends.agent.link is None)
 
 
 async def test_a_process_that_was_stopped_judges_nothing(
@@ -330,87 +323,79 @@ async def test_who_waits_for_life_hears_of_the_end() -> None:
 async def test_a_link_dropped_in_the_middle_of_a_record_tears_nothing() -> None:
     """The old socket holds a part of a record for ever; the new link sends that frame afresh."""
     blob = hashlib.shake_256(b"blob").digest(300_000)
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            visitor, target = await ends.visit()
-            ends.cut()
-            (link, received), (silent, _) = await ends.shake()
-            _clog(link)
-            ends.nursery.start_soon(ends.carry, ends.agent, link, received)
-            await trio.testing.wait_all_tasks_blocked()
-            await send_all(target, blob[:200_000])
-            await until(lambda: link._pending is not None)
-            ends.agent.drop_link("replaced")
-            # The writer was waiting and finds itself dropped; what it held goes back once.
-            await until(lambda: ends.lost[-1] == "replaced")
-            assert link._pending is None
-            check_pool(link_module._batches)
-            await ends.heal()
-            # What the old one still holds is whole records and a part of one, none of them taken.
-            with pytest.raises((LinkLost, RemoteProtocolError), match="closed by the other end"):
-                await _receive_for_ever(silent)
-            await send_all(target, blob[200_000:])
-            target.shutdown(socket.SHUT_WR)
-            assert await receive_to_end(visitor) == blob
-            silent.close()
-            visitor.close()
-            target.close()
+    async with two_ends(limit=LIMIT) as ends:
+        visitor, target = await ends.visit()
+        ends.cut()
+        (link, received), (silent, _) = await ends.shake()
+        _clog(link)
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await trio.testing.wait_all_tasks_blocked()
+        await send_all(target, blob[:200_000])
+        await until(lambda: link._pending is not None)
+        ends.agent.drop_link("replaced")
+        # The writer was waiting and finds itself dropped; what it held goes back once.
+        await until(lambda: ends.lost[-1] == "replaced")
+        assert link._pending is None
+        check_pool(link_module._batches)
+        await ends.heal()
+        # What the old one still holds is whole records and a part of one, none of them taken.
+        with pytest.raises((LinkLost, RemoteProtocolError), match="closed by the other end"):
+            await _receive_for_ever(silent)
+        await send_all(target, blob[200_000:])
+        target.shutdown(socket.SHUT_WR)
+        assert await receive_to_end(visitor) == blob
+        silent.close()
 
 
 async def test_after_a_loss_nothing_more_leaves_the_queues() -> None:
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            visitor, target = await ends.visit()
-            link = ends.agent.link
-            assert link is not None
-            # As when the kernel finds out at our write that the other side has reset.
-            link._sock.shutdown(socket.SHUT_WR)
-            stream = next(iter(ends.agent.splices))
-            session = ends.agent.session
-            for _ in range(2):
-                for _ in range(20):
-                    session.send(stream, [bytearray(1400)], 1000)
-                ends.agent.flush()
-            assert session._outbox.replay.end < 40
-            await until(lambda: len(ends.lost) == 2)
-            assert any("sending failed" in reason for reason in ends.lost)
-            visitor.close()
-            target.close()
+    async with two_ends(limit=LIMIT) as ends:
+        await ends.visit()
+        link = ends.agent.link
+        assert link is not None
+        # As when the kernel finds out at our write that the other side has reset.
+        link._sock.shutdown(socket.SHUT_WR)
+        stream = next(iter(ends.agent.splices))
+        session = ends.agent.session
+        for _ in range(2):
+            for _ in range(20):
+                session.send(stream, [bytearray(1400)], 1000)
+            ends.agent.flush()
+        assert session._outbox.replay.end < 40
+        await until(lambda: len(ends.lost) == 2)
+        assert any("sending failed" in reason for reason in ends.lost)
 
 
 async def test_a_hostile_record_ends_the_link_and_a_hostile_frame_the_session() -> None:
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            for hostile, error in (
-                (b"\x00\x30" + bytes(48), LinkLost),
-                (b"\xff\xff" + bytes(65535), LinkLost),
-                (None, SessionLost),
-            ):
-                ends.cut()
-                (link, received), (evil, _) = await ends.shake()
-                if hostile is None:
-                    await evil.send_frame(b"\x3f\x00\x00\x00\x00")
-                else:
-                    await send_all(evil._sock, hostile)
-                with pytest.raises(error, match="protocol error"):
-                    await ends.agent.carry(link, received)
-                link.close()
-                evil.close()
+    async with two_ends(limit=LIMIT) as ends:
+        for hostile, error in (
+            (b"\x00\x30" + bytes(48), LinkLost),
+            (b"\xff\xff" + bytes(65535), LinkLost),
+            (None, SessionLost),
+        ):
+            ends.cut()
+            (link, received), (evil, _) = await ends.shake()
+            if hostile is None:
+                await evil.send_frame(b"\x3f\x00\x00\x00\x00")
+            else:
+                await send_all(evil._sock, hostile)
+            with pytest.raises(error, match="protocol error"):
+                await ends.agent.carry(link, received)
+            link.close()
+            evil.close()
 
 
 async def test_frames_that_came_with_the_welcome_are_not_lost() -> None:
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            ends.cut()
-            (link, received), (other, _) = await ends.shake()
-            before = len(ends.events)
-            closing = wire.link_frame(FrameType.CLOSE, b"\x02")
-            await other.send_frame(wire.link_frame(FrameType.PONG, bytes(16)))
-            await other.send_frame(closing)
-            assert await link.receive_frame() == wire.link_frame(FrameType.PONG, bytes(16))
-            ends.nursery.start_soon(ends.carry, ends.agent, link, received)
-            await until(lambda: len(ends.events) > before)
-            other.close()
+    async with two_ends(limit=LIMIT) as ends:
+        ends.cut()
+        (link, received), (other, _) = await ends.shake()
+        before = len(ends.events)
+        closing = wire.link_frame(FrameType.CLOSE, b"\x02")
+        await other.send_frame(wire.link_frame(FrameType.PONG, bytes(16)))
+        await other.send_frame(closing)
+        assert await link.receive_frame() == wire.link_frame(FrameType.PONG, bytes(16))
+        ends.nursery.start_soon(ends.carry, ends.agent, link, received)
+        await until(lambda: len(ends.events) > before)
+        other.close()
 
 
 async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
@@ -423,22 +408,21 @@ async def test_on_a_slow_path_no_more_is_sealed_than_may_be_unsent(
     monkeypatch.setattr(link_module, "tcp_info", lambda _: slow)
     left = 0
     monkeypatch.setattr(link_module, "unsent", lambda _: left)
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            link, session = ends.relay.link, ends.relay.session
-            stream = session.open(1, ("203.0.113.9", 4711))
-            assert link is not None
-            assert stream is not None
-            link.flush()
-            assert session.record_size == 1448 - RECORD_OVERHEAD - HEADER_SIZE
-            left = link._pace.unsent
-            for _ in range(3):
-                session.send(stream, [bytearray(HEADER_SIZE + 65000)], session.record_size)
-            link.flush()
-            assert len(session._streams[stream].queue) == 1, "the third waits for room"
-            left = 0
-            await until(lambda: not session._streams[stream].queue)
-            assert not link._waiting
+    async with two_ends(limit=LIMIT) as ends:
+        link, session = ends.relay.link, ends.relay.session
+        stream = session.open(1, ("203.0.113.9", 4711))
+        assert link is not None
+        assert stream is not None
+        link.flush()
+        assert session.record_size == 1448 - RECORD_OVERHEAD - HEADER_SIZE
+        left = link._pace.unsent
+        for _ in range(3):
+            session.send(stream, [bytearray(HEADER_SIZE + 65000)], session.record_size)
+        link.flush()
+        assert len(session._streams[stream].queue) == 1, "the third waits for room"
+        left = 0
+        await until(lambda: not session._streams[stream].queue)
+        assert not link._waiting
 
 
 async def test_the_kernel_s_round_trip_makes_windows_grow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,17 +457,16 @@ async def test_a_link_that_is_closed_has_no_peer() -> None:
 async def test_a_frame_to_a_peer_that_is_gone_is_a_lost_link(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            (link, _), (other, _) = await ends.shake()
-            _clog(link)
-            frame = wire.link_frame(FrameType.CLOSE, bytes(60_000))
-            with trio.move_on_after(0.05):  # the other side does not read: the socket fills
-                await _send_for_ever(link, frame)
-            other.close()
-            with pytest.raises(LinkLost, match="sending failed"):
-                await _send_for_ever(link, frame)
-            link.close()
+    async with two_ends(limit=LIMIT) as ends:
+        (link, _), (other, _) = await ends.shake()
+        _clog(link)
+        frame = wire.link_frame(FrameType.CLOSE, bytes(60_000))
+        with trio.move_on_after(0.05):  # the other side does not read: the socket fills
+            await _send_for_ever(link, frame)
+        other.close()
+        with pytest.raises(LinkLost, match="sending failed"):
+            await _send_for_ever(link, frame)
+        link.close()
 
 
 async def _send_for_ever(link: Link, frame: bytes) -> None:
@@ -497,79 +480,72 @@ async def _receive_for_ever(link: Link) -> None:
 
 
 async def test_a_reset_during_the_handshake_is_a_lost_link() -> None:
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            (link, _), (other, _) = await ends.shake()
-            reset(other._sock)
-            with pytest.raises(LinkLost, match="receiving failed"):
-                await link.receive_frame()
-            link.close()
+    async with two_ends(limit=LIMIT) as ends:
+        (link, _), (other, _) = await ends.shake()
+        reset(other._sock)
+        with pytest.raises(LinkLost, match="receiving failed"):
+            await link.receive_frame()
+        link.close()
 
 
 async def test_a_torrent_on_the_link_lets_others_run() -> None:
     """The reader never finds its socket empty, and still yields every TURN_BYTES."""
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            visitor, target = await ends.visit()
-            turns = 0
-            done = trio.CancelScope()
+    async with two_ends(limit=LIMIT) as ends:
+        visitor, target = await ends.visit()
+        turns = 0
+        done = trio.CancelScope()
 
-            async def count_turns() -> None:
-                nonlocal turns
-                with done:
-                    while True:
-                        await trio.lowlevel.checkpoint()
-                        turns += 1
+        async def count_turns() -> None:
+            nonlocal turns
+            with done:
+                while True:
+                    await trio.lowlevel.checkpoint()
+                    turns += 1
 
-            async def send() -> None:
-                await send_all(visitor, bytes(4_000_000))
-                visitor.shutdown(socket.SHUT_WR)
+        async def send() -> None:
+            await send_all(visitor, bytes(4_000_000))
+            visitor.shutdown(socket.SHUT_WR)
 
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(count_turns)
-                nursery.start_soon(send)
-                assert len(await receive_to_end(target)) == 4_000_000
-                done.cancel()
-            assert turns >= 4_000_000 // (4 * link_module.TURN_BYTES)
-            visitor.close()
-            target.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            nursery.start_soon(send)
+            assert len(await receive_to_end(target)) == 4_000_000
+            done.cancel()
+        assert turns >= 4_000_000 // (4 * link_module.TURN_BYTES)
 
 
 async def test_a_flood_of_tiny_frames_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """They come with one receive, and each may make work: here each uses a turn's time up."""
     flood = 100 * link_module.TURN_FRAMES
     monkeypatch.setattr(link_module, "TURN_SECONDS", 0.0)
-    with trio.fail_after(LIMIT):
-        async with two_ends() as ends:
-            ends.cut()
-            (link, received), (other, _) = await ends.shake()
-            before = len(ends.events)
-            sealed = bytearray()
-            for _ in range(flood):
-                record = bytearray(6 + RECORD_OVERHEAD)
-                other._sealer.seal_into(
-                    wire.link_frame(FrameType.CLOSE, b"\x02"), memoryview(record)
-                )
-                sealed += record
-            await send_all(other._sock, sealed)
-            seen = []
+    async with two_ends(limit=LIMIT) as ends:
+        ends.cut()
+        (link, received), (other, _) = await ends.shake()
+        before = len(ends.events)
+        sealed = bytearray()
+        for _ in range(flood):
+            record = bytearray(6 + RECORD_OVERHEAD)
+            other._sealer.seal_into(wire.link_frame(FrameType.CLOSE, b"\x02"), memoryview(record))
+            sealed += record
+        await send_all(other._sock, sealed)
+        seen = []
 
-            def came() -> int:
-                return len(ends.events) - before
+        def came() -> int:
+            return len(ends.events) - before
 
-            async def look() -> None:
-                while came() < flood:
-                    seen.append(came())
-                    await trio.lowlevel.checkpoint()
+        async def look() -> None:
+            while came() < flood:
+                seen.append(came())
+                await trio.lowlevel.checkpoint()
 
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(ends.carry, ends.agent, link, received)
-                await look()
-                nursery.cancel_scope.cancel()
-            # Of two tasks that can run trio takes either first, so at most two turns in a row.
-            most = max(after - earlier for earlier, after in pairwise(seen))
-            assert most <= 2 * link_module.TURN_FRAMES
-            other.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.carry, ends.agent, link, received)
+            await look()
+            nursery.cancel_scope.cancel()
+        # Of two tasks that can run trio takes either first, so at most two turns in a row.
+        most = max(after - earlier for earlier, after in pairwise(seen))
+        assert most <= 2 * link_module.TURN_FRAMES
+        other.close()
 
 
 async def test_cancelled_at_any_step_a_link_leaves_a_session_that_goes_on() -> None:
@@ -603,6 +579,4 @@ async def test_cancelled_at_any_step_a_link_leaves_a_session_that_goes_on() -> N
                 rest = await receive_to_end(visitor)
                 assert blob.endswith(rest)
                 check_pool(ends.agent._pool)
-                visitor.close()
-                target.close()
     assert step > 10
