@@ -91,7 +91,7 @@ demo: setup-demo
 
 setup:
 	@.ci/system-packages test
-	@.ci/venv dev
+	@.ci/venv oldest
 
 setup-demo:
 	@.ci/system-packages demo
@@ -116,7 +116,6 @@ LIBRARIES := cryptography h11 msgpack prometheus_client trio
 # With those, the tests of the modules that import one. The last two are end-to-end: an agent written
 # from the document, and the agent's `run` and `doctor`, which no unit test runs as a whole.
 oldest: setup
-	@.ci/venv oldest
 	@$(BIN)/python -m pip freeze --path .venv/oldest
 	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -q -n 2 \
 	    $$($(BIN)/python -m tests.selection using $(LIBRARIES)) \

@@ -25,7 +25,7 @@ from tests.support.repository import ROOT
 from tests.support.ssh import Login, SshServer
 from tests.support.waiting import LONG_LIMIT
 
-OLDEST_CRYPTOGRAPHY = ROOT / ".venv" / "oldest-cryptography" / "cryptography"
+OLDEST_CRYPTOGRAPHY = ROOT / ".venv" / "oldest" / "cryptography"
 FEED = ("python3-cryptography", "python3-msgpack")
 # Imports all that `join` and `run` import, and does nothing.
 # All of it: a command that is rarely given must not be the first to miss a module.
