@@ -28,13 +28,6 @@ async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateFolder:
-    state = StateFolder(tmp_path / "state")
-    state.ensure()
-    return state
-
-
-@pytest.fixture
 def registry(state: StateFolder) -> Iterator[Registry]:
     with Registry(state) as registry:
         yield registry

@@ -247,7 +247,8 @@ def test_a_keystroke_never_waits_for_replay_room() -> None:
     assert lone.sent() == [frame(DATA, 3, b"k")]
 
 
-def test_readers_with_nothing_to_read_do_not_keep_the_rest_asleep() -> None:
+def crowd() -> tuple[Lone, list[int]]:
+    """Fifty streams that share a small budget, each filled up to it."""
     profile = Profile(
         streams=100,
         stream_window=8 * 1024 * 1024,
@@ -258,6 +259,11 @@ def test_readers_with_nothing_to_read_do_not_keep_the_rest_asleep() -> None:
     lone = Lone.agent(*streams, profile=profile)
     for stream in streams:
         fill(lone, stream)
+    return lone, streams
+
+
+def test_readers_with_nothing_to_read_do_not_keep_the_rest_asleep() -> None:
+    lone, streams = crowd()
     assert lone.session.take_ready()
     for stream in streams:
         assert lone.session.allowance(stream) == 0
@@ -269,16 +275,7 @@ def test_readers_with_nothing_to_read_do_not_keep_the_rest_asleep() -> None:
 
 
 def test_not_all_readers_race_for_a_little_room() -> None:
-    profile = Profile(
-        streams=100,
-        stream_window=8 * 1024 * 1024,
-        session_window=16 * 1024 * 1024,
-        replay_limit=200 * 1024,
-    )
-    streams = list(range(1, 101, 2))
-    lone = Lone.agent(*streams, profile=profile)
-    for stream in streams:
-        fill(lone, stream)
+    lone, streams = crowd()
     while len(lone.session.take_ready()) > 1:
         pass
     for stream in streams:

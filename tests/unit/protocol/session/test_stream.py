@@ -58,34 +58,27 @@ def apply(state: Stream, name: str) -> None:
     call(*ARGUMENTS.get(name, ()))
 
 
-@pytest.mark.parametrize(("before", "name"), SENDING)
-def test_sending(before: End, name: str) -> None:
+@pytest.mark.parametrize(
+    ("direction", "before", "name", "after"),
+    [
+        *(("sending", before, name, after) for (before, name), after in SENDING.items()),
+        *(("receiving", before, name, after) for (before, name), after in RECEIVING.items()),
+    ],
+)
+def test_each_call_in_each_state(
+    direction: str, before: End, name: str, after: End | type[Exception]
+) -> None:
+    """It moves its own direction, or raises and moves nothing; the other one stays open."""
     state = stream()
-    state.sending = before
-    expected = SENDING[before, name]
-    if isinstance(expected, End):
+    setattr(state, direction, before)
+    if isinstance(after, End):
         apply(state, name)
-        assert state.sending is expected
     else:
-        with pytest.raises(expected):
+        with pytest.raises(after):
             apply(state, name)
-        assert state.sending is before
-    assert state.receiving is End.OPEN
-
-
-@pytest.mark.parametrize(("before", "name"), RECEIVING)
-def test_receiving(before: End, name: str) -> None:
-    state = stream()
-    state.receiving = before
-    expected = RECEIVING[before, name]
-    if isinstance(expected, End):
-        apply(state, name)
-        assert state.receiving is expected
-    else:
-        with pytest.raises(expected):
-            apply(state, name)
-        assert state.receiving is before
-    assert state.sending is End.OPEN
+        after = before
+    expected = {"sending": End.OPEN, "receiving": End.OPEN, direction: after}
+    assert {"sending": state.sending, "receiving": state.receiving} == expected
 
 
 @pytest.mark.parametrize("sending", End)

@@ -80,12 +80,6 @@ async def test_the_other_end_closing_is_a_lost_link_and_no_more() -> None:
         assert await receive_to_end(target) == b"while away"
 
 
-@pytest.fixture
-def jumping_clock() -> trio.testing.MockClock:
-    """Jumps only when nothing came over loopback for a moment: the kernel has no clock of ours."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 @pytest.mark.parametrize(("streams", "patience"), [(0, 20.0 + 3.0), (1, 4.0 + 3.0)])
 async def test_a_silent_peer_is_dead_after_one_question(
     jumping_clock: trio.testing.MockClock,

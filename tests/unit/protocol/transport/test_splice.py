@@ -181,12 +181,6 @@ async def _visitor_only(ends: Ends) -> tuple[socket.socket, socket.socket]:
     return visitor, at_relay
 
 
-@pytest.fixture
-def jumping_clock() -> trio.testing.MockClock:
-    """Jumps only when nothing came over loopback for a moment: the kernel has no clock of ours."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 async def test_what_a_slow_reader_takes_at_last_is_credited_at_once(
     jumping_clock: trio.testing.MockClock,
 ) -> None:

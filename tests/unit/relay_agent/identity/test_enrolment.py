@@ -24,13 +24,6 @@ from relay_agent.identity.enrolment import (
 from tests.support.enrolment import OTHER_TOKEN, TOKEN, enrolment
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> StateFolder:
-    folder = StateFolder(tmp_path / "state")
-    folder.ensure()
-    return folder
-
-
 def test_what_is_saved_is_loaded(state: StateFolder) -> None:
     key = load_or_make_key(state, TOKEN)
     save_enrolment(state, enrolment())

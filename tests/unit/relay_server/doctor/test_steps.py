@@ -33,13 +33,6 @@ Runs = Callable[[Status], None]
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateFolder:
-    state = StateFolder(tmp_path / "state")
-    state.ensure()
-    return state
-
-
-@pytest.fixture
 def context(state: StateFolder) -> Context:
     """A relay that has been started once, and knows one agent."""
     with Registry(state) as registry:

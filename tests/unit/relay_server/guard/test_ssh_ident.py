@@ -29,74 +29,60 @@ async def waited(sock: socket.socket) -> bool:
     return not scope.cancelled_caught
 
 
-@pytest.mark.parametrize(
-    ("said", "opening"),
-    [
-        (b"SSH-", Identification.SSH),
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n", Identification.SSH),
-        (b"SSH-1.5-old\n", Identification.SSH),
-        (b"SSH 2", Identification.FOREIGN),
-        (b"ssh-2.0-x", Identification.FOREIGN),
-        (b" SSH-2.0-x", Identification.FOREIGN),
-        (b"\r\n\r\n", Identification.FOREIGN),
-        (b"GET / HTTP/1.1\r\n", Identification.FOREIGN),
-        (bytes(4), Identification.FOREIGN),
-    ],
-)
-async def test_four_bytes_tell(
-    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Identification
-) -> None:
-    visitor, sock = pair
-    visitor.send(said)
-    assert await waited(sock)
-    assert look(sock, waited=True) is opening
-    assert sock.recv(100) == said
+SSH, FOREIGN = Identification.SSH, Identification.FOREIGN
+SILENT, GONE = Identification.SILENT, Identification.GONE
 
 
 @pytest.mark.parametrize(
-    ("said", "opening"),
+    ("said", "ended", "wakes", "identification"),
     [
-        (b"", Identification.SILENT),
-        (b"S", Identification.SILENT),
-        (b"SSH", Identification.SILENT),
-        (b"G", Identification.FOREIGN),
-        (b"SSG", Identification.FOREIGN),
+        # Four bytes tell.
+        (b"SSH-", False, True, SSH),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", False, True, SSH),
+        (b"SSH-1.5-old\n", False, True, SSH),
+        (b"SSH 2", False, True, FOREIGN),
+        (b"ssh-2.0-x", False, True, FOREIGN),
+        (b" SSH-2.0-x", False, True, FOREIGN),
+        (b"\r\n\r\n", False, True, FOREIGN),
+        (b"GET / HTTP/1.1\r\n", False, True, FOREIGN),
+        (bytes(4), False, True, FOREIGN),
+        # Less does not wake the waiter.
+        (b"", False, False, SILENT),
+        (b"S", False, False, SILENT),
+        (b"SSH", False, False, SILENT),
+        (b"G", False, False, FOREIGN),
+        (b"SSG", False, False, FOREIGN),
+        # An end does.
+        (b"", True, True, GONE),
+        (b"S", True, True, FOREIGN),
+        (b"SSH", True, True, FOREIGN),
+        (b"SSH-", True, True, SSH),
     ],
 )
-async def test_less_wakes_nobody(
-    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Identification
+async def test_what_has_come_tells_and_stays_in_the_socket(
+    pair: Pair,
+    autojump_clock: trio.testing.MockClock,
+    said: bytes,
+    ended: bool,
+    wakes: bool,
+    identification: Identification,
 ) -> None:
     visitor, sock = pair
     visitor.send(said)
-    assert not await waited(sock)
-    assert look(sock, waited=False) is opening
+    if ended:
+        visitor.shutdown(socket.SHUT_WR)
+    assert await waited(sock) is wakes
+    assert look(sock, waited=wakes) is identification
+    if said:
+        assert sock.recv(100) == said
 
 
-@pytest.mark.parametrize(
-    ("said", "opening"),
-    [
-        (b"", Identification.GONE),
-        (b"S", Identification.FOREIGN),
-        (b"SSH", Identification.FOREIGN),
-        (b"SSH-", Identification.SSH),
-    ],
-)
-async def test_an_end_wakes(
-    pair: Pair, autojump_clock: trio.testing.MockClock, said: bytes, opening: Identification
-) -> None:
-    visitor, sock = pair
-    visitor.send(said)
-    visitor.shutdown(socket.SHUT_WR)
-    assert await waited(sock)
-    assert look(sock, waited=True) is opening
-
-
-async def test_so_does_a_reset(pair: Pair, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_reset_wakes(pair: Pair, autojump_clock: trio.testing.MockClock) -> None:
     visitor, sock = pair
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     visitor.close()
     assert await waited(sock)
-    assert look(sock, waited=True) is Identification.GONE
+    assert look(sock, waited=True) is GONE
 
 
 async def test_afterwards_a_single_byte_wakes_again(

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from protocol.process.cli.text import Paint, amount, milliseconds, table, times, wrapped
+from protocol.process.cli.text import Paint, amount, milliseconds, span, table, times, wrapped
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,21 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not Paint.of(ControllingTerminal()).on
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0s"),
+        (0.9, "0s"),
+        (59, "59s"),
+        (60, "1m"),
+        (61, "1m1s"),
+        (3600, "1h"),
+        (3661, "1h1m"),
+        (86400 * 3 + 3600 * 2 + 61, "3d2h"),
+        (86400 + 59, "1d"),
+    ],
+)
+def test_spans(seconds: float, text: str) -> None:
+    assert span(seconds) == text

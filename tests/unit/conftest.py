@@ -1,7 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio.testing
+
+from protocol.process.state import StateFolder
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFolder:
+    """An empty one."""
+    state = StateFolder(tmp_path / "state")
+    state.ensure()
+    return state
 
 
 @pytest.fixture
