@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from protocol.process.address import HostPort, is_address, parse_host_port
 from protocol.process.config import (
@@ -22,7 +22,7 @@ from protocol.process.config import (
 from protocol.process.limits import descriptor_limit
 from protocol.wire.invitation import MAX_HOSTS
 from relay_server import CONFIG_FILE
-from relay_server.guard.rules import GuardTable, Rules, check_patterns, rules_for
+from relay_server.guard.rules import FORMER_KEYS, GuardTable, Rules, check_patterns, rules_for
 from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
 
 _T = TypeVar("_T")
@@ -123,6 +123,8 @@ class MetricsTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
+    former_keys: ClassVar = FORMER_KEYS
+
     # Where agents dial in. Eight is a bound on mistakes, not on use.
     listen: tuple[HostPort, ...] = _read_by(_some(parse_listen, 8), (HostPort("::", DEFAULT_PORT),))
     # What invitations tell agents to dial, in that order; remembered, so it may be left out.
@@ -169,9 +171,9 @@ class ServerConfig:
     # denied stays so though it is allowed. `relay-agent join` visits its port from where it is.
     deny: Networks = field(default=_NOBODY, metadata=_NETWORKS)
     allow: Networks = field(default=_NOBODY, metadata=_NETWORKS)
-    # Visitors whom the guard does not count: programs of this machine itself, or a front that
-    # passes all its visitors on from there, which is no stranger with one address.
-    uncounted: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
+    # Networks whose visitors the guard neither bounds nor penalizes (PerSourcePenaltyExemptList of
+    # OpenSSH): programs of this machine itself, or a front that passes on visitors of many sources.
+    penalty_exempt: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
     # Of one agent together, whatever the guard makes of them: each holds a descriptor from accept
     # on. None: a quarter of those that the system allows us, so that one agent's crowd, and even
     # three of them, leave the others their links.

@@ -7,8 +7,10 @@ say, a field's metadata does:
     parse:    takes the raw value, returns the field's; raises ValueError("expected …")
     expects:  what to put after "expected" when the type is wrong
 
-A dataclass may also raise ValueError from `__post_init__` where two keys contradict each other.
-Whatever is wrong ends in one line that names the file, the key and what is expected.
+A class variable `former_keys` maps names that keys once had to their present ones; those of other
+tables may be among them. A former name is refused with the present one in the message. A dataclass
+may also raise ValueError from `__post_init__` where two keys contradict each other. Whatever is
+wrong ends in one line that names the file, the key and what is expected.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -79,11 +81,7 @@ def _build(schema: type[_Schema], table: Mapping[str, object], where: str) -> _S
     prefix = f"{where}." if where else ""
     for key in table:
         if key not in fields:
-            import difflib  # for whoever mistypes, and for nobody else
-
-            near = difflib.get_close_matches(key.replace("-", "_"), fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(fields)}"
-            raise _Wrong(f"{prefix}{_shown_key(key)}: unknown key; {hint}")
+            raise _Wrong(f"{prefix}{_shown_key(key)}: {_what_instead(key, schema, fields)}")
     values = {}
     for name, field in fields.items():
         if name in table:
@@ -95,6 +93,17 @@ def _build(schema: type[_Schema], table: Mapping[str, object], where: str) -> _S
         return schema(**values)
     except ValueError as error:
         raise _Wrong(f"{where}: {error}" if where else str(error)) from None
+
+
+def _what_instead(key: str, schema: type[object], fields: Collection[str]) -> str:
+    former: Mapping[str, str] = getattr(schema, "former_keys", {})
+    if former.get(key) in fields:
+        return f"this key is called {former[key]} now"
+    import difflib  # only needed after a typing error
+
+    near = difflib.get_close_matches(key.replace("-", "_"), fields, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(fields)}"
+    return f"unknown key; {hint}"
 
 
 def _convert(hint: Any, value: object, where: str, metadata: Mapping[str, Any]) -> object:

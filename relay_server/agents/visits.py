@@ -128,7 +128,7 @@ class Visit:
         self._check_lists()
         if len(self._agent.visits) > self._context.config.most_visitors:
             raise VisitorRefused(Refusal.TOO_MANY_OF_AGENT)
-        if host in self._context.config.uncounted or not self._rules.guarded:
+        if host in self._context.config.penalty_exempt or not self._rules.enabled:
             await self._carry()
             return
         visitor = await self.line.enter(
@@ -245,7 +245,7 @@ class Visit:
         if stream is None:
             raise VisitorRefused(Refusal.TOO_MANY_STREAMS)
         splice = self._join(endpoint, stream)
-        if self._rules.guarded and self._rules.ssh:
+        if self._rules.enabled and self._rules.ssh:
             splice.overhear = self._login.hear
         self._joined = endpoint, splice
         endpoint.flush()

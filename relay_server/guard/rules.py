@@ -1,18 +1,18 @@
-"""What holds at which service: the tables of server.toml, and what is right without any.
+"""Which settings of the guard apply to a service: the tables of server.toml, and the defaults.
 
     [guard."home/web"]         the service `web` of the agent `home`
-    visitors_per_source = 100
+    per_source = 100
 
-    [guard."*shell*"]          whatever has `shell` in its name, of whichever agent
+    [guard."*shell*"]          any service with `shell` in its name, of any agent
     ssh = true
 
-    [guard."*"]                all others
-    guarded = false
+    [guard."*"]                all other services
+    enabled = false
 
-A name is a pattern with `*`, `?` and `[…]`: with a slash of agent and service, without one of the
-service alone. Of the tables that fit a service the first one in the file holds, and no other. What
-it leaves out has the defaults that fit SSH servers, or those for anything else: `ssh` says which,
-and unless it does the service's name.
+The key of a table is a pattern with `*`, `?` and `[…]`: with a slash it matches agent and service,
+without one the service alone. Of the tables that match a service only the first in the file
+applies. Keys that it leaves out have the defaults for SSH servers or those for other services. The
+key `ssh` says which; if it is left out too, the name of the service decides.
 """
 
 from __future__ import annotations
@@ -20,34 +20,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from protocol.process.config import between, parse_count, parse_duration
 from relay_server.guard.guard import Caps
 from relay_server.net.networks import Admission, Networks, parse_networks
 
-# Whose names look like this, in capitals too, are SSH servers unless a table says otherwise.
+# A service with such a name, in capitals too, is an SSH server unless a table says otherwise.
 SSH_NAMES: Final = "*ssh*"
-# Looked through for each visitor; more are better said by fewer patterns.
+# All are tried for each visitor; more tables are better written as fewer patterns.
 MAX_TABLES: Final = 64
 # Names of agents and services have 32 letters, those of other implementations 64.
 MAX_PATTERN: Final = 128
 
+# Keys of server.toml that had other names before the guard used OpenSSH's words; `penalty_exempt`
+# stands at the top of the file.
+FORMER_KEYS: Final = {
+    "guarded": "enabled",
+    "visitors_per_source": "per_source",
+    "young_visitors_per_source": "unauthenticated_per_source",
+    "young_visitors": "unauthenticated",
+    "waiting_visitors": "waiting",
+    "uncounted": "penalty_exempt",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Of one service."""
+    """The settings of one service; GuardTable has what each of them means."""
 
-    guarded: bool = True  # False: all below but `allow` and `deny` is off
+    enabled: bool = True
     ssh: bool
-    # Besides the lists for all services and those of the port.
     allow: Networks = field(default_factory=Networks)
     deny: Networks = field(default_factory=Networks)
     hold: float
-    visitors_per_source: int
-    young_visitors_per_source: int
-    young_visitors: int
-    waiting_visitors: int
+    per_source: int
+    unauthenticated_per_source: int
+    unauthenticated: int
+    waiting: int
     patience: float
 
     @property
@@ -57,40 +67,40 @@ class Rules:
     @property
     def caps(self) -> Caps:
         return Caps(
-            per_source=self.visitors_per_source,
-            unauthenticated_per_source=self.young_visitors_per_source,
-            unauthenticated=self.young_visitors,
-            waiting=self.waiting_visitors,
+            per_source=self.per_source,
+            unauthenticated_per_source=self.unauthenticated_per_source,
+            unauthenticated=self.unauthenticated,
+            waiting=self.waiting,
         )
 
 
 FOR_SSH: Final = Rules(
     ssh=True,
-    # Clients that begin have done so within a round trip, also from far away; those few that wait
-    # for the server lose a second.
+    # A client that sends its identification first has done so within a round trip, also from far
+    # away. The few clients that wait for the server lose a second.
     hold=1.0,
-    # Such as an office behind one address.
-    visitors_per_source=64,
-    # dropbear takes five an address that have not logged in, and may still count one just evicted.
-    young_visitors_per_source=4,
-    # OpenSSH begins to drop at ten, dropbear at thirty; two for those just evicted.
-    young_visitors=8,
-    # Who waits for a place has a descriptor. More at a time are no people.
-    waiting_visitors=64,
-    # What ssh waits for before it says anything is the user's patience, and a login takes as long
-    # again.
+    # For an office behind one address.
+    per_source=64,
+    # dropbear accepts five from one address, and may still count one that was just evicted.
+    unauthenticated_per_source=4,
+    # OpenSSH drops connections from ten on (MaxStartups), dropbear from thirty; two are left for
+    # visitors just evicted.
+    unauthenticated=8,
+    # Each visitor in line holds a descriptor. More at a time are bots.
+    waiting=64,
+    # As long as a user waits while ssh shows nothing; the login itself takes as long again.
     patience=10.0,
 )
-# A browser opens six connections at once, sends little, and logs in nowhere that we could see: its
-# visitors are never young, and only counted.
+# A browser opens six connections at once, sends little, and logs in nowhere that the relay could
+# see. So its visitors count as established from the start.
 FOR_OTHERS: Final = replace(
     FOR_SSH,
     ssh=False,
     hold=0.0,
-    # A quarter of what a session can have open (`max_streams`): one source is not all visitors.
-    visitors_per_source=1024,
-    young_visitors_per_source=0,
-    young_visitors=0,
+    # A quarter of the streams of a session (`max_streams`): one source must not take them all.
+    per_source=1024,
+    unauthenticated_per_source=0,
+    unauthenticated=0,
 )
 
 
@@ -103,23 +113,29 @@ _NETWORKS: Final = {"parse": parse_networks}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardTable:
-    """A `[guard."PATTERN"]`; None stands for the default."""
+    """One table `[guard."PATTERN"]`; None stands for the default."""
 
-    guarded: bool | None = None
-    # Whether these are SSH servers: whom they let in is told by what they say.
+    former_keys: ClassVar = FORMER_KEYS
+
+    # With false, nothing below applies but `allow` and `deny`.
+    enabled: bool | None = None
+    # Whether these are SSH servers, whose logins are recognised by the sizes of their answers.
     ssh: bool | None = None
+    # Networks, besides those for all services and those of the port: a visitor has to pass all.
     allow: Networks | None = field(default=None, metadata=_NETWORKS)
     deny: Networks | None = field(default=None, metadata=_NETWORKS)
-    # How long a visitor may take to begin as an SSH client does; then it is let in all the same.
-    # With 0 nobody is held, or refused for what it says.
+    # How long to wait for the `SSH-` of an SSH client; a silent visitor is passed on then, and one
+    # that has sent anything else is refused. 0: no wait, and no visitor is refused for what it
+    # sends.
     hold: float | None = _one_of(between(parse_duration, "0s", "10s"))
-    # All of one source together, established ones too. Here and below 0 sets no bound.
-    visitors_per_source: int | None = _one_of(between(parse_count, 0, 65535))
-    # Who is young is told in guard.py. These are of one source, and then of the whole service.
-    young_visitors_per_source: int | None = _one_of(between(parse_count, 0, 65535))
-    young_visitors: int | None = _one_of(between(parse_count, 0, 65535))
-    # How many may be in line for a place, and for how long. With none the worst one goes at once.
-    waiting_visitors: int | None = _one_of(between(parse_count, 1, 4096))
+    # Visitors at once from one source, established ones too. Here and below, 0 sets no bound.
+    per_source: int | None = _one_of(between(parse_count, 0, 65535))
+    # Unauthenticated visitors at once (guard.py), from one source and to the whole service.
+    unauthenticated_per_source: int | None = _one_of(between(parse_count, 0, 65535))
+    unauthenticated: int | None = _one_of(between(parse_count, 0, 65535))
+    # How many visitors may wait in line for a place, and each for how long. One at least: a
+    # newcomer is in line for a moment.
+    waiting: int | None = _one_of(between(parse_count, 1, 4096))
     patience: float | None = _one_of(between(parse_duration, "0s", "60s"))
 
     def over_defaults(self, service: str) -> Rules:

@@ -173,7 +173,7 @@ def test_addresses_of_one_64_are_one_source(lab: Lab) -> None:
             visitor = stack.enter_context(visit(SSH_PORT, "2001:db8::1", source=host))
             visitor.sendall(IDENTIFICATION)
         eventually(lambda: streams(lab), what="the first of them are at the router")
-        assert streams(lab) <= FOR_SSH.young_visitors_per_source
+        assert streams(lab) <= FOR_SSH.unauthenticated_per_source
         logins = Logins()
         logins.one(lab, LAPTOP)
     assert not logins.failures

@@ -38,11 +38,11 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
 def test_networks_of_visitors(tmp_path: Path) -> None:
     config = load_config(None, tmp_path)
     assert (len(config.deny), len(config.allow)) == (0, 0)
-    assert [str(one) for one in config.uncounted] == ["127.0.0.1/32", "::1/128"]
+    assert [str(one) for one in config.penalty_exempt] == ["127.0.0.1/32", "::1/128"]
     config = load(tmp_path, "deny = ['203.0.113.0/24', '2001:db8::/32']\nuncounted = []")
     assert "203.0.113.9" in config.deny
     assert "2001:db8::9" in config.deny
-    assert not config.uncounted
+    assert not config.penalty_exempt
 
 
 def test_metrics_are_told_nowhere_unless_asked_for(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_file_is_under_the_options(tmp_path: Path) -> None:
         ("deny = '203.0.113.9'", "deny: expected an array of strings, not '203.0.113.9'"),
         ("deny = ['a.example']", "deny: expected an address or a network such as 203.0.113.0/24"),
         ("allow = ['203.0.113.9/24']", "allow: expected 203.0.113.0/24, if that is what"),
-        ("uncounted = [1]", "uncounted: expected an array of strings, not [1]"),
+        ("penalty_exempt = [1]", "penalty_exempt: expected an array of strings, not [1]"),
         ("lisen = []", "lisen: unknown key; did you mean listen?"),
         ("listen = []", "listen: expected 1 to 8 items, not 0"),
         ("listen = '[::]:1'", "listen: expected an array of strings, not '[::]:1'"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -45,6 +45,8 @@ def parse_colour(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
+    former_keys: ClassVar = {"tint": "colour", "hues": "no key of this table"}
+
     title: str = "none"
     count: int = 1
     ratio: float = 0.5
@@ -121,6 +123,8 @@ def test_every_type_is_read(file: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
+        ("tint = 'x'", "tint: this key is called colour now"),
+        ("hues = 'x'", "hues: unknown key; did you mean hue?"),
         ("titel = 'x'", "titel: unknown key; did you mean title?"),
         ("limits.hihg = 1", "limits.hihg: unknown key; did you mean high?"),
         ("limits.qqq = 1", "limits.qqq: unknown key; expected one of low, high"),

@@ -103,7 +103,7 @@ async def test_of_those_who_wait_for_the_agent_the_silent_go_first(
 async def test_a_source_may_have_so_many_established_visitors(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    async with running(tmp_path, guard={"ssh": GuardTable(visitors_per_source=1)}) as relay:
+    async with running(tmp_path, guard={"ssh": GuardTable(per_source=1)}) as relay:
         router, port = await serving(relay)
         visitor, target = await visited_by(relay, router, port)
         await send_all(visitor, bytes(ESTABLISHED_BYTES))

@@ -137,8 +137,8 @@ async def test_who_is_held_is_reset_at_once_when_the_port_closes(
     [
         {"guard": {"ssh": GuardTable(hold=0.0)}},
         {"guard": {"ssh": GuardTable(ssh=False)}},
-        {"guard": {"home/*": GuardTable(guarded=False)}},
-        {"uncounted": parse_networks([STRANGER])},
+        {"guard": {"home/*": GuardTable(enabled=False)}},
+        {"penalty_exempt": parse_networks([STRANGER])},
     ],
 )
 async def test_nobody_is_held_or_refused_who_need_not_be_an_ssh_client(

@@ -30,7 +30,7 @@ Clock = trio.testing.MockClock
     [
         ({"deny": ["203.0.113.0/24"]}, Refusal.SOURCE_DENIED),
         ({"deny": [STRANGER], "allow": ["203.0.113.0/24"]}, Refusal.SOURCE_DENIED),
-        ({"deny": [STRANGER], "uncounted": [STRANGER]}, Refusal.SOURCE_DENIED),
+        ({"deny": [STRANGER], "penalty_exempt": [STRANGER]}, Refusal.SOURCE_DENIED),
         ({"allow": ["2001:db8::/32", "203.0.113.10"]}, Refusal.SOURCE_NOT_ALLOWED),
     ],
 )
@@ -110,7 +110,7 @@ async def test_of_others_than_ssh_servers_only_many_of_one_source_are_too_many(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     """A browser opens six connections at once, and sends little."""
-    async with running(tmp_path, guard={"web": GuardTable(visitors_per_source=20)}) as relay:
+    async with running(tmp_path, guard={"web": GuardTable(per_source=20)}) as relay:
         router = relay.enrol("home", port := free_port())
         await router.attach()
         await router.serve(port, "web")
@@ -164,7 +164,7 @@ def test_by_default_that_is_a_quarter_of_the_descriptors(monkeypatch: pytest.Mon
 
 async def test_the_first_table_that_fits_says_whom_a_service_admits(tmp_path: Path) -> None:
     tables = {
-        "home/ssh": GuardTable(deny=parse_networks([STRANGER]), guarded=False),
+        "home/ssh": GuardTable(deny=parse_networks([STRANGER]), enabled=False),
         "*": GuardTable(allow=parse_networks(["2001:db8::/32"])),
     }
     async with running(tmp_path, guard=tables) as relay:
@@ -176,7 +176,7 @@ async def test_the_first_table_that_fits_says_whom_a_service_admits(tmp_path: Pa
 
 
 async def test_caps_that_change_hold_for_who_comes_next(tmp_path: Path) -> None:
-    tables = {"ssh": GuardTable(visitors_per_source=2)}
+    tables = {"ssh": GuardTable(per_source=2)}
     async with running(tmp_path, guard=tables) as relay:
         router, port = await serving(relay)
         visitors = []
@@ -186,14 +186,14 @@ async def test_caps_that_change_hold_for_who_comes_next(tmp_path: Path) -> None:
             await receive_exactly(target, ESTABLISHED_BYTES)
             visitors.append(visitor)
         assert await was_reset(come(relay, router, port))
-        tables["ssh"] = GuardTable(visitors_per_source=3)
+        tables["ssh"] = GuardTable(per_source=3)
         visitors.append((await visited_by(relay, router, port))[0])
         for visitor in visitors:
             visitor.close()
 
 
 async def test_sources_that_are_not_counted_are_never_evicted(tmp_path: Path) -> None:
-    async with running(tmp_path, uncounted=parse_networks(["203.0.113.0/24"])) as relay:
+    async with running(tmp_path, penalty_exempt=parse_networks(["203.0.113.0/24"])) as relay:
         router, port = await serving(relay)
         visitors = [(await visited_by(relay, router, port))[0] for _ in range(20)]
         assert not relay.agent(router).refused
