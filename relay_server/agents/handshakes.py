@@ -1,8 +1,8 @@
 """From an accepted TCP connection to an agent that proved who it is.
 
 Until message 1 verifies a caller has proved nothing and gets no byte; until message 3 it may send
-4 KiB. It has five seconds for all of it, whatever it does, and a place at the door (`half_open`) in
-between. A slow or idle caller delays nobody.
+4 KiB. It has five seconds for all of it, whatever it does, and counts against the half-open limit
+until then. A slow or idle caller delays no other.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Handshakes:
         return self._proved if caller.proved else self._strangers
 
     @property
-    def at_door(self) -> int:
-        """Callers of whom it is not yet known who they are."""
+    def half_open(self) -> int:
+        """Number of callers that have not completed the handshake."""
         return len(self._half_open)
 
     def _tell_failed(

@@ -44,8 +44,8 @@ SETTLE_TIMEOUT: Final = 3.0
 _GLANCE: Final = 0.2
 # The registry and its journal are far smaller; a disk with less is about to be full.
 LEAST_SPACE: Final = 50 << 20
-# A link and two listening sockets for an agent; a visitor has one. Callers at the door are bounded
-# by half_open; visitors are anybody's guess: an SSH session or two for each agent.
+# A link and two listening sockets for an agent; a visitor has one. Half-open callers are bounded by
+# half_open; visitors are anybody's guess: an SSH session or two for each agent.
 _FOR_AN_AGENT: Final = 3 + 2
 _FOR_THE_PROCESS: Final = 64
 # More in a row are better read in `relay-server agents`.

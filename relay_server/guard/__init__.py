@@ -1,4 +1,4 @@
-"""Who may stand before a service's SSH server before it knows them, and who waits for a place.
+"""Which visitors may occupy an SSH server before they have logged in, and which wait in line.
 
 Imports `relay_server.net` and `protocol.process`. Never knows agents, sessions or streams.
 """

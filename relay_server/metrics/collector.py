@@ -88,7 +88,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield _gauge("build_info", "Which version this is.", {(__version__,): 1}, "version")
         yield from self._who_is_here()
-        yield from self._at_the_door()
+        yield from self._handshakes_metrics()
         yield from self._visitors()
         yield self.lag.family()
 
@@ -124,12 +124,12 @@ class Metrics(Collector):
         except StateError:
             return None
 
-    def _at_the_door(self) -> Iterator[Metric]:
+    def _handshakes_metrics(self) -> Iterator[Metric]:
         counters = self._context.counters
         yield _gauge(
-            "handshakes_active",
-            "Callers of whom it is not known yet who they are.",
-            self._handshakes.at_door,
+            "half_open",
+            "Callers at the port for agents that have not completed the handshake.",
+            self._handshakes.half_open,
         )
         failed = {(str(why),): counters.handshakes_failed[why] for why in HandshakeFailure}
         text = "Callers who were not let in, as they are no agents, or not in time."

@@ -7,8 +7,9 @@ back by themselves: they dial as after any loss of a link, and their sessions ar
             go, without a turn for any task in between: what is saved is what is
     find    at the start, before anybody is accepted
 
-Not left: who is at the door, what the guards know (those who have a stream are counted by none any
-more), and listeners that no session publishes. What cannot be read is reset, and told in one line.
+Not left: half-open callers, what the guards know (visitors that have a stream are counted by no
+guard any more), and listeners that no session publishes. What cannot be read is reset, and told in
+one line.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Found:
         for name, descriptor in left:
             sock = None if name == STATE else handover.as_socket(descriptor)
             if sock is not None and name == VISITOR:
-                # One who was held at the door wakes up late (`ssh_ident`).
+                # Undo the SO_RCVLOWAT that `ssh_ident` sets on a visitor that it holds.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
                 self._visitors[handover.cookie(sock)] = sock
             elif sock is not None:

@@ -39,7 +39,7 @@ def test_networks_of_visitors(tmp_path: Path) -> None:
     config = load_config(None, tmp_path)
     assert (len(config.deny), len(config.allow)) == (0, 0)
     assert [str(one) for one in config.penalty_exempt] == ["127.0.0.1/32", "::1/128"]
-    config = load(tmp_path, "deny = ['203.0.113.0/24', '2001:db8::/32']\nuncounted = []")
+    config = load(tmp_path, "deny = ['203.0.113.0/24', '2001:db8::/32']\npenalty_exempt = []")
     assert "203.0.113.9" in config.deny
     assert "2001:db8::9" in config.deny
     assert not config.penalty_exempt

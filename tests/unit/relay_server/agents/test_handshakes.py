@@ -57,7 +57,7 @@ async def answer_to(sock: socket.socket) -> bytes:
             return b""
 
 
-def at_door(relay: Relay) -> int:
+def half_open(relay: Relay) -> int:
     return len(relay.handshakes._half_open)
 
 
@@ -69,10 +69,10 @@ def caller_without_a_word(relay: Relay) -> socket.socket:
 
 
 async def idle_caller(relay: Relay) -> socket.socket:
-    count = at_door(relay)
+    count = half_open(relay)
     sock = caller_of(relay.port)
     relay.leftovers.append(sock)
-    await until(lambda: at_door(relay) > count)
+    await until(lambda: half_open(relay) > count)
     return sock
 
 
@@ -91,7 +91,7 @@ async def test_garbage_gets_no_byte_and_one_line(
     (failed,) = log.records
     assert failed.msg == "handshake-failed"
     assert told(log, "handshake-failed")[0]["address"] == "127.0.0.1"
-    assert at_door(relay) == 0
+    assert half_open(relay) == 0
 
 
 async def test_who_looks_in_and_leaves_is_one_line(
@@ -125,9 +125,9 @@ async def test_the_deadline_is_absolute_whatever_drips(
         await send_all(sock, drip)
         mock_clock.jump(0.125)
         await quiet()
-        assert at_door(relay) == 1
+        assert half_open(relay) == 1
     mock_clock.jump(0.125)
-    await until(lambda: at_door(relay) == 0)
+    await until(lambda: half_open(relay) == 0)
     assert bool(await answer_to(sock)) == proves
     assert told(log, "handshake-failed") == [
         {"address": "127.0.0.1", "reason": "no handshake in time"}
@@ -154,7 +154,7 @@ async def test_at_the_bound_the_oldest_who_proved_nothing_goes(
         assert told(log, "handshake-failed") == [
             {"address": "127.0.0.1", "reason": "pushed out by newer callers"}
         ]
-        assert at_door(relay) == 2
+        assert half_open(relay) == 2
         proved.close()
         younger.close()
 
@@ -169,7 +169,7 @@ async def test_one_source_has_so_many_places(
             await router.attach()
         assert told(log, "handshake-failed")[0]["reason"] == "too many attempts from there"
         first.close()
-        await until(lambda: at_door(relay) == 1)
+        await until(lambda: half_open(relay) == 1)
         await router.attach()
         second.close()
 
@@ -185,7 +185,7 @@ async def test_failures_use_a_source_up_and_successes_do_not(
         for _ in range(3):
             sock = await idle_caller(relay)
             sock.close()
-            await until(lambda: at_door(relay) == 0)
+            await until(lambda: half_open(relay) == 0)
         with pytest.raises(LinkLost):
             await router.resume()
         mock_clock.jump(2.0)
@@ -239,7 +239,7 @@ async def test_an_unknown_agent_is_told_so(relay: Relay, log: pytest.LogCaptureF
     assert caught.value.code == DenialCode.UNKNOWN_AGENT
     (denied,) = told(log, "agent-denied")
     assert denied["key"] == stranger.key.public.hex()
-    assert at_door(relay) == 0
+    assert half_open(relay) == 0
     assert not relay.agents.overview()
 
 
@@ -403,16 +403,16 @@ async def test_a_disk_that_hangs_delays_neither_others_nor_the_end(
 
 async def test_cancelled_in_the_middle_of_a_handshake_the_place_is_free(relay: Relay) -> None:
     at_agent, accepted = tcp_pair()
-    half_open = relay.handshakes._half_open
+    limit = relay.handshakes._half_open
     scope = trio.CancelScope()
-    caller = half_open.enter("203.0.113.9", 0.0, scope.cancel)
+    caller = limit.enter("203.0.113.9", 0.0, scope.cancel)
     assert caller is not None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.handshakes._greet, accepted, ("203.0.113.9", 1), caller, scope)
         await send_all(at_agent, first_flight(relay))
         await receive_exactly(at_agent, 2)
         nursery.cancel_scope.cancel()
-    assert len(half_open) == 0
+    assert len(limit) == 0
     assert accepted.fileno() < 0
     at_agent.close()
 
@@ -444,7 +444,7 @@ async def test_2000_agents_behind_one_address_are_here_at_once(
             "INSERT INTO agents (name, public_key, created, enrolled) VALUES (?, ?, 0, 0)",
             [(f"agent-{number}", one.key.public) for number, one in enumerate(fleet)],
         )
-    # Some more at once than may stand at the door: those are turned away and come again.
+    # Some more at once than may be half-open: those are turned away and come again.
     dialling = trio.CapacityLimiter(relay.config.half_open_per_source + 4)
 
     async def come(router: Router) -> None:
@@ -514,4 +514,4 @@ async def test_other_bounds_hold_for_callers_from_then_on(relay: Relay) -> None:
     relay.context.reconfigure(replace(relay.config, half_open_per_source=1))
     with await idle_caller(relay):
         assert await answer_to(caller_of(relay.port)) == b""
-        assert at_door(relay) == 1
+        assert half_open(relay) == 1

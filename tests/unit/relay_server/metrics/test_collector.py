@@ -97,12 +97,12 @@ async def test_what_is_unacked_is_memory(relay: Relay) -> None:
         await until(lambda: values(relay)["replay_bytes"][""] > 4)
 
 
-async def test_callers_at_the_door_and_those_who_fail(relay: Relay, mock_clock: Clock) -> None:
+async def test_half_open_callers_and_those_that_fail(relay: Relay, mock_clock: Clock) -> None:
     caller = caller_of(relay.port)
-    await until(lambda: values(relay)["handshakes_active"] == {"": 1})
+    await until(lambda: values(relay)["half_open"] == {"": 1})
     mock_clock.jump(relay.config.handshake_timeout)
     with caller:
-        await until(lambda: values(relay)["handshakes_active"] == {"": 0})
+        await until(lambda: values(relay)["half_open"] == {"": 0})
     assert values(relay)["handshakes_failed_total"]["late"] == 1
 
 

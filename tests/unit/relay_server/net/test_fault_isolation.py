@@ -123,7 +123,7 @@ async def test_a_visitor_who_has_no_stream_yet_is_all_that_is_lost(
         visitor.close()
 
 
-async def test_a_caller_at_the_door_is_all_that_is_lost(
+async def test_a_half_open_caller_is_all_that_is_lost(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, late = relay.enrol("here"), relay.enrol("late")
@@ -138,7 +138,7 @@ async def test_a_caller_at_the_door_is_all_that_is_lost(
             await late.attach()
     fault = await relay.faults.take()
     assert vars(fault)["event_fields"] == {"address": "127.0.0.1"}
-    assert relay.handshakes.at_door == 0
+    assert relay.handshakes.half_open == 0
     await late.attach()
     assert not here.ended
 
