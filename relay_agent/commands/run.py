@@ -51,14 +51,14 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
     logs.configure(settings.config.log_level, settings.config.log_format)
     state.ensure()
     with state.lock(LOCK):
-        keys = RelayDialer(
-            load_agent_keys(state),  # inside: nobody rotates them meanwhile
+        dialer = RelayDialer(
+            load_agent_keys(state),  # under the lock: `rotate-key` changes the files
             settings.relay,
-            remember=partial(save_relay, state),
-            remember_own=partial(save_accepted, state),
+            save_keys=partial(save_accepted, state),
+            save_relay=partial(save_relay, state),
         )
-        rereading = partial(Reload, settings, lambda: _read(options.again(), state))
-        trio.run(serve, settings.config, settings.services, keys, state, rereading)
+        make_reload = partial(Reload, settings, lambda: _read(options.again(), state))
+        trio.run(serve, settings.config, settings.services, dialer, state, make_reload)
 
 
 def _read(options: argparse.Namespace, state: StateFolder) -> Settings:

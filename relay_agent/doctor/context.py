@@ -29,7 +29,7 @@ class Context:
     welcome: Welcome | None = None
     denial: LinkDenied | None = None
     enrolment: Enrolment = field(init=False)
-    own: AgentKeys = field(init=False)
+    agent_keys: AgentKeys = field(init=False)
     filed: tuple[Service, ...] = ()  # as the files say
     services: tuple[Service, ...] = ()  # as the running agent serves them, if there is one
     silent: set[str] = field(default_factory=set)  # the services whose target does not answer

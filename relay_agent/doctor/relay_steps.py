@@ -62,17 +62,18 @@ async def check_route(context: Context) -> Finding:
     except OSError as exc:
         return note(f"the kernel does not tell ({exc.strerror or exc})")
     try:
-        ways = {address: netlink.route_to(address) for address in context.addresses}
+        routes = {address: netlink.route_to(address) for address in context.addresses}
     finally:
         netlink.close()
     found = []
-    for address, way in ways.items():
-        if way is not None:
-            gateway = f" by way of {way.gateway}" if way.gateway else ""
-            found.append(f"{address}{gateway} on {_interface(way.interface)}, from {way.source}")
+    for address, route in routes.items():
+        if route is not None:
+            gateway = f" by way of {route.gateway}" if route.gateway else ""
+            interface = _interface(route.interface)
+            found.append(f"{address}{gateway} on {interface}, from {route.source}")
     if not found:
         return failed(
-            f"no route to {', '.join(ways)}",
+            f"no route to {', '.join(routes)}",
             "the uplink is down: look at the cable, the Wi-Fi or the dial-up, and at: ip route",
         )
     return ok("; ".join(found))
@@ -124,15 +125,14 @@ async def check_handshake(context: Context) -> Finding:
     )
     began = trio.current_time()
     try:
-        # As `run` does: also where one of the two keys is being rotated. What is learned of them is
-        # not saved here.
-        keys = RelayDialer(
-            context.own,
+        # As `run` does, also while a key is being rotated; but what is learned is not saved.
+        dialer = RelayDialer(
+            context.agent_keys,
             context.enrolment.relay,
-            remember=lambda _: None,
-            remember_own=lambda _: None,
+            save_keys=lambda _: None,
+            save_relay=lambda _: None,
         )
-        link, context.welcome = await keys.attach(lambda: hello)
+        link, context.welcome = await dialer.connect(lambda: hello)
     except LinkDenied as exc:
         context.denial = exc
         if exc.code == DenialCode.VERSION:

@@ -51,7 +51,7 @@ async def _check_enrolment(context: Context) -> Finding:
     try:
         context.config = load_config(context.state, context.config_file)
         context.enrolment = load_enrolment(context.state)
-        context.own = load_agent_keys(context.state)
+        context.agent_keys = load_agent_keys(context.state)
         context.filed = context.config.services_over(context.enrolment.services)
         context.services = context.filed
     except ConfigError as exc:

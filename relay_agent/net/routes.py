@@ -1,9 +1,9 @@
-"""What the kernel says about the way to the relay: rtnetlink(7), over a raw AF_NETLINK socket.
+"""What the kernel says about the route to the relay: rtnetlink(7), over a raw AF_NETLINK socket.
 
 The kernel tells of every change of link, address and route, most of which mean nothing here: router
-advertisements renew lifetimes, containers come and go. So a change only wakes us to look, after a
-short pause, and what we look at is one thing: *which way would a packet to the relay go now, and
-has that interface's carrier changed since?* A route look-up sends nothing.
+advertisements renew lifetimes, containers come and go. So a change only leads to a look, after a
+short pause, and what is looked at is one thing: *which route would a packet to the relay take now,
+and has that interface's carrier changed since?* A route look-up sends nothing.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Netlink:
         self._carrier[interface] = carrier
 
     def route_to(self, address: str) -> Route | None:
-        """The kernel's choice of way to an IP address; None if there is none."""
+        """The kernel's choice of route to an IP address; None if there is none."""
         try:
             destination = ipaddress.ip_address(address.partition("%")[0])
         except ValueError:
@@ -127,11 +127,11 @@ class Netlink:
             while True:
                 for kind, sequence, body in _messages(self._queries.recv(65536)):
                     if sequence == self._sequence:  # not what came too late for an earlier one
-                        return self._read_way(body) if kind == _RTM_NEWROUTE else None
+                        return self._read_route(body) if kind == _RTM_NEWROUTE else None
         except OSError:
             return None
 
-    def _read_way(self, body: bytes) -> Route:
+    def _read_route(self, body: bytes) -> Route:
         found = dict(_attributes(body[_ROUTE.size :]))
         interface = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
         return Route(
@@ -185,11 +185,12 @@ async def watch(
     wait_addresses: Callable[[], Awaitable[None]],
     on_change: Callable[[], None],
 ) -> None:
-    """Call `on_change` whenever the way to one of `addresses` becomes another. Never returns.
+    """Call `on_change` whenever the route to one of `addresses` becomes another. Never returns.
 
-    `addresses` is asked anew at each look; with none, the way to anywhere is watched.
-    `wait_addresses` returns when they may have become others. Where there is no netlink, or while
-    it fails, nothing is called, and the agent's own timers must do.
+    `addresses` is called anew at each look; if it returns none, the route to anywhere is watched.
+    `wait_addresses` must return once they may have become others. Neither `addresses` nor
+    `on_change` may wait or raise. Where there is no netlink, or while it fails, `on_change` is not
+    called, and the agent's own timers must do.
     """
     told = ""
     while True:
@@ -214,7 +215,7 @@ async def _watch(
         seen: dict[str, Route | None] = {}
         while True:
             now = {one: netlink.route_to(one) for one in addresses() or ANYWHERE}
-            if any(seen[one] != way for one, way in now.items() if one in seen):
+            if any(seen[one] != route for one, route in now.items() if one in seen):
                 on_change()
             seen = now
             # An address that is new must be seen before something changes for it.

@@ -23,7 +23,7 @@ from protocol.process.state import StateError
 if TYPE_CHECKING:
     from relay_agent.config import AgentConfig
     from relay_agent.identity.relay_identity import RelayIdentity
-    from relay_agent.link.attach_loop import Agent
+    from relay_agent.link.attach_loop import AttachLoop
     from relay_agent.services.service import Service
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,12 @@ class Outcome:
 
 
 class Reload:
-    def __init__(self, settings: Settings, read: Callable[[], Settings], agent: Agent) -> None:
-        """`settings` are in effect."""
+    def __init__(self, settings: Settings, read: Callable[[], Settings], loop: AttachLoop) -> None:
+        """`settings` are in effect; `read` returns the files' as of now, or raises ConfigError or
+        StateError."""
         self._settings = settings
         self._read = read
-        self._agent = agent
+        self._loop = loop
 
     def __call__(self) -> Outcome:
         """Raises ConfigError or StateError, and nothing has changed then."""
@@ -71,7 +72,7 @@ class Reload:
             restart = []
         outcome = _compare(self._settings, wanted, restart)
         self._settings = wanted
-        self._agent.reconfigure(wanted.config, wanted.services, wanted.relay.hosts)
+        self._loop.reconfigure(wanted.config, wanted.services, wanted.relay.hosts)
         if {"log_level", "log_format"}.intersection(outcome.options):
             logs.configure(wanted.config.log_level, wanted.config.log_format)
         event(
@@ -84,9 +85,9 @@ class Reload:
 
     def _is_same_agent(self, wanted: Settings) -> bool:
         """At the same relay; either may have rotated its key meanwhile."""
-        known, told = self._agent.relay, wanted.relay
+        known, told = self._loop.relay, wanted.relay
         common = {known.key, known.successor} & {told.key, told.successor} - {None}
-        return bool(common) and wanted.public_key == self._agent.public_key
+        return bool(common) and wanted.public_key == self._loop.public_key
 
 
 def _compare(before: Settings, after: Settings, restart: Sequence[str]) -> Outcome:

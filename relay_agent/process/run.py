@@ -1,4 +1,4 @@
-"""The agent's process: what runs, what it is told by signals and commands, and how it ends."""
+"""The agent's process: what runs, and how it ends."""
 
 from __future__ import annotations
 
@@ -17,63 +17,101 @@ from protocol.process.control.client import SOCKET
 from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.sighup import ControllingTerminal
-from protocol.process.state import StateError
-from relay_agent.link.attach_loop import Agent
+from protocol.process.state import StateError, StateFolder
+from relay_agent.identity.agent_keys import rotate
+from relay_agent.link.attach_loop import AttachLoop
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.net.routes import DEBOUNCE, watch
 from relay_agent.process.reload import Reload
 
 if TYPE_CHECKING:
-    from protocol.process.state import StateFolder
     from relay_agent.config import AgentConfig
     from relay_agent.services.service import Service
 
 log = logging.getLogger(__name__)
 
-# What SIGHUP and `relay-agent reload` read again, to give it to this agent.
-Rereading: TypeAlias = Callable[[Agent], Reload]
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+# Makes what SIGHUP and `relay-agent reload` call.
+MakeReload: TypeAlias = Callable[[AttachLoop], Reload]
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 async def serve(
     config: AgentConfig,
     services: Sequence[Service],
-    keys: RelayDialer,
+    dialer: RelayDialer,
     state: StateFolder,
-    rereading: Rereading,
+    make_reload: MakeReload,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. SIGUSR1: the network may have changed, dial now."""
+    """Run until SIGTERM or SIGINT. SIGHUP: read the files again. SIGUSR1: the network may have
+    changed, dial now."""
     terminal = ControllingTerminal()
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
-        tell_small_buffers(min(config.stream_window_max, config.replay))
+    with trio.open_signal_receiver(*SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            agent = Agent(config, services, keys, nursery)
-            nursery.start_soon(agent.stay_attached)
-            reload = rereading(agent)
-            nursery.start_soon(_answer_commands, agent, reload, state)
-            nursery.start_soon(watch, agent.ways, agent.wait_ways, agent.look_again)
+            loop = AttachLoop(config, services, dialer, nursery)
+            process = _Process(loop, state, make_reload(loop), nursery)
+            tell_small_buffers(min(config.stream_window_max, config.replay))
+            process.start()
             async for number in signals:
-                if number == signal.SIGUSR1:
-                    agent.look_again()
-                    await trio.sleep(DEBOUNCE)  # those that come meanwhile are one
-                    continue
-                if number == signal.SIGHUP and not terminal.is_gone:
-                    with contextlib.suppress(ConfigError, StateError):  # the log has it
-                        reload()
-                    continue
-                event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
-                break
-            await agent.say_goodbye()
-            nursery.cancel_scope.cancel()
+                if await process.is_ended_by(number, on_terminal=not terminal.is_gone):
+                    break
+            await process.end()
 
 
-async def _answer_commands(agent: Agent, reload: Reload, state: StateFolder) -> None:
-    """A router whose disk is full or read-only is to be reachable all the same."""
-    commands: dict[str, control.Command] = {
-        "status": lambda _: agent.status(),
-        "reload": lambda _: asdict(reload()),
-        "rotate-key": lambda _: agent.rotate_key(state),
-    }
+class _Process:
+    """What runs in `nursery`, and what is done about signals."""
+
+    def __init__(
+        self, loop: AttachLoop, state: StateFolder, reload: Reload, nursery: trio.Nursery
+    ) -> None:
+        self._loop = loop
+        self._state = state
+        self._reload = reload
+        self._nursery = nursery
+
+    def start(self) -> None:
+        """Start every task."""
+        loop = self._loop
+        self._nursery.start_soon(loop.run)
+        self._nursery.start_soon(_serve_control, self._state, self._commands())
+        self._nursery.start_soon(watch, loop.addresses, loop.wait_addresses, loop.on_network_change)
+
+    async def is_ended_by(self, number: int, *, on_terminal: bool) -> bool:
+        """Whether the agent is to end now; what else a signal asks for is done."""
+        if number == signal.SIGHUP and on_terminal:
+            with contextlib.suppress(ConfigError, StateError):  # the log says what is wrong
+                self._reload()
+            return False
+        if number == signal.SIGUSR1:
+            self._loop.on_network_change()
+            await trio.sleep(DEBOUNCE)  # all signals that come meanwhile count as one
+            return False
+        event(log, logging.INFO, "stopping", signal=signal.Signals(number).name)
+        return True
+
+    async def end(self) -> None:
+        """Say goodbye to the relay, so that it ends the session as well."""
+        await self._loop.say_goodbye()
+        self._nursery.cancel_scope.cancel()
+
+    def _commands(self) -> dict[str, control.Command]:
+        def status(_: control.Request) -> control.Request:
+            return self._loop.status()
+
+        def read_again(_: control.Request) -> control.Request:
+            return asdict(self._reload())
+
+        def rotate_key(_: control.Request) -> control.Request:
+            self._loop.use_keys(rotate(self._state))
+            return {}
+
+        return {"status": status, "reload": read_again, "rotate-key": rotate_key}
+
+
+async def _serve_control(state: StateFolder, commands: dict[str, control.Command]) -> None:
+    """Without a control socket the agent runs all the same.
+
+    A router whose disk is full or read-only is to be reachable.
+    """
     try:
         await control.serve(state.path / SOCKET, commands)
     except StateError as exc:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from random import Random
+from typing import Any, Final, TypeAlias, cast
 
 import trio
 import trio.testing
@@ -19,17 +22,22 @@ from relay_agent.config import AgentConfig
 from relay_agent.identity.agent_keys import AgentKeys
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link.attach import attach
+from relay_agent.link.attach_loop import AttachLoop
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.services.publisher import Publisher
 from relay_agent.services.service import Service
-from tests.support.scripted_relay import TestRelay
+from tests.support.scripted_relay import Target, TestRelay
 from tests.support.trio_waiting import until
 
 KEY = StaticKey.generate()
+SLACK: Final = 0.5  # what a handshake may take on the jumping clock
+
+# What the fixture `logged` returns: the events of a name, or all.
+Logged: TypeAlias = Callable[..., list[dict[str, Any]]]
 
 
-def keys_for(relay: RelayIdentity) -> RelayDialer:
-    return RelayDialer(AgentKeys(KEY), relay, remember=lambda _: None, remember_own=lambda _: None)
+def dialer_for(relay: RelayIdentity) -> RelayDialer:
+    return RelayDialer(AgentKeys(KEY), relay, save_keys=lambda _: None, save_relay=lambda _: None)
 
 
 @asynccontextmanager
@@ -78,3 +86,52 @@ class Highest(Random):
 
     def uniform(self, a: float, b: float) -> float:
         return b
+
+
+@dataclass
+class House:
+    relay: TestRelay
+    loop: AttachLoop
+    target: Target
+
+    async def attached(self) -> None:
+        """Until the relay carries a session of this agent and has answered about its service."""
+        await until(self._is_up)
+
+    def _is_up(self) -> bool:
+        endpoint, status = self.relay.endpoint, self.loop.status()
+        if endpoint is None or endpoint.link is None or not status["attached"]:
+            return False
+        services = cast("list[dict[str, object]]", status["services"])
+        return any(one["state"] != "asked" for one in services)
+
+    async def visit(self) -> tuple[socket.socket, socket.socket]:
+        visitor = self.relay.visit(self.relay.published[-1].publication)
+        accepted, _ = await self.target.accept()
+        return visitor, accepted
+
+
+async def silence(sock: socket.socket) -> None:
+    await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def a_house(
+    *, config: AgentConfig | None = None, relay_at: RelayIdentity | None = None, begin: bool = True
+) -> AsyncIterator[House]:
+    target = Target()
+    async with trio.open_nursery() as nursery:
+        relay = TestRelay(nursery)
+        nursery.start_soon(relay.serve)
+        loop = AttachLoop(
+            config or AgentConfig(),
+            [Service("ssh", target.address, 11111)],
+            dialer_for(relay_at or relay.address),
+            nursery,
+        )
+        house = House(relay, loop, target)
+        if begin:
+            nursery.start_soon(loop.run)
+        yield house
+        nursery.cancel_scope.cancel()
+    target.close()

@@ -29,7 +29,7 @@ from protocol.wire.noise import StaticKey
 from relay_agent.config import AgentConfig
 from relay_agent.identity.agent_keys import AgentKeys
 from relay_agent.identity.relay_identity import RelayIdentity
-from relay_agent.link.attach_loop import Agent
+from relay_agent.link.attach_loop import AttachLoop
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.services import publisher
 from relay_agent.services.service import Service
@@ -91,11 +91,11 @@ async def play(fleet: Fleet, members: Sequence[Member]) -> None:
             for member in some:
                 service = Service("ssh", HostPort(LOOPBACK, member["target"]), member["port"])
                 key = StaticKey.from_private(bytes.fromhex(member["key"]))
-                keys = RelayDialer(
-                    AgentKeys(key), relay, remember=lambda _: None, remember_own=lambda _: None
+                dialer = RelayDialer(
+                    AgentKeys(key), relay, save_relay=lambda _: None, save_keys=lambda _: None
                 )
-                agent = Agent(config, [service], keys, nursery)
-                nursery.start_soon(agent.stay_attached)
+                loop = AttachLoop(config, [service], dialer, nursery)
+                nursery.start_soon(loop.run)
             await news.wait_for(len(some))
         sys.stdout.write("ready\n")
         sys.stdout.flush()

@@ -32,7 +32,7 @@ from relay_agent.identity.agent_keys import (
 )
 from relay_agent.identity.enrolment import load_or_make_key, save_enrolment
 from relay_agent.identity.relay_identity import RelayIdentity
-from relay_agent.link import relay_dialer as agent_module
+from relay_agent.link import relay_dialer as dialer_module
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_server.registry.registry import FILE, Refused, Registry
 from tests.support.ends import LIMITS
@@ -49,7 +49,7 @@ class OwnRotation(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         path = Path(self.folder.name)
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(agent_module, "attach", self.shake)
+        self.patch.setattr(dialer_module, "attach", self.shake)
         self.state, self.relay_state = StateFolder(path / "agent"), StateFolder(path / "relay")
         self.backup = path / "backup"
         for state in (self.state, self.relay_state):
@@ -100,8 +100,8 @@ class OwnRotation(RuleBasedStateMachine):
         self.agent = RelayDialer(
             load_agent_keys(self.state),
             RelayIdentity(hosts=(), key=bytes(32)),
-            remember=lambda _: None,
-            remember_own=self.save,
+            save_relay=lambda _: None,
+            save_keys=self.save,
         )
         self.full = False
 
@@ -125,7 +125,7 @@ class OwnRotation(RuleBasedStateMachine):
         with self.patch.context() as patch:
             patch.setattr(StateFolder, "write", failing)
             try:
-                self.agent.own = rotate(self.state)
+                self.agent.agent_keys = rotate(self.state)
             except StateError:
                 self.boot()
         newest = load_agent_keys(self.state).newest.public
@@ -138,17 +138,17 @@ class OwnRotation(RuleBasedStateMachine):
         self.now += 10
         if not answers:
             with pytest.raises((LinkLost, LinkDenied)):
-                run(self.agent.attach(lambda: HELLO))
+                run(self.agent.connect(lambda: HELLO))
             return
         known = self.relays_key()
         if self.rotations_since(known) > MAX_FORMER:
             with pytest.raises(LinkDenied, match="UNKNOWN_AGENT"):
-                run(self.agent.attach(lambda: HELLO))
+                run(self.agent.connect(lambda: HELLO))
             return
-        run(self.agent.attach(lambda: HELLO))
+        run(self.agent.connect(lambda: HELLO))
         if not self.understands:
             return
-        own = self.agent.own
+        own = self.agent.agent_keys
         assert own.accepted
         assert self.relays_key() == own.newest.public
         # What was valid is worth nothing any more, and what the relay never knew is not either.

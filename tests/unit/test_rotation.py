@@ -22,7 +22,7 @@ from protocol.wire.hello import Limits, Welcome
 from protocol.wire.noise import StaticKey
 from relay_agent.identity.agent_keys import AgentKeys
 from relay_agent.identity.relay_identity import RelayIdentity
-from relay_agent.link import relay_dialer as agent_module
+from relay_agent.link import relay_dialer as dialer_module
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_server.registry import relay_keys as relay_module
 from relay_server.registry.registry import Registry
@@ -66,7 +66,7 @@ class Rotation(RuleBasedStateMachine):
         self.newest_used = 0
         self.boot()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(agent_module, "attach", self.shake)
+        self.patch.setattr(dialer_module, "attach", self.shake)
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -111,7 +111,7 @@ class Rotation(RuleBasedStateMachine):
     @rule()
     def boot(self) -> None:
         own = AgentKeys(StaticKey.generate())
-        self.agent = RelayDialer(own, self.disk, remember=self.save, remember_own=lambda _: None)
+        self.agent = RelayDialer(own, self.disk, save_relay=self.save, save_keys=lambda _: None)
 
     def save(self, relay: RelayIdentity) -> None:
         if self.full:
@@ -121,14 +121,14 @@ class Rotation(RuleBasedStateMachine):
     @rule(full=st.booleans(), interrupted=st.booleans())
     def come(self, full: bool, interrupted: bool) -> None:
         self.full = full
-        while self.agent.follow(self.attach()) and not interrupted:
+        while self.agent.learn_successor(self.attach()) and not interrupted:
             pass
         if not full and not interrupted:
             assert self.disk == RelayIdentity(hosts=(), key=self.relay.current.public)
 
     def attach(self) -> Welcome:
         """Never NoAnswer."""
-        _, welcome = run(self.agent.attach(lambda: pytest.fail("not asked")))
+        _, welcome = run(self.agent.connect(lambda: pytest.fail("not asked")))
         return welcome
 
     async def shake(self, relay: RelayIdentity, **_: object) -> tuple[Link, Welcome]:

@@ -66,8 +66,8 @@ def root_logger() -> Any:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
 
-    async def serve(config: Any, services: Any, keys: Any, state: Any, rereading: Any) -> None:
-        calls.note(config, services, keys)
+    async def serve(config: Any, services: Any, dialer: Any, state: Any, make_reload: Any) -> None:
+        calls.note(config, services, dialer)
 
     async def join(invitation: Any, services: Any, *, config: Any, state: Any) -> None:
         calls.note(invitation, services, config, state)
@@ -242,9 +242,9 @@ def test_ctrl_c_during_join_is_quiet(
 
 def test_run_serves_what_join_saved(calls: Calls, joined: StateFolder) -> None:
     assert run(joined) == 0
-    [(config, services, keys)] = calls.made
-    assert (config, keys.relay, services) == (AgentConfig(), ENROLMENT.relay, (SSH,))
-    assert keys.own.newest.private.hex() in (joined.path / "agent.key").read_text()
+    [(config, services, dialer)] = calls.made
+    assert (config, dialer.relay, services) == (AgentConfig(), ENROLMENT.relay, (SSH,))
+    assert dialer.agent_keys.newest.private.hex() in (joined.path / "agent.key").read_text()
 
 
 def test_run_takes_a_config_file(calls: Calls, joined: StateFolder, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from protocol.errors import RefusalCode, ResetCode
 from protocol.process.address import HostPort
 from protocol.wire import frame as wire
 from relay_agent.config import AgentConfig
-from relay_agent.link.attach_loop import Agent
+from relay_agent.link.attach_loop import AttachLoop
 from relay_agent.services import publisher as module
 from relay_agent.services.publisher import REPUBLISH
 from relay_agent.services.service import Service
-from tests.support.agent import keys_for, serving
+from tests.support.agent import dialer_for, serving
 from tests.support.log_records import events
 from tests.support.scripted_relay import LIMIT, Target, TestRelay
 from tests.support.trio_waiting import until
@@ -100,8 +100,8 @@ async def test_what_it_must_not_say_ends_the_session_and_dials_nothing(
         async with trio.open_nursery() as nursery:
             relay = TestRelay(nursery)
             nursery.start_soon(relay.serve)
-            agent = Agent(AgentConfig(), [service], keys_for(relay.address), nursery)
-            nursery.start_soon(agent.stay_attached)
+            loop = AttachLoop(AgentConfig(), [service], dialer_for(relay.address), nursery)
+            nursery.start_soon(loop.run)
             await until(lambda: len(relay.published) == 1)
             relay.now.session._outbox.queue_control(hostile)
             relay.now.flush()

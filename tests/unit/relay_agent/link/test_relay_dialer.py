@@ -37,12 +37,12 @@ class Disk:
         self.own: list[AgentKeys] = []
         self.full = False
 
-    def save_own(self, own: AgentKeys) -> None:
+    def save_keys(self, own: AgentKeys) -> None:
         if self.full:
             raise StateError(os.strerror(errno.ENOSPC))
         self.own.append(own)
 
-    def save(self, relay: RelayIdentity) -> None:
+    def save_relay(self, relay: RelayIdentity) -> None:
         if self.full:
             raise StateError(os.strerror(errno.ENOSPC))
         self.saved.append(relay)
@@ -72,37 +72,40 @@ def known(relay: TestRelay, key: StaticKey, successor: StaticKey | None = None) 
     return replace(relay.address, key=key.public, successor=public)
 
 
-async def attach(keys: RelayDialer) -> Welcome:
-    link, welcome = await keys.attach(lambda: HELLO)
+async def attach(dialer: RelayDialer) -> Welcome:
+    link, welcome = await dialer.connect(lambda: HELLO)
     link.close()
     return welcome
 
 
 async def test_told_of_a_successor_it_is_saved_before_it_is_used(disk: Disk) -> None:
     async with a_relay(NEW, OLD) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE), known(relay, OLD), save_relay=disk.save_relay, save_keys=disk.save_keys
         )
-        welcome = await attach(keys)
+        welcome = await attach(dialer)
         assert welcome.successor == NEW.public
-        assert keys.follow(welcome)
+        assert dialer.learn_successor(welcome)
         assert disk.saved == [known(relay, OLD, NEW)]
-        assert (await attach(keys)).successor is None
+        assert (await attach(dialer)).successor is None
         # Once it has worked the old one is forgotten.
         assert disk.saved[1:] == [known(relay, NEW)]
-        assert keys.relay == known(relay, NEW)
+        assert dialer.relay == known(relay, NEW)
         assert relay.shown == [OLD.public, NEW.public]
 
 
 async def test_it_never_goes_back_once_the_new_key_has_worked(disk: Disk) -> None:
     async with a_relay(NEW) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE),
+            known(relay, OLD, NEW),
+            save_relay=disk.save_relay,
+            save_keys=disk.save_keys,
         )
-        await attach(keys)
+        await attach(dialer)
         relay.keys = [OLD]
         with pytest.raises(NoAnswer):
-            await attach(keys)
+            await attach(dialer)
         assert relay.callers == 2
 
 
@@ -110,19 +113,22 @@ async def test_not_even_if_that_cannot_be_saved(
     disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with a_relay(NEW) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE),
+            known(relay, OLD, NEW),
+            save_relay=disk.save_relay,
+            save_keys=disk.save_keys,
         )
         disk.full = True
-        await attach(keys)
+        await attach(dialer)
         assert reasons(caplog) == ["No space left on device"]
         relay.keys = [OLD]
         with pytest.raises(NoAnswer):
-            await attach(keys)
+            await attach(dialer)
         # The next link tries to save it once more, and no later one.
         relay.keys, disk.full = [NEW], False
-        await attach(keys)
-        await attach(keys)
+        await attach(dialer)
+        await attach(dialer)
         assert disk.saved == [known(relay, NEW)]
         # The next process has both still, and tries the new one first.
         relay.keys = [NEW, OLD]
@@ -131,8 +137,8 @@ async def test_not_even_if_that_cannot_be_saved(
                 RelayDialer(
                     AgentKeys(MINE),
                     known(relay, OLD, NEW),
-                    remember=disk.save,
-                    remember_own=disk.save_own,
+                    save_relay=disk.save_relay,
+                    save_keys=disk.save_keys,
                 )
             )
         ) is not None
@@ -145,14 +151,17 @@ async def test_until_it_has_worked_the_old_key_is_good_as_well(
     """The relay was put back to a state from before the rotation."""
     caplog.set_level("DEBUG")
     async with a_relay(OLD) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE),
+            known(relay, OLD, NEW),
+            save_relay=disk.save_relay,
+            save_keys=disk.save_keys,
         )
-        assert (await attach(keys)).successor is None
+        assert (await attach(dialer)).successor is None
         assert relay.shown == [OLD.public]
-        assert keys.relay == known(relay, OLD, NEW)
+        assert dialer.relay == known(relay, OLD, NEW)
         assert disk.saved == []
-        await attach(keys)
+        await attach(dialer)
         levels = [each["level"] for each in events(caplog, "relay-key-unanswered")]
         assert levels == ["WARNING", "DEBUG"]
 
@@ -161,41 +170,47 @@ async def test_what_cannot_be_saved_is_not_used(
     disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with a_relay(NEW, OLD) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE), known(relay, OLD), save_relay=disk.save_relay, save_keys=disk.save_keys
         )
         disk.full = True
-        assert not keys.follow(await attach(keys))
+        assert not dialer.learn_successor(await attach(dialer))
         assert reasons(caplog) == ["No space left on device"]
-        await attach(keys)
+        await attach(dialer)
         assert relay.shown == [OLD.public, OLD.public]
         disk.full = False  # and the next link tells it again
-        assert keys.follow(await attach(keys))
+        assert dialer.learn_successor(await attach(dialer))
 
 
 async def test_what_is_known_is_no_news(disk: Disk) -> None:
     async with a_relay(NEW, OLD) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE),
+            known(relay, OLD, NEW),
+            save_relay=disk.save_relay,
+            save_keys=disk.save_keys,
         )
         told = relay.welcome(bytes(16), resumed=False)
-        assert not keys.follow(told)
-        assert not keys.follow(replace(told, successor=OLD.public))
-        assert not keys.follow(replace(told, successor=NEW.public))
+        assert not dialer.learn_successor(told)
+        assert not dialer.learn_successor(replace(told, successor=OLD.public))
+        assert not dialer.learn_successor(replace(told, successor=NEW.public))
         # The relay has rotated again meanwhile, and does not hold what it told of before.
-        assert keys.follow(replace(told, successor=NEWER.public))
+        assert dialer.learn_successor(replace(told, successor=NEWER.public))
         assert disk.saved == [known(relay, OLD, NEWER)]
 
 
 async def test_a_relay_that_rotated_twice_is_followed_twice(disk: Disk) -> None:
     async with a_relay(NEWER, NEW, OLD) as relay:
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE),
+            known(relay, OLD, NEW),
+            save_relay=disk.save_relay,
+            save_keys=disk.save_keys,
         )
-        assert keys.follow(await attach(keys))
-        assert keys.relay == known(relay, NEW, NEWER)
-        await attach(keys)
-        assert keys.relay == known(relay, NEWER)
+        assert dialer.learn_successor(await attach(dialer))
+        assert dialer.relay == known(relay, NEW, NEWER)
+        await attach(dialer)
+        assert dialer.relay == known(relay, NEWER)
         assert disk.saved == [known(relay, NEW), known(relay, NEW, NEWER), known(relay, NEWER)]
 
 
@@ -211,8 +226,11 @@ async def test_what_else_goes_wrong_under_the_new_key_is_no_reason_to_try_the_ol
         async def cut(sock: socket.socket) -> None:
             await relay.shake(sock)
 
-        keys = RelayDialer(
-            AgentKeys(MINE), known(relay, OLD, NEW), remember=disk.save, remember_own=disk.save_own
+        dialer = RelayDialer(
+            AgentKeys(MINE),
+            known(relay, OLD, NEW),
+            save_relay=disk.save_relay,
+            save_keys=disk.save_keys,
         )
         failures: list[tuple[Callable[..., Any], type[Exception]]] = [
             (deny, LinkDenied),
@@ -221,9 +239,9 @@ async def test_what_else_goes_wrong_under_the_new_key_is_no_reason_to_try_the_ol
         for greeting, failure in failures:
             relay.greetings.append(greeting)
             with pytest.raises(failure):
-                await attach(keys)
+                await attach(dialer)
         assert relay.shown == [NEW.public, NEW.public]
-        assert keys.relay.successor == NEW.public
+        assert dialer.relay.successor == NEW.public
 
 
 # Keys of our own
@@ -233,7 +251,7 @@ FORMER = StaticKey.generate()
 
 @asynccontextmanager
 async def a_registry(*known_keys: bytes, takes: bool = True) -> AsyncIterator[TestRelay]:
-    """A relay that takes these keys, and a successor for one of them; each comer is in `came`."""
+    """A relay that takes these dialer, and a successor for one of them; each comer is in `came`."""
     registered, revoked = list(known_keys), list[bytes]()
     async with a_relay(OLD) as relay:
 
@@ -254,14 +272,14 @@ async def a_registry(*known_keys: bytes, takes: bool = True) -> AsyncIterator[Te
         yield relay
 
 
-def agent_keys(relay: TestRelay, own: AgentKeys, disk: Disk) -> RelayDialer:
-    return RelayDialer(own, known(relay, OLD), remember=disk.save, remember_own=disk.save_own)
+def dialer_with(relay: TestRelay, own: AgentKeys, disk: Disk) -> RelayDialer:
+    return RelayDialer(own, known(relay, OLD), save_relay=disk.save_relay, save_keys=disk.save_keys)
 
 
-async def shown(relay: TestRelay, keys: RelayDialer) -> list[bool]:
+async def shown(relay: TestRelay, dialer: RelayDialer) -> list[bool]:
     """For each attempt to attach once, whether the former key vouched."""
     relay.hellos.clear()
-    await attach(keys)
+    await attach(dialer)
     return [hello.successor is not None for hello in relay.hellos]
 
 
@@ -271,30 +289,30 @@ NOT_TOLD = AgentKeys(MINE, (FORMER,), accepted=False)
 
 async def test_the_former_key_vouches_for_the_newest(disk: Disk) -> None:
     async with a_registry(FORMER.public) as relay:
-        keys = agent_keys(relay, NOT_TOLD, disk)
-        assert await shown(relay, keys) == [True]
+        dialer = dialer_with(relay, NOT_TOLD, disk)
+        assert await shown(relay, dialer) == [True]
         assert relay.hellos[0].successor == MINE.public
         assert disk.own == [TOLD]
         # From then on the newest is the one that works.
-        assert await shown(relay, keys) == [False]
+        assert await shown(relay, dialer) == [False]
         assert disk.own == [TOLD]
 
 
 async def test_an_answer_that_got_lost_is_found_out(disk: Disk) -> None:
     async with a_registry(FORMER.public) as relay:
-        await attach(agent_keys(relay, NOT_TOLD, disk))
+        await attach(dialer_with(relay, NOT_TOLD, disk))
         disk.own.clear()
-        keys = agent_keys(relay, NOT_TOLD, disk)
-        assert await shown(relay, keys) == [True, False]
+        dialer = dialer_with(relay, NOT_TOLD, disk)
+        assert await shown(relay, dialer) == [True, False]
         assert disk.own == [TOLD]
-        assert await shown(relay, keys) == [False]
+        assert await shown(relay, dialer) == [False]
 
 
 async def test_a_relay_that_was_put_back_is_told_once_more(disk: Disk) -> None:
     async with a_registry(FORMER.public) as relay:
-        keys = agent_keys(relay, TOLD, disk)
-        assert await shown(relay, keys) == [False, True]
-        assert await shown(relay, keys) == [False]
+        dialer = dialer_with(relay, TOLD, disk)
+        assert await shown(relay, dialer) == [False, True]
+        assert await shown(relay, dialer) == [False]
         assert not disk.own
 
 
@@ -305,19 +323,19 @@ async def test_a_relay_that_was_put_back_further_is_told_by_an_older_key(
     older = StaticKey.generate()
     async with a_registry(older.public) as relay:
         own = AgentKeys(MINE, (FORMER, older), accepted=accepted)
-        keys = agent_keys(relay, own, disk)
-        assert await shown(relay, keys) == (
+        dialer = dialer_with(relay, own, disk)
+        assert await shown(relay, dialer) == (
             [False, True, True] if accepted else [True, False, True]
         )
-        assert await shown(relay, keys) == [False]
+        assert await shown(relay, dialer) == [False]
         assert disk.own == ([] if accepted else [replace(own, accepted=True)])
 
 
 async def test_a_relay_without_the_feature_keeps_the_former_key(disk: Disk) -> None:
     async with a_registry(FORMER.public, takes=False) as relay:
-        keys = agent_keys(relay, NOT_TOLD, disk)
+        dialer = dialer_with(relay, NOT_TOLD, disk)
         for _ in range(2):
-            assert await shown(relay, keys) == [True]
+            assert await shown(relay, dialer) == [True]
         assert not disk.own
 
 
@@ -326,18 +344,18 @@ async def test_what_cannot_be_noted_is_found_out_again(
 ) -> None:
     async with a_registry(FORMER.public) as relay:
         disk.full = True
-        keys = agent_keys(relay, NOT_TOLD, disk)
-        await attach(keys)
+        dialer = dialer_with(relay, NOT_TOLD, disk)
+        await attach(dialer)
         assert events(caplog, "agent-key-not-saved")
-        assert keys.own == TOLD
-        assert await shown(relay, keys) == [False]
+        assert dialer.agent_keys == TOLD
+        assert await shown(relay, dialer) == [False]
 
 
 async def test_both_revoked(disk: Disk) -> None:
     async with a_registry() as relay:
         for own in (TOLD, NOT_TOLD):
             with pytest.raises(LinkDenied, match="UNKNOWN_AGENT"):
-                await attach(agent_keys(relay, own, disk))
+                await attach(dialer_with(relay, own, disk))
         assert not disk.own
 
 
@@ -346,33 +364,33 @@ async def test_other_denials_are_the_answer(disk: Disk) -> None:
         for own in (TOLD, NOT_TOLD):
             relay.greetings = [relay.denying(DenialCode.BUSY)]
             with pytest.raises(LinkDenied):
-                await attach(agent_keys(relay, own, disk))
+                await attach(dialer_with(relay, own, disk))
         assert relay.callers == 2
 
 
 async def test_rotated_meanwhile_nothing_is_noted_of_the_newer_one(disk: Disk) -> None:
     async with a_registry(FORMER.public) as relay:
-        keys = agent_keys(relay, NOT_TOLD, disk)
+        dialer = dialer_with(relay, NOT_TOLD, disk)
         newer = AgentKeys(StaticKey.generate(), (MINE,), accepted=False)
 
         def hello() -> Hello:
-            keys.own = newer
+            dialer.agent_keys = newer
             return HELLO
 
-        link, _ = await keys.attach(hello)
+        link, _ = await dialer.connect(hello)
         link.close()
-        assert (keys.own, disk.own) == (newer, [])
+        assert (dialer.agent_keys, disk.own) == (newer, [])
 
 
 # Where the relay is
 
 
-def keys_of(relay: RelayIdentity, disk: Disk) -> RelayDialer:
-    return RelayDialer(AgentKeys(MINE), relay, remember=disk.save, remember_own=disk.save_own)
+def dialer_of(relay: RelayIdentity, disk: Disk) -> RelayDialer:
+    return RelayDialer(AgentKeys(MINE), relay, save_relay=disk.save_relay, save_keys=disk.save_keys)
 
 
-async def welcome_with(keys: RelayDialer, *hosts: str) -> None:
-    keys.hear(replace(await attach(keys), hosts=hosts))
+async def welcome_with(dialer: RelayDialer, *hosts: str) -> None:
+    dialer.learn_hosts(replace(await attach(dialer), hosts=hosts))
 
 
 async def test_what_the_relay_tells_of_itself_is_saved_once(
@@ -380,14 +398,14 @@ async def test_what_the_relay_tells_of_itself_is_saved_once(
 ) -> None:
     caplog.set_level("INFO")
     async with a_relay(OLD) as relay:
-        keys = keys_of(known(relay, OLD), disk)
+        dialer = dialer_of(known(relay, OLD), disk)
         for _ in range(2):
-            await welcome_with(keys, "new.example.net:7022", "[2001:db8::9]:443")
+            await welcome_with(dialer, "new.example.net:7022", "[2001:db8::9]:443")
         further = (HostPort("new.example.net", 7022), HostPort("2001:db8::9", 443))
-        assert keys.relay.further == further
+        assert dialer.relay.further == further
         assert [one.further for one in disk.saved] == [further]
         assert len(events(caplog, "relay-hosts-told")) == 1
-        await welcome_with(keys)
+        await welcome_with(dialer)
         assert disk.saved[-1].further == ()
 
 
@@ -396,11 +414,11 @@ async def test_a_relay_that_tells_nothing_or_nonsense_changes_nothing(
 ) -> None:
     async with a_relay(OLD) as relay:
         elsewhere = replace(known(relay, OLD), further=(HostPort("127.0.0.1", relay.port),))
-        keys = keys_of(elsewhere, disk)
-        welcome = await attach(keys)
-        keys.hear(replace(welcome, hosts=None))
-        keys.hear(replace(welcome, hosts=("a b:1",)))
-        assert keys.relay == elsewhere
+        dialer = dialer_of(elsewhere, disk)
+        welcome = await attach(dialer)
+        dialer.learn_hosts(replace(welcome, hosts=None))
+        dialer.learn_hosts(replace(welcome, hosts=("a b:1",)))
+        assert dialer.relay == elsewhere
         assert not disk.saved
         assert len(events(caplog, "relay-hosts-unusable")) == 1
 
@@ -410,9 +428,9 @@ async def test_what_cannot_be_saved_counts_until_the_end_of_the_process(
 ) -> None:
     disk.full = True
     async with a_relay(OLD) as relay:
-        keys = keys_of(known(relay, OLD), disk)
-        await welcome_with(keys, "new.example.net:7022")
-        assert keys.relay.further == (HostPort("new.example.net", 7022),)
+        dialer = dialer_of(known(relay, OLD), disk)
+        await welcome_with(dialer, "new.example.net:7022")
+        assert dialer.relay.further == (HostPort("new.example.net", 7022),)
         assert len(events(caplog, "relay-hosts-not-saved")) == 1
         assert not reasons(caplog)
 
@@ -424,38 +442,38 @@ def closed_port() -> HostPort:
 async def test_where_it_answered_last_it_is_sought_first(disk: Disk) -> None:
     async with a_relay(OLD) as before, a_relay(OLD) as after:
         further = (HostPort("127.0.0.1", after.port),)
-        keys = keys_of(replace(known(before, OLD), further=further), disk)
-        await attach(keys)
+        dialer = dialer_of(replace(known(before, OLD), further=further), disk)
+        await attach(dialer)
         assert (before.callers, after.callers) == (1, 0)
         # Another relay has its address now: it does not hold the key.
         before.keys = [NEWER]
-        await attach(keys)
+        await attach(dialer)
         assert (before.callers, after.callers) == (2, 1)
-        await attach(keys)
+        await attach(dialer)
         assert (before.callers, after.callers) == (2, 2)
         # And back.
         before.keys, after.keys = [OLD], [NEWER]
         for _ in range(2):
-            await attach(keys)
+            await attach(dialer)
         assert (before.callers, after.callers) == (4, 3)
 
 
 async def test_a_place_that_denies_is_the_relay_and_no_other_is_sought(disk: Disk) -> None:
     async with a_relay(OLD) as before, a_relay(OLD) as after:
         further = (HostPort("127.0.0.1", after.port),)
-        keys = keys_of(replace(known(before, OLD), further=further), disk)
+        dialer = dialer_of(replace(known(before, OLD), further=further), disk)
         before.greetings = [before.denying(99)]
         with pytest.raises(LinkDenied):
-            await attach(keys)
+            await attach(dialer)
         assert after.callers == 0
 
 
 async def test_where_nobody_answers_both_places_are_told(disk: Disk) -> None:
     here, there = closed_port(), closed_port()
     relay = RelayIdentity(hosts=[here], key=OLD.public, further=(there,))
-    keys = keys_of(relay, disk)
+    dialer = dialer_of(relay, disk)
     with pytest.raises(LinkLost, match=rf"{here}: Connection refused; {there}: Connection ref"):
-        await attach(keys)
+        await attach(dialer)
 
 
 async def test_both_places_are_asked_under_both_keys(disk: Disk) -> None:
@@ -467,7 +485,7 @@ async def test_both_places_are_asked_under_both_keys(disk: Disk) -> None:
             successor=NEW.public,
             further=(HostPort("127.0.0.1", after.port),),
         )
-        keys = keys_of(relay, disk)
-        await attach(keys)
-        assert keys.relay == replace(relay, key=NEW.public, successor=None)
-        assert disk.saved == [keys.relay]
+        dialer = dialer_of(relay, disk)
+        await attach(dialer)
+        assert dialer.relay == replace(relay, key=NEW.public, successor=None)
+        assert disk.saved == [dialer.relay]

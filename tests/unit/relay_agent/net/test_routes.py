@@ -67,12 +67,12 @@ async def test_only_another_way_to_the_relay_counts(
 
     await trio.testing.wait_all_tasks_blocked()
     assert changes == 0
-    # A router advertisement, a container's interface: the kernel talks, the way is the same.
+    # A router advertisement, a container's interface: the kernel talks, the route is the same.
     assert await after({"203.0.113.5": WIFI, "198.51.100.77": LTE}) == 0
     assert await after({"203.0.113.5": None}) == 1
     assert await after({"203.0.113.5": None}) == 1
     assert await after({"203.0.113.5": LTE}) == 2
-    # Down and up again while nobody looked: the same way over a carrier that was lost.
+    # Down and up again while nobody looked: the same route over a carrier that was lost.
     bounced = Route(4, LTE.gateway, LTE.source, carrier_changes=2)
     assert await after({"203.0.113.5": bounced}) == 3
 
@@ -179,11 +179,11 @@ def real() -> Iterator[Netlink]:
 
 
 def test_the_way_to_this_machine_itself(real: Netlink) -> None:
-    way = real.route_to("127.0.0.1")
-    assert way is not None
-    assert (way.gateway, way.source) == ("", "127.0.0.1")
-    assert way.interface == socket.if_nametoindex("lo")
-    assert real.route_to("127.0.0.1") == way
+    route = real.route_to("127.0.0.1")
+    assert route is not None
+    assert (route.gateway, route.source) == ("", "127.0.0.1")
+    assert route.interface == socket.if_nametoindex("lo")
+    assert real.route_to("127.0.0.1") == route
 
 
 def test_what_is_no_address_has_no_way(real: Netlink) -> None:
@@ -294,14 +294,14 @@ async def test_changes_are_waited_out(
     assert trio.current_time() - start == pytest.approx(DEBOUNCE)
 
 
-def test_a_way_is_read_from_an_ipv6_answer(real: Netlink) -> None:
+def test_a_route_is_read_from_an_ipv6_answer(real: Netlink) -> None:
     gateway, source = socket.inet_pton(10, "fe80::1"), socket.inet_pton(10, "2001:db8::7")
     body = struct.pack("=BBBBBBBBI", 10, 128, 0, 0, 0, 0, 0, 0, 0)
     for kind, value in ((4, struct.pack("=I", 3)), (5, gateway), (7, source)):
         body += struct.pack("=HH", 4 + len(value), kind) + value
-    assert real._read_way(body) == Route(3, "fe80::1", "2001:db8::7", 0)
+    assert real._read_route(body) == Route(3, "fe80::1", "2001:db8::7", 0)
     # Attributes that make no sense end the reading.
-    assert real._read_way(body[:12] + b"\0\0\0\0") == Route(0, "", "", 0)
+    assert real._read_route(body[:12] + b"\0\0\0\0") == Route(0, "", "", 0)
 
 
 def test_interfaces_are_numbered_in_the_byte_order_of_the_machine(
@@ -310,4 +310,4 @@ def test_interfaces_are_numbered_in_the_byte_order_of_the_machine(
     """Many routers are big-endian; carriers are counted by the number that struct reads."""
     monkeypatch.setattr("sys.byteorder", "big")
     body = bytes(12) + struct.pack("=HH", 8, 4) + (3).to_bytes(4, "big")
-    assert real._read_way(body).interface == 3
+    assert real._read_route(body).interface == 3
