@@ -19,7 +19,7 @@ from tests.support.far_end import FarEnd
 from .carriers import AES_GCM, Autossh, Carrier, Direct, Rathole, Relay, Ssh, usage
 from .ends import WAYS, Way, echo, transfer
 from .machine import Others, cubic_loopback
-from .report import Findings, Measurement, Plan, Plot, Series, Target, ratio
+from .report import Findings, Notebook, Plan, Plot, Series, Target, ratio
 
 OURS: Final = "ssh-relay"
 SSH: Final = "ssh -R"
@@ -61,7 +61,7 @@ def run(plan: Plan) -> Findings:
     ]
     return Findings(
         title="One stream over loopback",
-        measurements=tuple(bench.measurements()),
+        measurements=bench.book.measurements([one.name for one in present]),
         targets=tuple(bench.targets()),
         plots=tuple(bench.plots()),
         notes=tuple(notes),
@@ -81,15 +81,11 @@ def candidates() -> list[Carrier]:
     ]
 
 
-# What is measured, whose, and the size of a write where it was varied.
-Key = tuple[str, str, int | None]
-
-
 @dataclass(slots=True)
 class Bench:
     plan: Plan
     carriers: Sequence[Carrier]
-    _values: dict[Key, list[float]] = field(default_factory=dict)
+    book: Notebook = field(default_factory=Notebook)
     _echoes: dict[str, list[float]] = field(default_factory=dict)
     _rates: dict[tuple[str, Way], float] = field(default_factory=dict)
 
@@ -145,44 +141,26 @@ class Bench:
                     # There are many of them, and a quarter of a second tells them apart.
                     size = max(1, self._size(carrier, way) // 4)
                     seconds = transfer(carrier.ports[0], way, size, piece=piece)
-                    self._note(f"throughput {way}", carrier, size / seconds / 1e6, piece)
+                    self._note(f"throughput {way}", carrier, size / seconds / 1e6, piece=piece)
 
     def _size(self, carrier: Carrier, way: Way) -> int:
         """What takes about as long as the plan says."""
         return min(LARGEST_SIZE, max(1, int(self._rates[carrier.name, way] * self.plan.seconds)))
 
-    def _note(self, name: str, carrier: Carrier, value: float, piece: int | None = None) -> None:
-        self._values.setdefault((name, carrier.name, piece), []).append(value)
+    def _note(self, name: str, carrier: Carrier, value: float, **by: int) -> None:
+        self.book.note(name, carrier.name, value, UNITS[name], **by)
 
     # --- What came of it
-
-    def measurements(self) -> list[Measurement]:
-        return [self._measurement(*key) for key in sorted(self._values, key=self._order)]
-
-    def _order(self, key: Key) -> tuple[object, ...]:
-        name, carrier, piece = key
-        names = [one.name for one in self.carriers]
-        return (piece is not None, list(UNITS).index(name), piece or 0, names.index(carrier))
-
-    def _measurement(self, name: str, carrier: str, piece: int | None = None) -> Measurement:
-        return Measurement(
-            name=name,
-            carrier=carrier,
-            unit=UNITS[name],
-            values=tuple(self._values[name, carrier, piece]),
-            parameters={"piece": piece} if piece is not None else {},
-        )
 
     def targets(self) -> list[Target]:
         def against(
             number: str, what: str, theirs: str, measured: str, limit: float, *, at_most: bool
         ) -> Target:
-            there = (measured, theirs, None) in self._values
             return ratio(
                 number,
                 f"{what}, ÷ {theirs}",
-                self._measurement(measured, OURS),
-                self._measurement(measured, theirs) if there else None,
+                self.book.find(measured, OURS),
+                self.book.find(measured, theirs),
                 limit=limit,
                 at_most=at_most,
             )
@@ -202,6 +180,7 @@ class Bench:
         ]
 
     def plots(self) -> list[Plot]:
+        find = self.book.find
         everybody = [one.name for one in self.carriers]
         # Without the bare path, beside which all carriers would look alike.
         names = [name for name in everybody if name != Direct.name]
@@ -213,7 +192,7 @@ class Bench:
                 y_label="MB/s",
                 kind="bars",
                 series=tuple(
-                    self._series(way, {name: (f"throughput {way}", name, None) for name in names})
+                    self._series(way, {name: find(f"throughput {way}", name) for name in names})
                     for way in WAYS
                 ),
             ),
@@ -225,9 +204,11 @@ class Bench:
                     y_label="MB/s",
                     log_x=True,
                     series=tuple(
-                        self._series(name, {p: (f"throughput {way}", name, p) for p in PIECES})
+                        self._series(
+                            name, {p: find(f"throughput {way}", name, piece=p) for p in PIECES}
+                        )
                         for name in names
-                        if (f"throughput {way}", name, PIECES[0]) in self._values
+                        if find(f"throughput {way}", name, piece=PIECES[0])
                     ),
                 )
                 for way in WAYS
@@ -243,8 +224,10 @@ class Bench:
             ),
         ]
 
-    def _series(self, label: str, points: Mapping[str, Key] | Mapping[int, Key]) -> Series:
-        values = [self._values[key] for key in points.values()]
+    def _series(
+        self, label: str, points: Mapping[str, list[float]] | Mapping[int, list[float]]
+    ) -> Series:
+        values = points.values()
         return Series(
             label=label,
             x=tuple(points),  # type: ignore[arg-type]
@@ -253,7 +236,6 @@ class Bench:
         )
 
 
-# In the order of the table.
 UNITS: Final = {
     "throughput up": "MB/s",
     "throughput down": "MB/s",

@@ -109,11 +109,54 @@ class Findings:
     others: str = ""
 
 
+By = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(slots=True)
+class Notebook:
+    """Values as they are measured, by what they are, whose, and what else was set."""
+
+    _values: dict[tuple[str, str, By], list[float]] = field(default_factory=dict)
+    _units: dict[str, str] = field(default_factory=dict)
+
+    def note(self, name: str, carrier: str, value: float, unit: str, /, **by: Scalar) -> None:
+        self._values.setdefault((name, carrier, tuple(by.items())), []).append(value)
+        self._units[name] = unit
+
+    def find(self, name: str, carrier: str, /, **by: Scalar) -> list[float]:
+        return self._values.get((name, carrier, tuple(by.items())), [])
+
+    def measurements(self, carriers: Sequence[str] = ()) -> tuple[Measurement, ...]:
+        """Those without a parameter first, by name; those of a name by parameter and carrier.
+
+        Names, and all else without `carriers`, are in the order in which they were noted.
+        """
+        names = list(self._units)
+
+        def order(key: tuple[str, str, By]) -> tuple[object, ...]:
+            name, carrier, by = key
+            rest = (by, carriers.index(carrier)) if carriers else ()
+            return (bool(by), names.index(name), *rest)
+
+        return tuple(
+            Measurement(
+                name=name,
+                carrier=carrier,
+                unit=self._units[name],
+                values=tuple(values),
+                parameters=dict(by),
+            )
+            for (name, carrier, by), values in sorted(
+                self._values.items(), key=lambda one: order(one[0])
+            )
+        )
+
+
 def ratio(
     number: str,
     name: str,
-    ours: Measurement,
-    theirs: Measurement | None,
+    ours: Sequence[float],
+    theirs: Sequence[float],
     *,
     limit: float,
     at_most: bool,
@@ -122,10 +165,10 @@ def ratio(
 
     What the machine did meanwhile hits both of a pair, so their ratio varies less than either.
     """
-    if theirs is None:
+    if not theirs:
         note, measured = "nothing to compare with", None
     else:
-        ratios = [one / other for one, other in zip(ours.values, theirs.values, strict=True)]
+        ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
         measured = statistics.median(ratios)
         note = f"{figure(min(ratios))}–{figure(max(ratios))} in {len(ratios)} rounds"
     return Target(

@@ -37,7 +37,7 @@ from .carriers import AES_GCM, Carrier, Relay, Ssh, cpu_seconds, rss_bytes, usag
 from .ends import WAYS, command, transfer
 from .machine import Others, cubic_loopback
 from .many_visitors import Visits
-from .report import Findings, Measurement, Plan, Plot, Scalar, Series, Target, Unable, figure
+from .report import Findings, Notebook, Plan, Plot, Scalar, Series, Target, Unable, figure
 
 OURS: Final = Relay.name
 THEIRS: Final = Ssh(AES_GCM).name
@@ -165,36 +165,6 @@ class Ours(Relay):
         self.agent.process.wait_for_line(" service-up ")
 
 
-# --- Values --------------------------------------------------------------------------------------
-
-By = tuple[tuple[str, Scalar], ...]
-
-
-@dataclass(slots=True)
-class Notebook:
-    _values: dict[tuple[str, str, By], list[float]] = field(default_factory=dict)
-    _units: dict[str, str] = field(default_factory=dict)
-
-    def note(self, name: str, carrier: str, value: float, unit: str, /, **by: Scalar) -> None:
-        self._values.setdefault((name, carrier, tuple(by.items())), []).append(value)
-        self._units[name] = unit
-
-    def find(self, name: str, carrier: str = OURS, /, **by: Scalar) -> list[float]:
-        return self._values.get((name, carrier, tuple(by.items())), [])
-
-    def measurements(self) -> tuple[Measurement, ...]:
-        return tuple(
-            Measurement(
-                name=name,
-                carrier=carrier,
-                unit=self._units[name],
-                values=tuple(values),
-                parameters=dict(by),
-            )
-            for (name, carrier, by), values in self._values.items()
-        )
-
-
 @dataclass(slots=True)
 class Bench:
     work: Path
@@ -226,7 +196,7 @@ class Bench:
             "8", "memory of an idle agent above the bare imports", 5.0, "MB", self._above()
         )
         self._target(
-            "8", "from start to connected", 0.6, "s", self.book.find("from start to ready")
+            "8", "from start to connected", 0.6, "s", self.book.find("from start to ready", OURS)
         )
 
     def _started(self, name: str, process: ProcessUnderTest, *, counts: bool) -> None:
@@ -252,7 +222,7 @@ class Bench:
                         self._echoing(carrier, count)
                     self._bulk(carrier)
         most = self.sizes.streams[-1]
-        find = self.book.find
+        find = self._of_ours
         fair = f"most ÷ least of {most:,} streams"
         self._target("6", f"{fair}, echoing", 2.0, "×", find("most ÷ least", streams=most))
         self._target(
@@ -342,7 +312,7 @@ class Bench:
                     self._visit(carrier, OFFERED, self.sizes.visit_seconds)
                 for carrier in carriers:
                     self._visit(carrier, FLAT_OUT, self.sizes.visit_seconds / 4)
-        find = self.book.find
+        find = self._of_ours
         sustained = f"new visitors a second, for {self.sizes.visit_seconds:g} s"
         self._target(
             "6", sustained, VISIT_RATE, "/s", find("visitors", come=OFFERED), at_most=False
@@ -404,8 +374,8 @@ class Bench:
         most = self.sizes.agents[-1]
         memory, cpu = "memory of the relay for an agent", "CPU of the relay for 100 idle agents"
         many = f"{most:,} agents"
-        self._target("7", f"{cpu}, {many}", 1.0, "% of a core", self.book.find(cpu, agents=most))
-        self._target("7", f"{memory}, {many}", 60.0, "KB", self.book.find(memory, agents=most))
+        self._target("7", f"{cpu}, {many}", 1.0, "% of a core", self._of_ours(cpu, agents=most))
+        self._target("7", f"{memory}, {many}", 60.0, "KB", self._of_ours(memory, agents=most))
         self._linear(memory, "agents", self.sizes.agents)
         self._linear(cpu, "agents", self.sizes.agents)
         self._plot_memory(
@@ -438,6 +408,9 @@ class Bench:
 
     # --- Telling
 
+    def _of_ours(self, name: str, /, **by: Scalar) -> list[float]:
+        return self.book.find(name, OURS, **by)
+
     def _settle(self) -> None:
         time.sleep(self.sizes.settle_seconds)
 
@@ -469,7 +442,7 @@ class Bench:
 
     def _linear(self, name: str, what: str, sizes: Sequence[int]) -> None:
         """Target 9: what one costs among the most, over what one costs among the fewest."""
-        few, many = (self.book.find(name, **{what: size}) for size in (sizes[0], sizes[-1]))
+        few, many = (self._of_ours(name, **{what: size}) for size in (sizes[0], sizes[-1]))
         ratios = [one / other for one, other in zip(many, few, strict=True) if other]
         self._target("9", f"{name}, of {sizes[-1]:,} {what} ÷ of {sizes[0]:,}", LINEAR, "×", ratios)
 

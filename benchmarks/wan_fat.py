@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import statistics
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from tests.support.lab.network import BOTH, Network
 from tests.support.lab.typing_load import Way
 
-from .report import Findings, Measurement, Plan, Target
+from .report import Findings, Notebook, Plan, Target
 from .wan_lab import (
     OURS,
     PLAIN,
     THEIRS,
     Carried,
+    Figures,
     Line,
     Ours,
     Theirs,
     measure,
+    note,
     rounds_of,
     settle,
     share,
@@ -74,6 +75,7 @@ def fat(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
         (f"{OURS}, default options", ours, False, "", SYSCTLS),
         (THEIRS, theirs, False, "", SYSCTLS),
     ]
+    book = Notebook()
     rounds: dict[tuple[str, Way], list[Carried]] = {}
     for number in range(rounds_of(plan)):
         for name, lab, direct, options, sysctls in entries:
@@ -85,14 +87,10 @@ def fat(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
                 settle(lab, line)
                 carried = measure(lab, line, copies=1, way=way, direct=direct, seed=number)
                 rounds.setdefault((name, way), []).append(carried)
-                figures = [
-                    f"{what} {figure(carried, line, way):.3g} {unit}"
-                    for what, (unit, figure) in FAT_FIGURES.items()
-                ]
-                sys.stderr.write(f"{name} {way}: {'; '.join(figures)}\n")
+                note(book, figures_of(name), name, carried, line, way, line=line.name, way=way)
     return Findings(
         title="A long fat line",
-        measurements=tuple(fat_measurements(line, rounds)),
+        measurements=book.measurements(),
         targets=tuple(fat_targets(line, rounds)),
         notes=(
             f"{line.name}: with "
@@ -109,27 +107,18 @@ def grown(carried: Carried) -> float:
     return (carried.relay_rss[1] - carried.relay_rss[0]) / 1e6
 
 
-FAT_FIGURES: Final[Mapping[str, tuple[str, Callable[[Carried, Line, Way], float]]]] = {
+FAT_FIGURES: Final[Figures] = {
     "one copy, of the line": ("%", lambda one, line, way: 100 * share(one, line, way)),
     "relay's memory more": ("MB", lambda one, line, way: grown(one)),
     "forwarder, of a core": ("%", lambda one, line, way: 100 * one.forwarder_cpu),
 }
 
 
-def fat_measurements(
-    line: Line, rounds: Mapping[tuple[str, Way], list[Carried]]
-) -> Iterator[Measurement]:
-    for what, (unit, figure) in FAT_FIGURES.items():
-        for (carrier, way), all_carried in rounds.items():
-            if figure is FAT_FIGURES["relay's memory more"][1] and carrier.startswith(PLAIN):
-                continue
-            yield Measurement(
-                name=what,
-                carrier=carrier,
-                unit=unit,
-                values=tuple(figure(one, line, way) for one in all_carried),
-                parameters={"line": line.name, "way": way},
-            )
+def figures_of(carrier: str) -> Figures:
+    """A plain connection takes nothing of a relay's memory."""
+    if not carrier.startswith(PLAIN):
+        return FAT_FIGURES
+    return {name: one for name, one in FAT_FIGURES.items() if name != "relay's memory more"}
 
 
 def fat_targets(line: Line, rounds: Mapping[tuple[str, Way], list[Carried]]) -> Iterator[Target]:

@@ -6,9 +6,10 @@ import contextlib
 import re
 import statistics
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,7 +31,7 @@ from tests.support.programs import services
 from tests.support.waiting import LIMIT
 
 from .carriers import cpu_seconds, rss_bytes, tree
-from .report import Plan
+from .report import Notebook, Plan, Scalar
 
 FAR_PORT: Final = 4000
 OURS: Final = "ssh-relay"
@@ -293,3 +294,26 @@ def spread(values: Sequence[float]) -> str:
 
 def rounds_of(plan: Plan) -> int:
     return 1 if plan.quick else min(plan.rounds, ROUNDS)
+
+
+# By name: the unit, and how the figure is got.
+Figures = Mapping[str, tuple[str, Callable[[Carried, Line, Way], float]]]
+
+
+def note(
+    book: Notebook,
+    figures: Figures,
+    carrier: str,
+    carried: Carried,
+    line: Line,
+    way: Way = "up",
+    /,
+    **by: Scalar,
+) -> None:
+    """Take down the figures of one measurement, and tell them to who waits."""
+    said = []
+    for name, (unit, figure) in figures.items():
+        value = figure(carried, line, way)
+        book.note(name, carrier, value, unit, **by)
+        said.append(f"{name} {value:.3g} {unit}")
+    sys.stderr.write(f"{carrier}, {', '.join(map(str, by.values()))}: {'; '.join(said)}\n")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from .report import Findings, Measurement, Plan, Plot, Scalar, Series, Target
+from .report import Findings, Notebook, Plan, Plot, Scalar, Series, Target
 from .wan_lab import (
     OURS,
     THEIRS,
     Carried,
+    Figures,
     Line,
     Ours,
     Theirs,
     measure,
+    note,
     rounds_of,
     settle,
     share,
@@ -67,14 +68,14 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-FIGURES: Final[Mapping[str, tuple[str, Callable[[Carried, Line], float]]]] = {
-    "echo beyond ping, median": ("ms", lambda one, _: 1e3 * statistics.median(beyond(one))),
-    "echo beyond ping, 95 %": ("ms", lambda one, _: 1e3 * percentile(beyond(one), 95)),
-    "ping, median": ("ms", lambda one, _: 1e3 * statistics.median(pings(one))),
-    "unsent in the socket": ("ms", lambda one, line: 8e3 * one.unsent / line.rate),
-    "sent again": ("segments", lambda one, _: one.retransmitted),
-    "copies, of the line": ("%", lambda one, line: 100 * share(one, line)),
-    "copies, most to least": ("×", lambda one, _: max(one.copies) / max(1, min(one.copies))),
+FIGURES: Final[Figures] = {
+    "echo beyond ping, median": ("ms", lambda one, *_: 1e3 * statistics.median(beyond(one))),
+    "echo beyond ping, 95 %": ("ms", lambda one, *_: 1e3 * percentile(beyond(one), 95)),
+    "ping, median": ("ms", lambda one, *_: 1e3 * statistics.median(pings(one))),
+    "unsent in the socket": ("ms", lambda one, line, _: 8e3 * one.unsent / line.rate),
+    "sent again": ("segments", lambda one, *_: one.retransmitted),
+    "copies, of the line": ("%", lambda one, line, _: 100 * share(one, line)),
+    "copies, most to least": ("×", lambda one, *_: max(one.copies) / max(1, min(one.copies))),
 }
 
 
@@ -120,6 +121,7 @@ Rounds: TypeAlias = dict[str, list[Carried]]  # by carrier
 
 
 def typing(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
+    book = Notebook()
     measured: list[tuple[Condition, Rounds]] = []
     for condition in conditions(plan.quick):
         for lab in labs.values():
@@ -138,12 +140,12 @@ def typing(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
                     seed=number,
                 )
                 rounds[name].append(carried)
-                tell(f"{name} {condition.name}", carried, condition.line)
+                note(book, FIGURES, name, carried, condition.line, **condition.parameters)
         measured.append((condition, rounds))
     return Findings(
         title="Typing beside bulk",
-        measurements=tuple(one for what in measured for one in typing_measurements(*what)),
-        targets=tuple(one for what in measured for one in typing_targets(*what)),
+        measurements=book.measurements(),
+        targets=tuple(one for what in measured for one in typing_targets(book, *what)),
         plots=tuple(typing_plot(*what) for what in measured),
         notes=(
             "Typing: an echo of 64 bytes, beyond a ping through the same queue at the same moment,"
@@ -153,23 +155,11 @@ def typing(plan: Plan, labs: Mapping[str, Ours | Theirs]) -> Findings:
     )
 
 
-def typing_measurements(condition: Condition, rounds: Rounds) -> Iterator[Measurement]:
-    for name, (unit, figure) in FIGURES.items():
-        for carrier, all_carried in rounds.items():
-            yield Measurement(
-                name=name,
-                carrier=carrier,
-                unit=unit,
-                values=tuple(figure(one, condition.line) for one in all_carried),
-                parameters=condition.parameters,
-            )
-
-
-def typing_targets(condition: Condition, rounds: Rounds) -> Iterator[Target]:
+def typing_targets(book: Notebook, condition: Condition, rounds: Rounds) -> Iterator[Target]:
     for words in ("median", "95 %"):
-        _, figure = FIGURES[f"echo beyond ping, {words}"]
+        name = f"echo beyond ping, {words}"
         # Of one round each, as they were measured one after the other.
-        ours, theirs = ([figure(one, condition.line) for one in rounds[c]] for c in (OURS, THEIRS))
+        ours, theirs = (book.find(name, one, **condition.parameters) for one in (OURS, THEIRS))
         # An echo may be lucky beside its ping; nobody is then so and so many times as slow.
         ratios = [max(0.0, a) / b for a, b in zip(ours, theirs, strict=True) if b > 0]
         yield Target(
@@ -226,10 +216,3 @@ def distribution(label: str, seconds: Sequence[float]) -> Series:
         x=tuple(round(1e3 * cut, 2) for cut in cuts),
         y=tuple(percent / 100 for percent in range(1, 100)),
     )
-
-
-def tell(what: str, carried: Carried, line: Line) -> None:
-    figures = [
-        f"{name} {figure(carried, line):.3g} {unit}" for name, (unit, figure) in FIGURES.items()
-    ]
-    sys.stderr.write(f"{what}: {'; '.join(figures)}\n")
