@@ -26,7 +26,7 @@ from relay_agent.link.attach_loop import AttachLoop
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.services.publisher import Publisher
 from relay_agent.services.service import Service
-from tests.support.scripted_relay import Target, TestRelay
+from tests.support.scripted_relay import ScriptedRelay, Target
 from tests.support.trio_waiting import until
 
 KEY = StaticKey.generate()
@@ -43,11 +43,11 @@ def dialer_for(relay: RelayIdentity) -> RelayDialer:
 @asynccontextmanager
 async def serving(
     *services: Service, answer: int | None = None, max_streams: int = 64
-) -> AsyncIterator[tuple[Publisher, TestRelay]]:
+) -> AsyncIterator[tuple[Publisher, ScriptedRelay]]:
     """One session with one link; `answer` refuses every publication."""
     config = AgentConfig()
     async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
+        relay = ScriptedRelay(nursery)
         if answer is not None:
             relay.answer = relay.refusing(answer)
         nursery.start_soon(relay.serve)
@@ -90,7 +90,7 @@ class Highest(Random):
 
 @dataclass
 class House:
-    relay: TestRelay
+    relay: ScriptedRelay
     loop: AttachLoop
     target: Target
 
@@ -121,7 +121,7 @@ async def a_house(
 ) -> AsyncIterator[House]:
     target = Target()
     async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
+        relay = ScriptedRelay(nursery)
         nursery.start_soon(relay.serve)
         loop = AttachLoop(
             config or AgentConfig(),

@@ -31,10 +31,8 @@ VISITOR = ("203.0.113.9", 4711)
 Greeting = Callable[[socket.socket], Awaitable[None]]
 
 
-class TestRelay:
+class ScriptedRelay:
     """Greets each caller by the next of `greetings`, or else as a relay does."""
-
-    __test__ = False
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.key = StaticKey.generate()

@@ -26,7 +26,7 @@ from relay_agent.join import join
 from relay_agent.services.service import Service
 from relay_agent.services.ssh_discovery import NoSshServer
 from tests.support.ports import free_port
-from tests.support.scripted_relay import TestRelay
+from tests.support.scripted_relay import ScriptedRelay
 from tests.support.trio_waiting import until
 
 TOKEN = bytes(range(16))
@@ -65,7 +65,7 @@ class Server:
 
 @dataclass
 class House:
-    relay: TestRelay
+    relay: ScriptedRelay
     nursery: trio.Nursery
     ssh: Server
     state: StateFolder
@@ -114,7 +114,7 @@ class House:
 @asynccontextmanager
 async def a_house(path: Path, *, public: bool = True) -> AsyncIterator[House]:
     async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
+        relay = ScriptedRelay(nursery)
         nursery.start_soon(relay.serve)
         ssh, port = Server(), Server()
         state = StateFolder(path / "state")

@@ -19,16 +19,16 @@ from relay_agent.link.attach import ATTACH_TIMEOUT, attach, preferred_suite
 from tests.support.cancellation import cancelled_at
 from tests.support.ends import LIMITS
 from tests.support.ports import free_port
-from tests.support.scripted_relay import TestRelay
+from tests.support.scripted_relay import ScriptedRelay
 
 KEY = StaticKey.generate()
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
 
 
 @asynccontextmanager
-async def a_relay() -> AsyncIterator[TestRelay]:
+async def a_relay() -> AsyncIterator[ScriptedRelay]:
     async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
+        relay = ScriptedRelay(nursery)
         nursery.start_soon(relay.serve)
         yield relay
         nursery.cancel_scope.cancel()

@@ -17,7 +17,7 @@ from relay_agent.services.publisher import REPUBLISH
 from relay_agent.services.service import Service
 from tests.support.agent import dialer_for, serving
 from tests.support.log_records import events
-from tests.support.scripted_relay import LIMIT, Target, TestRelay
+from tests.support.scripted_relay import LIMIT, ScriptedRelay, Target
 from tests.support.trio_waiting import until
 
 # What a visitor may be called on the wire: printable text of up to 64 characters.
@@ -98,7 +98,7 @@ async def test_what_it_must_not_say_ends_the_session_and_dials_nothing(
     service = Service("ssh", HostPort("192.0.2.1", 22), 11111)
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
-            relay = TestRelay(nursery)
+            relay = ScriptedRelay(nursery)
             nursery.start_soon(relay.serve)
             loop = AttachLoop(AgentConfig(), [service], dialer_for(relay.address), nursery)
             nursery.start_soon(loop.run)

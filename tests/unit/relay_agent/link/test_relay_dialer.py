@@ -22,7 +22,7 @@ from relay_agent.link.relay_dialer import RelayDialer
 from tests.support.ends import LIMITS
 from tests.support.log_records import events
 from tests.support.ports import free_port
-from tests.support.scripted_relay import TestRelay
+from tests.support.scripted_relay import ScriptedRelay
 
 MINE = StaticKey.generate()
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
@@ -54,9 +54,9 @@ def disk() -> Disk:
 
 
 @asynccontextmanager
-async def a_relay(*held: StaticKey) -> AsyncIterator[TestRelay]:
+async def a_relay(*held: StaticKey) -> AsyncIterator[ScriptedRelay]:
     async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
+        relay = ScriptedRelay(nursery)
         relay.keys = list(held)
         nursery.start_soon(relay.serve)
         yield relay
@@ -67,7 +67,9 @@ def reasons(caplog: pytest.LogCaptureFixture) -> list[Any]:
     return [each["reason"] for each in events(caplog, "relay-key-not-saved")]
 
 
-def known(relay: TestRelay, key: StaticKey, successor: StaticKey | None = None) -> RelayIdentity:
+def known(
+    relay: ScriptedRelay, key: StaticKey, successor: StaticKey | None = None
+) -> RelayIdentity:
     public = None if successor is None else successor.public
     return replace(relay.address, key=key.public, successor=public)
 
@@ -250,7 +252,7 @@ FORMER = StaticKey.generate()
 
 
 @asynccontextmanager
-async def a_registry(*known_keys: bytes, takes: bool = True) -> AsyncIterator[TestRelay]:
+async def a_registry(*known_keys: bytes, takes: bool = True) -> AsyncIterator[ScriptedRelay]:
     """A relay that takes these dialer, and a successor for one of them; each comer is in `came`."""
     registered, revoked = list(known_keys), list[bytes]()
     async with a_relay(OLD) as relay:
@@ -272,11 +274,11 @@ async def a_registry(*known_keys: bytes, takes: bool = True) -> AsyncIterator[Te
         yield relay
 
 
-def dialer_with(relay: TestRelay, own: AgentKeys, disk: Disk) -> RelayDialer:
+def dialer_with(relay: ScriptedRelay, own: AgentKeys, disk: Disk) -> RelayDialer:
     return RelayDialer(own, known(relay, OLD), save_relay=disk.save_relay, save_keys=disk.save_keys)
 
 
-async def shown(relay: TestRelay, dialer: RelayDialer) -> list[bool]:
+async def shown(relay: ScriptedRelay, dialer: RelayDialer) -> list[bool]:
     """For each attempt to attach once, whether the former key vouched."""
     relay.hellos.clear()
     await attach(dialer)

@@ -25,7 +25,7 @@ from relay_agent.process.run import _Process, _serve_control, serve
 from relay_agent.services.service import Service
 from tests.support.agent import KEY, Logged, a_house, dialer_for
 from tests.support.ports import free_port
-from tests.support.scripted_relay import Target, TestRelay
+from tests.support.scripted_relay import ScriptedRelay, Target
 from tests.support.sockets import was_reset
 from tests.support.trio_waiting import until
 
@@ -44,7 +44,7 @@ async def test_a_signal_ends_it_with_a_goodbye(
 ) -> None:
     target = Target()
     async with trio.open_nursery() as nursery:
-        relay = TestRelay(nursery)
+        relay = ScriptedRelay(nursery)
         nursery.start_soon(relay.serve)
 
         async def run() -> None:

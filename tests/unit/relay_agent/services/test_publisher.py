@@ -19,7 +19,7 @@ from relay_agent.services.service import Service
 from relay_agent.services.target import loopback_source
 from tests.support.agent import serving
 from tests.support.log_records import events
-from tests.support.scripted_relay import VISITOR, Target, TestRelay
+from tests.support.scripted_relay import VISITOR, ScriptedRelay, Target
 from tests.support.sockets import receive_to_end, reset, was_reset
 from tests.support.trio_waiting import until
 
@@ -42,7 +42,7 @@ class Held:
         raise ConnectionRefusedError(111, "Connection refused")
 
 
-def publications(relay: TestRelay) -> Sequence[tuple[int, str, int]]:
+def publications(relay: ScriptedRelay) -> Sequence[tuple[int, str, int]]:
     return [(each.publication, each.service, each.port) for each in relay.published]
 
 
