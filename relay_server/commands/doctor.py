@@ -10,7 +10,8 @@ from protocol.process.cli.checks import conduct
 from protocol.process.cli.command_line import add_config_option, add_json_option
 from protocol.process.state import StateFolder
 from relay_server import CONFIG_FILE
-from relay_server.doctor.steps import STEPS, Context
+from relay_server.doctor.context import Context
+from relay_server.doctor.steps import STEPS
 
 _EXAMPLES: Final = """\
 examples:
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, state: StateFolder) -> int:
-    # What the steps have to say they return.
+    # The steps return what they have to say.
     logs.configure(options.log_level or "error", options.log_format or "text")
     well = conduct(STEPS, Context(state, options.config), as_json=options.json)
     return 0 if well else 1

@@ -1,4 +1,4 @@
-"""What of the machine a relay depends on: steps of its doctor that need nothing of the relay."""
+"""The steps of `doctor` on the machine that the relay runs on: service, clock, names, firewall."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import trio
 from protocol.process.address import HostPort
 from protocol.process.cli.checks import WRITTEN, Finding, failed, note, ok
 from protocol.process.service_manager import has_systemd
+from relay_server.doctor.context import Context
 from relay_server.doctor.firewall import iptables_closed, nft_closed
 
 UNIT: Final = "relay-server.service"
@@ -27,8 +28,8 @@ PATIENCE: Final = 5.0
 _TIME_ERROR: Final = 5
 
 
-async def check_service() -> Finding:
-    """Whether somebody starts the relay again after a crash or a reboot."""
+async def check_service(_: Context) -> Finding:
+    """Whether the relay is started again after a crash or a reboot."""
     install = "sudo deploy/systemd/install relay-server (docs/systemd.md)"
     if not has_systemd():
         return note(
@@ -57,7 +58,7 @@ async def check_service() -> Finding:
     return ok(f"{UNIT} is {unit.get('ActiveState')}, and was started again {times} times")
 
 
-def check_clock() -> Finding:
+async def check_clock(_: Context) -> Finding:
     """Invitations expire by it, and logs are read by it; nothing else needs it."""
     now = time.time()
     text = f"it says {time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(now))}"
@@ -79,15 +80,15 @@ def _kernel_clock() -> int:
         return -1
 
 
-async def check_address(hosts: Sequence[HostPort], link_ports: Sequence[int]) -> Finding:
-    """What agents are told to dial: whether it leads here."""
-    if not hosts:
+async def check_address(context: Context) -> Finding:
+    """Whether what agents are told to dial leads here."""
+    if not context.hosts:
         return note(
             "it is not known where agents reach this machine",
             'start the relay with --host NAME once, or put hosts = ["NAME"] into server.toml',
         )
     found, notes = [], []
-    for host in hosts:
+    for host in context.hosts:
         addresses = await _look_up(host.host)
         if not addresses:
             return failed(
@@ -101,7 +102,7 @@ async def check_address(hosts: Sequence[HostPort], link_ports: Sequence[int]) ->
         private = [one for one in addresses if not ipaddress.ip_address(one).is_global]
         if private:
             notes.append(f"{', '.join(private)} is not reached from the Internet")
-        if host.port not in link_ports:
+        if host.port not in context.link_ports:
             notes.append(f"the relay does not listen on port {host.port} itself")
     text = "; ".join(found + notes)
     if notes:
@@ -145,13 +146,15 @@ _FIREWALLS: Final = (
 )
 
 
-async def check_firewall(ports: Sequence[int]) -> Finding:
+async def check_firewall(context: Context) -> Finding:
+    """Whether it lets agents and visitors in."""
     beyond = "a provider's firewall is seen from elsewhere only: relay-agent doctor"
     present = [one for one in _FIREWALLS if _program(one.argv[0])]
     if not present:
         return ok(f"neither nft nor iptables is here, so no firewall of its own; {beyond}")
     if os.geteuid() != 0:
         return note("only root may read the firewall's rules", "sudo relay-server doctor")
+    ports = [*context.link_ports, *context.public_ports]
     shut: dict[int, str] = {}  # the command that shows why
     for one in present:
         said = await output(*one.argv)

@@ -1,7 +1,8 @@
 """`relay-server doctor`: what the relay stands on, and what is wrong with it.
 
 It reads, asks the running relay over its control socket, and tries ports without listening. Whether
-agents and visitors get here from elsewhere is seen from there: by `relay-agent doctor`.
+agents and visitors get here from elsewhere is seen from there: by `relay-agent doctor`. The steps
+here are those of the relay itself; those of its machine are in `host`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -26,7 +25,8 @@ from protocol.process.limits import descriptor_limit
 from protocol.process.service_manager import how_to_start
 from protocol.process.state import StateError, StateFolder
 from relay_server import CONFIG_FILE, PROGRAM
-from relay_server.config import ServerConfig, load_config
+from relay_server.config import load_config
+from relay_server.doctor.context import Context
 from relay_server.doctor.host import (
     accepts,
     check_address,
@@ -36,7 +36,6 @@ from relay_server.doctor.host import (
 )
 from relay_server.net.bind_check import bind_error, lowest_free, who_holds
 from relay_server.registry.open import LOCK, existing_registry
-from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import load
 
 # One that has just been started opens its control socket within that time.
@@ -50,23 +49,6 @@ _FOR_AN_AGENT: Final = 3 + 2
 _FOR_THE_PROCESS: Final = 64
 # More in a row are better read in `relay-server agents`.
 MOST_NAMES: Final = 5
-
-
-@dataclass
-class Context:
-    """What is known so far; each step may add to it."""
-
-    state: StateFolder
-    config_file: Path | None = None
-    config: ServerConfig = field(default_factory=ServerConfig)
-    agents: list[EnrolledAgent] = field(default_factory=list)
-    hosts: tuple[HostPort, ...] = ()  # that invitations tell agents to dial
-    link_ports: tuple[int, ...] = ()
-    running: dict[str, Any] | None = None  # what the running relay says of itself
-
-    @property
-    def public_ports(self) -> list[int]:
-        return sorted(port for agent in self.agents for port in agent.ports)
 
 
 async def _check_config(context: Context) -> Finding:
@@ -235,32 +217,16 @@ async def _check_agents(context: Context) -> Finding:
     return ok(f"all that are enrolled ({len(context.agents)}) are attached")
 
 
-async def _check_service(_: Context) -> Finding:
-    return await check_service()
-
-
-async def _check_address(context: Context) -> Finding:
-    return await check_address(context.hosts, context.link_ports)
-
-
-async def _check_firewall(context: Context) -> Finding:
-    return await check_firewall([*context.link_ports, *context.public_ports])
-
-
-async def _check_clock(_: Context) -> Finding:
-    return check_clock()
-
-
 STEPS: Final[tuple[Step[Context], ...]] = (
     Step("config", _check_config),
     Step("state", _check_state, needs=("config",)),
     Step("relay", _check_relay, needs=("state",)),
-    Step("service", _check_service),
-    Step("clock", _check_clock),
+    Step("service", check_service),
+    Step("clock", check_clock),
     Step("listening", _check_listening, needs=("config",)),
     Step("ports", _check_ports, needs=("state",)),
-    Step("address", _check_address, needs=("state",)),
-    Step("firewall", _check_firewall, needs=("state",)),
+    Step("address", check_address, needs=("state",)),
+    Step("firewall", check_firewall, needs=("state",)),
     Step("files", _check_files, needs=("state",)),
     Step("buffers", _check_buffers),
     Step("agents", _check_agents, needs=("relay",)),

@@ -19,8 +19,9 @@ from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server.doctor import steps
+from relay_server.doctor.context import Context
 from relay_server.doctor.host import accepts
-from relay_server.doctor.steps import LEAST_SPACE, MOST_NAMES, STEPS, Context
+from relay_server.doctor.steps import LEAST_SPACE, MOST_NAMES, STEPS
 from relay_server.net.accept_loop import listen
 from relay_server.net.bind_check import lowest_free
 from relay_server.registry.open import LOCK
