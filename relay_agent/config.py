@@ -16,20 +16,13 @@ The defaults are for a router with 128 MB of memory. Sizes and durations are as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from protocol.process.address import HostPort, parse_host_port
-from protocol.process.config import (
-    ConfigError,
-    between,
-    load,
-    parse_count,
-    parse_duration,
-    parse_size,
-)
+from protocol.process.config import ConfigError, count, duration, load, setting, size
 from protocol.session.session import SessionOptions
 from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
 from relay_agent import CONFIG_FILE
@@ -42,14 +35,10 @@ if TYPE_CHECKING:
     from protocol.wire.buffers import BufferPool
 
 
-def _option(default: Any, parse: Callable[[object], object]) -> Any:
-    return field(default=default, metadata={"parse": parse})
-
-
-def _window(default: int, largest: int) -> Any:
-    """What a hello may carry, checked here so that the user hears of it and not the relay."""
-    smallest = f"{MIN_WINDOW // 2**10}KiB"
-    return _option(default, between(parse_size, smallest, f"{largest // 2**20}MiB"))
+# What a hello may carry, checked here so that the user learns of it and not the relay.
+_SMALLEST_WINDOW: Final = f"{MIN_WINDOW // 2**10}KiB"
+_LARGEST_STREAM_WINDOW: Final = f"{MAX_STREAM_WINDOW // 2**20}MiB"
+_LARGEST_SESSION_WINDOW: Final = f"{MAX_SESSION_WINDOW // 2**20}MiB"
 
 
 def _target(value: object) -> HostPort:
@@ -60,33 +49,82 @@ def _target(value: object) -> HostPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceTable:
-    """A `[services.NAME]`; without `port` the one that `join` settled for this name."""
+    """A `[services.NAME]`."""
 
-    target: HostPort = field(metadata={"parse": _target, "expects": "HOST:PORT in quotes"})
-    port: int | None = field(default=None, metadata={"parse": between(parse_count, 1, 65535)})
-    # Tell the target who the visitor is, before its first byte. Only for a target that expects it.
-    proxy_protocol: Version | None = None
+    target: HostPort = field(
+        metadata={
+            "parse": _target,
+            "expects": "HOST:PORT in quotes",
+            "syntax": '"HOST:PORT"',
+            "meaning": "The server behind the service, as this machine reaches it.",
+        }
+    )
+    port: int | None = count(
+        None,
+        1,
+        65535,
+        "The public port at the relay. The invitation must have granted it.",
+        absent="the port that `join` settled for a service of this name",
+    )
+    proxy_protocol: Version | None = setting(
+        None,
+        "Sends the PROXY header of HAProxy, in this version, so that the target learns the"
+        " visitor's address. Only for a target that expects it; never for an SSH server.",
+        absent="no header",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
-
-    # What was sent and not yet acked, and what waits to be sent. 4 MiB carry 50 Mbit/s over a path
-    # of 600 ms, and are what a router can spare; below the minimum a bulk stream would stutter.
-    replay: int = _option(4 * 2**20, between(parse_size, "256KiB", "256MiB"))
-    # Open at once. ssh needs one a visitor; `-D` for a browser runs inside of one. Each costs a
-    # socket here, and routers commonly allow 1,024 of them a process.
-    max_streams: int = _option(256, between(parse_count, 1, 65535))
-    # Enough for 16 Mbit/s at 120 ms from the first byte on; grown up to the maximum on demand.
-    stream_window: int = _window(256 * 2**10, MAX_STREAM_WINDOW)
-    # 2 MiB carry 100 Mbit/s at 160 ms, more than such a router encrypts.
-    stream_window_max: int = _window(2 * 2**20, MAX_STREAM_WINDOW)
-    # What all streams together may have on their way to slow targets: the memory they can cost.
-    session_window: int = _window(4 * 2**20, MAX_SESSION_WINDOW)
-    # The relay's default as well: who has waited this long at a dead shell has left.
-    detached_keep: float = _option(15 * 60.0, between(parse_duration, "0s", "7d"))
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "How much to log. `--log-level` has precedence."
+    )
+    log_format: Literal["text", "json"] = setting(
+        "text", "Text for people, JSON for programs. `--log-format` has precedence."
+    )
+    replay: int = size(
+        "4MiB",
+        "256KiB",
+        "256MiB",
+        "Memory for frames that wait to be sent or to be acked. 4 MiB carry 50 Mbit/s over a path"
+        " of 600 ms, and are what a router can spare. With less than the minimum a copy would"
+        " stutter.",
+    )
+    max_streams: int = count(
+        256,
+        1,
+        65535,
+        "Visitors connected at once, over all services. Each costs a socket here, and routers"
+        " commonly allow a process 1,024 of them.",
+    )
+    stream_window: int = size(
+        "256KiB",
+        _SMALLEST_WINDOW,
+        _LARGEST_STREAM_WINDOW,
+        "How much the relay may send ahead for one stream at first. Enough for 16 Mbit/s over"
+        " 120 ms; it grows when that is too little.",
+    )
+    stream_window_max: int = size(
+        "2MiB",
+        _SMALLEST_WINDOW,
+        _LARGEST_STREAM_WINDOW,
+        "How far that may grow. 2 MiB carry 100 Mbit/s over 160 ms, which is more than a router"
+        " encrypts.",
+    )
+    session_window: int = size(
+        "4MiB",
+        _SMALLEST_WINDOW,
+        _LARGEST_SESSION_WINDOW,
+        "How much the relay may send ahead for all streams together: the memory that slow targets"
+        " can cost.",
+    )
+    detached_keep: float = duration(
+        "15m",
+        "0s",
+        "7d",
+        "How long streams stay open without a link to the relay. A user who has waited longer has"
+        " closed the terminal; the relay's default is the same.",
+    )
 
     # Replace those that `join` settled.
     services: dict[str, ServiceTable] = field(default_factory=dict)

@@ -8,22 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import ClassVar, Final, Literal, TypeVar
 
 from protocol.process.address import HostPort, is_address, parse_host_port
 from protocol.process.config import (
     between,
+    count,
+    duration,
     each,
     load,
     parse_count,
-    parse_duration,
-    parse_size,
+    setting,
+    size,
 )
 from protocol.process.limits import descriptor_limit
 from protocol.wire.invitation import MAX_HOSTS
 from relay_server import CONFIG_FILE
 from relay_server.guard.rules import FORMER_KEYS, GuardTable, Rules, check_patterns, rules_for
-from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
+from relay_server.net.networks import Admission, Networks, networks_setting, parse_network
 
 _T = TypeVar("_T")
 
@@ -74,10 +76,6 @@ def parse_host(text: str) -> Host:
     return Host(address.host, address.port if given else None)
 
 
-def _read_by(parse: Callable[[object], object], default: object) -> Any:
-    return field(default=default, metadata={"parse": parse})
-
-
 def _some(parse: Callable[[str], _T], at_most: int) -> Callable[[object], tuple[_T, ...]]:
     parse_all = each(parse)
 
@@ -90,21 +88,9 @@ def _some(parse: Callable[[str], _T], at_most: int) -> Callable[[object], tuple[
     return items
 
 
-def _duration(default: str, low: str, high: str) -> Any:
-    return _read_by(between(parse_duration, low, high), parse_duration(default))
-
-
-def _size(default: str, low: str, high: str) -> Any:
-    return _read_by(between(parse_size, low, high), parse_size(default))
-
-
-def _count(default: int, low: int, high: int) -> Any:
-    return _read_by(between(parse_count, low, high), default)
-
-
-_NETWORKS: Final = {"parse": parse_networks}
-_NOBODY: Final = Networks()
+_NO_NETWORKS: Final = Networks()
 _THIS_MACHINE: Final = Networks(map(parse_network, ("127.0.0.1", "::1")))
+_MOST_LISTEN: Final = 8  # a bound on mistakes, not on use
 
 
 def parse_metrics_listen(value: object) -> HostPort:
@@ -117,85 +103,202 @@ def parse_metrics_listen(value: object) -> HostPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsTable:
-    # Where Prometheus asks; nowhere unless told. Whoever reaches it may read.
-    listen: HostPort | None = field(default=None, metadata={"parse": parse_metrics_listen})
+    listen: HostPort | None = setting(
+        None,
+        "Where Prometheus asks for the numbers. Whoever reaches that address may read them."
+        " Without a port it is 9111.",
+        parse=parse_metrics_listen,
+        syntax='"ADDRESS:PORT"',
+        absent="nowhere",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     former_keys: ClassVar = FORMER_KEYS
 
-    # Where agents dial in. Eight is a bound on mistakes, not on use.
-    listen: tuple[HostPort, ...] = _read_by(_some(parse_listen, 8), (HostPort("::", DEFAULT_PORT),))
-    # What invitations tell agents to dial, in that order; remembered, so it may be left out.
-    hosts: tuple[Host, ...] = _read_by(_some(parse_host, MAX_HOSTS), ())
-    # The address public ports open on; None: all.
-    bind: str | None = _read_by(parse_bind, None)
-    # Where the ports of agents invited without one come from. Below the range from which kernels
-    # take ports for outgoing sockets (32768 on Linux), easy to remember, and enough for a fleet.
-    ports: range = _read_by(parse_port_range, range(11111, 12111))
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
+    listen: tuple[HostPort, ...] = setting(
+        (HostPort("::", DEFAULT_PORT),),
+        "Where agents dial in. `--listen` has precedence.",
+        parse=_some(parse_listen, _MOST_LISTEN),
+        syntax=f'array of 1 to {_MOST_LISTEN} `"ADDRESS:PORT"`',
+    )
+    hosts: tuple[Host, ...] = setting(
+        (),
+        "Where invitations tell agents to dial, in this order; without a port, at the first of"
+        " `listen`. Once given it is remembered. `--host` has precedence.",
+        parse=_some(parse_host, MAX_HOSTS),
+        syntax=f'array of 1 to {MAX_HOSTS} `"NAME"` or `"NAME:PORT"`',
+        absent="what was given last",
+    )
+    bind: str | None = setting(
+        None,
+        "The address that public ports open on. `--bind` has precedence.",
+        parse=parse_bind,
+        syntax='"ADDRESS"',
+        absent="all addresses",
+    )
+    ports: range = setting(
+        range(11111, 12111),
+        "Where `invite` takes a public port from if none is given. Easy to remember, enough for a"
+        " fleet, and below the ports that Linux takes for outgoing connections (from 32768).",
+        parse=parse_port_range,
+        syntax='"FIRST-LAST"',
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "How much to log. `--log-level` has precedence."
+    )
+    log_format: Literal["text", "json"] = setting(
+        "text", "Text for people, JSON for programs. `--log-format` has precedence."
+    )
     metrics: MetricsTable = field(default_factory=MetricsTable)
 
     # Before authentication
 
-    # Two round trips and two key exchanges of a slow router: under 2 s on the worst of paths.
-    handshake_timeout: float = _duration("5s", "1s", "60s")
-    # All together. Each holds a descriptor and a few KiB: below the usual limit of 1024.
-    half_open: int = _count(512, 1, 65535)
-    # One source must not take all of them; a fleet behind one address goes through 32 by 32.
-    half_open_per_source: int = _count(32, 1, 65535)
-    # Attempts a source may make at once, and gets back a second; successes cost nothing. An agent
-    # makes two at most; a scanner is slowed to what does not fill a log.
-    attempts_per_source: int = _count(64, 1, 65535)
-    attempts_per_second: float = _read_by(between(parse_count, 1, 65535), 2)
+    handshake_timeout: float = duration(
+        "5s",
+        "1s",
+        "60s",
+        "How long a connection may take to prove that it is an agent. A slow router on a bad path"
+        " needs less than 2 s for the two round trips and key exchanges.",
+    )
+    half_open: int = count(
+        512,
+        1,
+        65535,
+        "Connections that have not proved it yet, all together. Each holds a descriptor and a few"
+        " KiB, so it is below 1,024, a usual limit.",
+    )
+    half_open_per_source: int = count(
+        32,
+        1,
+        65535,
+        "Such connections of one source, so that one source cannot take all of them. A fleet"
+        " behind one address gets through 32 at a time.",
+    )
+    attempts_per_source: int = count(
+        64,
+        1,
+        65535,
+        "Attempts that a source may make at once before it is refused; those that succeed are not"
+        " counted. An agent makes two at most.",
+    )
+    attempts_per_second: float = setting(
+        2,
+        "Attempts that a source gets back each second. That slows a scanner down to what does not"
+        " fill a log.",
+        parse=between(parse_count, 1, 65535),
+        syntax="1 to 65535",
+    )
 
     # While an agent is away
 
-    # With open streams: a router reboots or redials in a few minutes; ssh itself would wait longer.
-    detached_keep: float = _duration("15m", "0s", "7d")
-    # Without, a new session costs nothing; this long, a resume spares the agent publishing again.
-    detached_keep_idle: float = _duration("60s", "0s", "7d")
-    # A port whose agent is gone for longer is of no use to visitors and may be wanted elsewhere.
-    listener_keep: float = _duration("24h", "0s", "365d")
-    # Longer than the agent's longest backoff (8 s), shorter than a person's patience.
-    visitor_wait: float = _duration("10s", "0s", "60s")
-    # Visitors that wait so, for each agent; each holds a descriptor. More are bots.
-    held_visitors: int = _count(64, 0, 4096)
+    detached_keep: float = duration(
+        "15m",
+        "0s",
+        "7d",
+        "How long an agent's streams stay open without a link. A router reboots or redials within"
+        " a few minutes; ssh itself would wait longer.",
+    )
+    detached_keep_idle: float = duration(
+        "60s",
+        "0s",
+        "7d",
+        "The same for a session without streams. A new one costs nothing, but resuming spares the"
+        " agent publishing again.",
+    )
+    listener_keep: float = duration(
+        "24h",
+        "0s",
+        "365d",
+        "How long public ports stay open without their agent. After that a port is of no use to"
+        " visitors, and may be wanted by another program.",
+    )
+    visitor_wait: float = duration(
+        "10s",
+        "0s",
+        "60s",
+        "How long a visitor waits for an agent that is away: longer than the agent's longest"
+        " backoff (8 s), shorter than a person's patience.",
+    )
+    held_visitors: int = count(
+        64,
+        0,
+        4096,
+        "Visitors of one agent that wait so. Each holds a descriptor, and more are bots.",
+    )
 
     # Visitors on public ports
 
-    # Networks whose visitors are refused, and those that alone may come (without any: all). What is
-    # denied stays so though it is allowed. `relay-agent join` visits its port from where it is.
-    deny: Networks = field(default=_NOBODY, metadata=_NETWORKS)
-    allow: Networks = field(default=_NOBODY, metadata=_NETWORKS)
-    # Networks whose visitors the guard neither bounds nor penalizes (PerSourcePenaltyExemptList of
-    # OpenSSH): programs of this machine itself, or a front that passes on visitors of many sources.
-    penalty_exempt: Networks = field(default=_THIS_MACHINE, metadata=_NETWORKS)
-    # Of one agent together, whatever the guard makes of them: each holds a descriptor from accept
-    # on. None: a quarter of those that the system allows us, so that one agent's crowd, and even
-    # three of them, leave the others their links.
-    visitors_per_agent: int | None = _read_by(between(parse_count, 1, 2**20), None)
-    # What holds at services with such a name; see rules.py.
+    deny: Networks = networks_setting(
+        _NO_NETWORKS,
+        "Networks whose visitors are refused at all public ports, even if `allow` has them.",
+    )
+    allow: Networks = networks_setting(
+        _NO_NETWORKS,
+        "If not empty, only visitors from these networks may come. `relay-agent join` visits its"
+        " port from the router's own network, so that must be among them.",
+    )
+    penalty_exempt: Networks = networks_setting(
+        _THIS_MACHINE,
+        "Networks whose visitors the guard neither limits by source nor penalizes, as OpenSSH's"
+        " PerSourcePenaltyExemptList: programs of the VPS itself, or a front that passes on"
+        " visitors of many sources.",
+    )
+    visitors_per_agent: int | None = count(
+        None,
+        1,
+        2**20,
+        "Visitors of one agent together, whatever the guard does with them. Each holds a"
+        " descriptor, so one agent's crowd must leave the others theirs.",
+        absent="a quarter of the descriptors that the system allows the relay",
+    )
     guard: dict[str, GuardTable] = field(default_factory=dict)
 
     # Memory
 
-    # Queued and unacked frames of a session and direction: what 1 Gbit/s has under way in 130 ms.
-    replay: int = _size("16MiB", "256KiB", "1GiB")
-    # Of all sessions together: half the memory of a small VPS.
-    replay_total: int = _size("512MiB", "1MiB", "1024GiB")
-    # Open at once in a session; each costs about 1 KiB, and an sshd allows far fewer.
-    max_streams: int = _count(4096, 1, 65535)
+    replay: int = size(
+        "16MiB",
+        "256KiB",
+        "1GiB",
+        "Memory of one session for frames that wait to be sent or to be acked: what 1 Gbit/s has"
+        " under way in 130 ms.",
+    )
+    replay_total: int = size(
+        "512MiB",
+        "1MiB",
+        "1024GiB",
+        "The same for all sessions together: half of a small VPS's memory.",
+    )
+    max_streams: int = count(
+        4096,
+        1,
+        65535,
+        "Streams open at once in one session. Each costs about 1 KiB, and an sshd allows far"
+        " fewer.",
+    )
     # The bounds of windows are those of the wire.
-    # At first: a shell needs less, and bulk outgrows it within a few round trips.
-    stream_window: int = _size("256KiB", "16KiB", "16MiB")
-    # 200 Mbit/s over 150 ms needs 6 MB when the window is renewed at half.
-    stream_window_max: int = _size("8MiB", "16KiB", "16MiB")
-    # Two streams at full speed, or a thousand slow ones.
-    session_window: int = _size("16MiB", "16KiB", "256MiB")
+    stream_window: int = size(
+        "256KiB",
+        "16KiB",
+        "16MiB",
+        "How much an agent may send ahead for one stream at first. A shell needs less, and a copy"
+        " outgrows it within a few round trips.",
+    )
+    stream_window_max: int = size(
+        "8MiB",
+        "16KiB",
+        "16MiB",
+        "How far that may grow. 200 Mbit/s over 150 ms need 6 MB, as the window is renewed when"
+        " half of it is used.",
+    )
+    session_window: int = size(
+        "16MiB",
+        "16KiB",
+        "256MiB",
+        "How much an agent may send ahead for all streams together: two at full speed, or a"
+        " thousand slow ones.",
+    )
 
     def __post_init__(self) -> None:
         check_patterns(self.guard)

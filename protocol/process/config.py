@@ -6,6 +6,9 @@ say, a field's metadata does:
 
     parse:    takes the raw value, returns the field's; raises ValueError("expected …")
     expects:  what to put after "expected" when the type is wrong
+    meaning:  what the key is for, and why its default is what it is  ┐ for
+    syntax:   what its value looks like, unless the type says so       │ docs/configuration.md
+    absent:   what applies if it is left out and the default is None  ┘
 
 A class variable `former_keys` maps names that keys once had to their present ones; those of other
 tables may be among them. A former name is refused with the present one in the message. A dataclass
@@ -229,3 +232,48 @@ def each(parse: Callable[[str], _Schema]) -> Callable[[object], tuple[_Schema, .
         return tuple(parse(item) for item in value)
 
     return items
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    parse: Callable[[object], object] | None = None,
+    syntax: str = "",
+    absent: str = "",
+) -> Any:
+    """A field; the module's docstring says what the arguments are."""
+    said = {"meaning": meaning, "parse": parse, "syntax": syntax, "absent": absent}
+    return dataclasses.field(
+        default=default, metadata={key: value for key, value in said.items() if value}
+    )
+
+
+def duration(default: str | None, low: str, high: str, meaning: str) -> Any:
+    """A field in seconds. All but `meaning` are as a user writes them."""
+    return setting(
+        None if default is None else parse_duration(default),
+        meaning,
+        parse=between(parse_duration, low, high),
+        syntax=f"duration, {low} to {high}",
+    )
+
+
+def size(default: str, low: str, high: str, meaning: str) -> Any:
+    """A field in bytes. All but `meaning` are as a user writes them."""
+    return setting(
+        parse_size(default),
+        meaning,
+        parse=between(parse_size, low, high),
+        syntax=f"size, {low} to {high}",
+    )
+
+
+def count(default: int | None, low: int, high: int, meaning: str, *, absent: str = "") -> Any:
+    return setting(
+        default,
+        meaning,
+        parse=between(parse_count, low, high),
+        syntax=f"{low} to {high}",
+        absent=absent,
+    )

@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
-from protocol.process.config import between, parse_count, parse_duration
+from protocol.process.config import count, duration, setting
 from relay_server.guard.guard import Caps
-from relay_server.net.networks import Admission, Networks, parse_networks
+from relay_server.net.networks import Admission, Networks, networks_setting
 
 # A service with such a name, in capitals too, is an SSH server unless a table says otherwise.
 SSH_NAMES: Final = "*ssh*"
@@ -104,39 +104,49 @@ FOR_OTHERS: Final = replace(
 )
 
 
-def _one_of(parse: Any, default: Any = None) -> Any:
-    return field(default=default, metadata={"parse": parse})
-
-
-_NETWORKS: Final = {"parse": parse_networks}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardTable:
-    """One table `[guard."PATTERN"]`; None stands for the default."""
+    """One table `[guard."PATTERN"]`; None stands for the default, that of FOR_SSH or FOR_OTHERS."""
 
     former_keys: ClassVar = FORMER_KEYS
 
-    # With false, nothing below applies but `allow` and `deny`.
-    enabled: bool | None = None
-    # Whether these are SSH servers, whose logins are recognised by the sizes of their answers.
-    ssh: bool | None = None
-    # Networks, besides those for all services and those of the port: a visitor has to pass all.
-    allow: Networks | None = field(default=None, metadata=_NETWORKS)
-    deny: Networks | None = field(default=None, metadata=_NETWORKS)
-    # How long to wait for the `SSH-` of an SSH client; a silent visitor is passed on then, and one
-    # that has sent anything else is refused. 0: no wait, and no visitor is refused for what it
-    # sends.
-    hold: float | None = _one_of(between(parse_duration, "0s", "10s"))
-    # Visitors at once from one source, established ones too. Here and below, 0 sets no bound.
-    per_source: int | None = _one_of(between(parse_count, 0, 65535))
-    # Unauthenticated visitors at once (guard.py), from one source and to the whole service.
-    unauthenticated_per_source: int | None = _one_of(between(parse_count, 0, 65535))
-    unauthenticated: int | None = _one_of(between(parse_count, 0, 65535))
-    # How many visitors may wait in line for a place, and each for how long. One at least: a
-    # newcomer is in line for a moment.
-    waiting: int | None = _one_of(between(parse_count, 1, 4096))
-    patience: float | None = _one_of(between(parse_duration, "0s", "60s"))
+    enabled: bool | None = setting(
+        None, "With `false`, nothing below applies but `allow` and `deny`."
+    )
+    ssh: bool | None = setting(
+        None,
+        "Whether these are SSH servers, whose logins are recognised by the sizes of their answers.",
+        absent="true if the service has `ssh` in its name",
+    )
+    allow: Networks | None = networks_setting(
+        None,
+        "As at the top of the file, for these services. A visitor has to pass those lists, these"
+        " ones and those of the port (`relay-server restrict`).",
+    )
+    deny: Networks | None = networks_setting(None, "Likewise.")
+    hold: float | None = duration(
+        None,
+        "0s",
+        "10s",
+        "How long to wait for the `SSH-` of an SSH client. A silent visitor is passed on then; one"
+        " that has sent anything else is refused. With 0 there is no wait, and no visitor is"
+        " refused for what it sends.",
+    )
+    per_source: int | None = count(
+        None,
+        0,
+        65535,
+        "Visitors at once from one source, established ones too. Here and below, 0 sets no bound.",
+    )
+    unauthenticated_per_source: int | None = count(
+        None, 0, 65535, "Visitors at once from one source that have not logged in."
+    )
+    unauthenticated: int | None = count(
+        None, 0, 65535, "Visitors at once of the whole service that have not logged in."
+    )
+    # One at least: a newcomer is in line for a moment.
+    waiting: int | None = count(None, 1, 4096, "How many visitors may wait in line for a place.")
+    patience: float | None = duration(None, "0s", "60s", "How long each of them waits.")
 
     def over_defaults(self, service: str) -> Rules:
         is_ssh = fnmatchcase(service.lower(), SSH_NAMES) if self.ssh is None else self.ssh

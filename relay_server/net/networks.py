@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from protocol.process.config import each
+from protocol.process.config import each, setting
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -88,3 +88,8 @@ class Admission:
 
 def parse_networks(value: object) -> Networks:
     return Networks(each(parse_network)(value))
+
+
+def networks_setting(default: Networks | None, meaning: str) -> Any:
+    """A field of a configuration."""
+    return setting(default, meaning, parse=parse_networks, syntax="array of networks")
