@@ -294,5 +294,5 @@ def _line_of(rules: Rules, agent: AgentState, listener: Listener) -> WaitingLine
     line = agent.lines.get(listener.port)
     if line is None or line.service != listener.service:
         line = agent.lines[listener.port] = WaitingLine(Guard(rules.caps), listener.service)
-    line.guard.caps = rules.caps  # they may be others than when somebody came last
+    line.guard.caps = rules.caps  # the configuration may have changed since the last visitor
     return line

@@ -24,7 +24,7 @@ MAX_FAILURES: Final = 64.0
 _STALE: Final = 0.5
 # A lower penalty is no reason to remember a source.
 _NEGLIGIBLE: Final = 0.5
-# Sources of a service remembered only for their penalty, about 400 bytes each. A source that is
+# Sources of a service remembered only for their penalty, about 300 bytes each. A source that is
 # forgotten starts afresh; an attacker with that many addresses gains nothing by it.
 MAX_RESTING: Final = 1024
 

@@ -1,19 +1,20 @@
-"""Whether a visitor begins as an SSH client does. Nothing is taken from its socket: what it said
-reaches the router as it came.
+"""Whether a visitor begins as an SSH client does. The bytes are only peeked at: they stay in the
+socket, and reach the router unchanged.
 
-A client's first bytes are its identification, `SSH-2.0-…` (RFC 4253, section 4.2; only a server may
-send other lines before), and most send it at once. So a visitor to an SSH server is held until it
-has; one that says anything else is no SSH client, and never reaches the router. A client may also
-wait for the server to begin (libssh, ssh-keyscan), so silence is no reason to refuse anybody:
+The first bytes of a client are its identification, `SSH-2.0-…` (RFC 4253, section 4.2; only a
+server may send other lines before), and most clients send it at once. So a visitor of an SSH server
+is held until it has; a visitor that sends anything else is no SSH client, and never reaches the
+router. A client may also wait for the server to begin (libssh, ssh-keyscan), so silence is no
+reason for a refusal:
 
-    ====================================  ==========================================
-    within the hold                       then
-    ====================================  ==========================================
-    `SSH-`                                passed on at once
-    nothing, or less than that            passed on when the hold is over
-    anything else                         refused
-    an end or a reset, without any byte   gone; nobody hears of it at the router
-    ====================================  ==========================================
+    ======================================  =====================================
+    while the visitor is held it sends      then
+    ======================================  =====================================
+    `SSH-`                                  passed on at once
+    nothing, or a part of that              passed on when the hold is over
+    anything else                           refused
+    an end or a reset, without any byte     gone; the router never hears of it
+    ======================================  =====================================
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class Identification(enum.Enum):
 
 
 async def wait_identification(sock: socket.socket) -> None:
-    """Until `look` tells more than `SILENT`."""
+    """Return when `look` can tell more than `SILENT`."""
     with _wakes_at(sock, len(_START)):
         await trio.lowlevel.wait_readable(sock.fileno())
 
 
 def look(sock: socket.socket, *, waited: bool) -> Identification:
-    """What the visitor began with; `waited`: `wait_identification` has returned."""
+    """What the visitor has begun with; `waited`: whether `wait_identification` has returned."""
     try:
         start = sock.recv(len(_START), socket.MSG_PEEK)
     except BlockingIOError:
@@ -54,7 +55,7 @@ def look(sock: socket.socket, *, waited: bool) -> Identification:
         return Identification.SSH
     if not start:
         return Identification.GONE
-    # Awake with less means that there will be no more of it.
+    # If the wait ended with fewer bytes, the visitor has ended and sends no more.
     return (
         Identification.SILENT if _START.startswith(start) and not waited else Identification.FOREIGN
     )
@@ -62,9 +63,10 @@ def look(sock: socket.socket, *, waited: bool) -> Identification:
 
 @contextmanager
 def _wakes_at(sock: socket.socket, count: int) -> Iterator[None]:
-    """`sock` is not readable with less than `count` bytes, unless it has ended.
+    """With fewer than `count` bytes, `sock` is not readable unless it has ended.
 
-    Else whoever sends a byte and stops would wake us all the time, as that byte stays unread.
+    Otherwise a visitor that sends one byte and stops would wake this task all the time, since that
+    byte stays unread.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
     try:

@@ -55,7 +55,7 @@ class WaitingLine:
         """
         came = trio.current_time()
         visitor = self.guard.arrive(host, came, traffic=traffic, evict=evict)
-        ours = True
+        without_place = True
         try:
             while visitor.standing is Standing.WAITING and self._may_wait(visitor, came + patience):
                 await trio.sleep(POLL_INTERVAL)
@@ -64,17 +64,17 @@ class WaitingLine:
                 self.guard.admit_overdue(visitor, trio.current_time())
             # It may have been evicted since this task was scheduled.
             await trio.lowlevel.checkpoint_if_cancelled()
-            ours = visitor.standing in (Standing.WAITING, Standing.GONE)
+            without_place = visitor.standing in (Standing.WAITING, Standing.GONE)
         finally:
-            if ours:
+            if without_place:
                 self.guard.leave(visitor, trio.current_time(), Ending.OURS)
-        return None if ours else visitor
+        return None if without_place else visitor
 
     def _may_wait(self, visitor: Visitor, until: float) -> bool:
         return trio.current_time() < until and self.guard.may_wait(visitor)
 
     def _check(self) -> None:
-        """Admit whom there are places for. One check serves all visitors in line."""
+        """Let the guard admit visitors; one check serves all that wait in line."""
         now = trio.current_time()
         if now >= self._checked + POLL_INTERVAL:
             self._checked = now
