@@ -56,12 +56,6 @@ async def was_reset(sock: socket.socket) -> bool:
     return False
 
 
-def reset(sock: socket.socket) -> None:
-    """Close with a RST instead of a FIN."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
 def unacked(sock: socket.socket) -> int:
     """Bytes, or a FIN, that the other side's kernel does not have yet (tcp(7), SIOCOUTQ)."""
     (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))

@@ -17,9 +17,10 @@ from protocol.transport.tcpinfo import TcpInfo
 from protocol.wire import frame as wire
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, FrameType
 from protocol.wire.record import RECORD_OVERHEAD
+from tests.support.blocking_sockets import reset
 from tests.support.cancellation import cancelled_at
 from tests.support.ends import check_pool, two_ends, until_over
-from tests.support.sockets import receive_to_end, reset
+from tests.support.sockets import receive_to_end
 from tests.support.trio_waiting import until
 from tests.support.waiting import LIMIT
 

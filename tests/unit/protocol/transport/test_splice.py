@@ -11,9 +11,10 @@ import trio.testing
 from protocol.errors import ResetCode
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.transport.splice import DISCARD_SECONDS
+from tests.support.blocking_sockets import reset
 from tests.support.cancellation import cancelled_at
 from tests.support.ends import Ends, check_pool, two_ends, until_over
-from tests.support.sockets import receive_to_end, reset, tcp_pair, unacked, was_reset
+from tests.support.sockets import receive_to_end, tcp_pair, unacked, was_reset
 from tests.support.trio_waiting import until
 from tests.support.waiting import LIMIT
 

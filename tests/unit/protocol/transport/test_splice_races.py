@@ -7,8 +7,9 @@ import trio
 
 from protocol.transport.sockets import send_all
 from protocol.wire.frame import HEADER_SIZE
+from tests.support.blocking_sockets import reset
 from tests.support.ends import two_ends
-from tests.support.sockets import reset, was_reset
+from tests.support.sockets import was_reset
 from tests.support.trio_waiting import until
 from tests.support.waiting import LIMIT
 

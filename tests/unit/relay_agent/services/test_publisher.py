@@ -18,9 +18,10 @@ from relay_agent.services.publisher import REPUBLISH
 from relay_agent.services.service import Service
 from relay_agent.services.target import loopback_source
 from tests.support.agent import serving
+from tests.support.blocking_sockets import reset
 from tests.support.log_records import events
 from tests.support.scripted_relay import VISITOR, ScriptedRelay, Target
-from tests.support.sockets import receive_to_end, reset, was_reset
+from tests.support.sockets import receive_to_end, was_reset
 from tests.support.trio_waiting import until
 
 KEY = StaticKey.generate()
