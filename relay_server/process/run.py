@@ -66,7 +66,8 @@ async def serve(
     Under a manager with an FD store SIGTERM may mean a restart, so sessions are left there; where
     it does not start us again, it closes them. SIGINT is the end of them.
 
-    Raises CommandFailed if a port cannot be had, StateError if the control socket cannot.
+    Raises CommandFailed if a port cannot be had, StateError if the control socket cannot, either
+    perhaps in a group.
     """
     with contextlib.ExitStack() as stack:
         found = Found(take_left())
@@ -77,22 +78,15 @@ async def serve(
         ]
         raise_descriptor_limit()
         terminal = ControllingTerminal()
-        try:
-            with trio.open_signal_receiver(*SIGNALS) as signals:
-                async with trio.open_nursery() as nursery:
-                    context = RelayContext(config, registry, keys, nursery, stored)
-                    process = _Process(context, state, sockets, read or (lambda: config))
-                    process.start(found)
-                    async for number in signals:
-                        if await process.is_ended_by(number, on_terminal=not terminal.is_gone):
-                            break
-                    await process.end(number)
-        except BaseExceptionGroup as group:
-            # What a nursery wraps; the command line expects the one.
-            told, rest = group.split(StateError)
-            if told is None or rest is not None:
-                raise
-            raise _only(told) from None
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                context = RelayContext(config, registry, keys, nursery, stored)
+                process = _Process(context, state, sockets, read or (lambda: config))
+                process.start(found)
+                async for number in signals:
+                    if await process.is_ended_by(number, on_terminal=not terminal.is_gone):
+                        break
+                await process.end(number)
 
 
 class _Process:
@@ -182,12 +176,6 @@ class _Process:
         nursery.start_soon(metrics.lag.measure)
         nursery.start_soon(scrape.serve, sock)
         event(log, logging.INFO, "metrics-listening", host=address.host, port=address.port)
-
-
-def _only(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
 
 
 async def _close_unclaimed(stored: StoredListeners) -> None:
