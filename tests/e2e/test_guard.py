@@ -21,8 +21,8 @@ from tests.support.waiting import LIMIT, eventually
 
 BOTS = 40
 # What stands before an SSH server by default (relay_server/config.py).
-YOUNG_PER_SOURCE = 4
-YOUNG = 8
+UNAUTHENTICATED_PER_SOURCE = 4
+UNAUTHENTICATED = 8
 # An evicted visitor is gone from the relay before its process at dropbear is.
 ON_THEIR_WAY_OUT = 2
 
@@ -47,7 +47,9 @@ def visitors_of(server: SshServer) -> int:
     return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
-@pytest.mark.parametrize(("sources", "cap"), [(ONE_SOURCE, YOUNG_PER_SOURCE), (TEN_SOURCES, YOUNG)])
+@pytest.mark.parametrize(
+    ("sources", "cap"), [(ONE_SOURCE, UNAUTHENTICATED_PER_SOURCE), (TEN_SOURCES, UNAUTHENTICATED)]
+)
 def test_idle_visitors_cost_nobody_the_login(
     own_house: House, dropbear: SshServer, login: Login, sources: list[str], cap: int
 ) -> None:

@@ -31,9 +31,9 @@ from tests.support.waiting import LIMIT, eventually
 STRANGERS = 5000
 # The promise is a second; this is what a busy machine may make of it.
 DELAY_LIMIT = 5.0
-# 512 at the door, with a descriptor, a task and a few KiB each: measured 7 MiB.
+# 512 half-open callers, with a descriptor, a task and a few KiB each: measured 7 MiB.
 GROWTH_LIMIT = 40 * 1024 * 1024
-# At the door, and what else a quiet relay holds.
+# Half-open callers, and what else a quiet relay holds.
 DESCRIPTORS_LIMIT = 512 + 100
 
 
@@ -180,7 +180,7 @@ def test_without_descriptors_the_relay_waits_and_goes_on(own_house: House) -> No
         visit(own_house.relay.port) as first,
     ):
         # One that gives its descriptor back in five seconds: the visitors could have all others.
-        eventually(lambda: is_accepted(first), what="a stranger is at the door")
+        eventually(lambda: is_accepted(first), what="a stranger is half-open")
         few = descriptors(relay.pid) + 6
         _, hard = resource.prlimit(relay.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(relay.pid, resource.RLIMIT_NOFILE, (few, hard))

@@ -180,7 +180,7 @@ class Strangers:
             time.sleep(self._random.uniform(1, 4))
 
     def garbage(self, port: int) -> None:
-        """At the door for agents: whatever they say, they hear nothing and are shut out."""
+        """At the port for agents: whatever they send, they get no byte and are cut."""
         said = self._random.choice(
             [
                 b"",
