@@ -4,7 +4,7 @@
 #   make pythons  the unit tests on every Python from 3.11 that is found
 #   make demo   relay, agent and a real ssh through the public port, on this machine
 #   make lab    every fault of the network lab at full length, with the table of what it cost
-#   make docs   docs/cli.md, written anew from what the programs say of themselves
+#   make docs   docs/cli.md, docs/configuration.md and deploy/examples, from what the programs say
 #   make dist   the wheel and the sdist for a Python package index, into dist/
 #   make openwrt  the agent's packages for OpenWrt, into dist/
 #   make openwrt-mips  a real ssh through that package's agent on an emulated 32-bit MIPS router
