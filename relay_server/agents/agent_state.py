@@ -11,6 +11,7 @@ Listeners outlive the session: a listener belongs to the key and the port.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,14 @@ import trio
 
 from protocol.process.address import HostPort
 from protocol.process.link_history import LinkHistory
+from protocol.session.snapshot import export
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
-from protocol.wire.frame import CloseCode
+from protocol.wire.body import Fields
+from protocol.wire.frame import CloseCode, Publish
 from relay_server.agents.attach_policy import Ownership
 from relay_server.agents.listener import Listener
+from relay_server.agents.saved import SavedAgent, SavedVisit, encode_visit
 from relay_server.guard.waiting_line import WaitingLine
 
 if TYPE_CHECKING:
@@ -118,6 +122,40 @@ class AgentState:
             endpoint.lose()
         for listener in self.listeners.values():
             listener.publication = 0
+
+    def save(
+        self, endpoint: Endpoint, session_id: bytes, visits: Iterable[SavedVisit[dict[str, object]]]
+    ) -> SavedAgent[dict[str, object]]:
+        """The session without a link, and what belongs to it."""
+        return SavedAgent(
+            key=self.key,
+            address=self.address,
+            relay_key=self.relay_key,
+            rotates=self.rotates,
+            instance=self.ownership.instance,
+            epoch=self.ownership.epoch,
+            session_id=session_id,
+            displaced=tuple(self.ownership.displaced),
+            session=export(endpoint.session),
+            publications=tuple(
+                Publish(publication=one.publication, service=one.service, port=one.port)
+                for one in self.listeners.values()
+                if one.publication
+            ),
+            visits=tuple(map(encode_visit, visits)),
+        )
+
+    @classmethod
+    def restored(cls, name: str, saved: SavedAgent[Fields]) -> AgentState:
+        """The agent as it was saved, but for its session, its ports and its visitors."""
+        agent = cls(saved.key, name)
+        agent.address, agent.relay_key = saved.address, saved.relay_key
+        agent.rotates = saved.rotates
+        ownership = agent.ownership
+        ownership.instance, ownership.epoch = saved.instance, saved.epoch
+        ownership.session = saved.session_id
+        ownership.displaced.extend(saved.displaced)
+        return agent
 
     def status(self) -> dict[str, object]:
         """All that there is to tell about it now, for JSON."""

@@ -14,10 +14,10 @@ from protocol.process.state import StateError
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.body import Fields
 from protocol.wire.frame import Publish
-from protocol.wire.hello import MAX_TEXT
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener, PortUnavailable
+from relay_server.agents.saved import SavedVisit
 from relay_server.agents.visits import Visit, visit
 
 if TYPE_CHECKING:
@@ -59,27 +59,19 @@ class Ports:
         listener.publication = publish.publication
         self._confirm(agent, listener)
 
-    def take_back(self, agent: AgentState, sock: socket.socket, saved: Fields) -> int | None:
-        """Go on with a visitor of another process of ours; its stream, if it has one by now.
-
-        Raises RemoteProtocolError.
-        """
-        port = saved.integer("at", 1, 65535)
-        service = saved.text("service", 1, MAX_TEXT)
-        source = saved.text("host", 1, MAX_TEXT), saved.integer("port", 0, 65535)
-        listener = agent.listeners.get(port)
-        if "splice" in saved and agent.endpoint is not None:
+    def take_back(self, agent: AgentState, sock: socket.socket, saved: SavedVisit[Fields]) -> None:
+        """Go on with a visitor of another process of ours. Raises RemoteProtocolError."""
+        listener = agent.listeners.get(saved.port)
+        if saved.stream is not None and saved.splice is not None and agent.endpoint is not None:
             # Its port may be closed by now, or serve something else; streams go on.
-            listener = Listener(port, service)
-            one = Visit(self._context, agent, listener, sock, source)
-            splice = one.restore(agent.endpoint, saved)
+            listener = Listener(saved.port, saved.service)
+            one = Visit(self._context, agent, listener, sock, saved.source)
+            splice = one.restore(agent.endpoint, saved.stream, saved.splice)
             self._nursery.start_soon(one.go_on, splice)
-            return splice.stream
-        if listener is None:
+        elif listener is None:
             sock.close()
         else:
-            self._on_visitor(agent, listener, sock, source)
-        return None
+            self._on_visitor(agent, listener, sock, saved.source)
 
     def withdraw(self, agent: AgentState, publication: int) -> None:
         for listener in list(agent.listeners.values()):

@@ -6,21 +6,23 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import trio
 
-from protocol.errors import ResetCode, SessionLost
+from protocol.errors import RemoteProtocolError, ResetCode, SessionLost
+from protocol.process import handover
 from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
-from protocol.wire.frame import MAX_STREAM
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener
 from relay_server.agents.reasons import Refusal, VisitorRefused
+from relay_server.agents.saved import SavedVisit
 from relay_server.guard.guard import IDENT_BYTES, Ending, Guard, Traffic, is_established
 from relay_server.guard.rules import Rules
 from relay_server.guard.ssh_ident import Identification, look, wait_identification
@@ -105,22 +107,23 @@ class Visit:
         finally:
             self._agent.visits.discard(self)
 
-    def export(self) -> dict[str, object] | None:
-        """For `Ports.take_back`; without a splice of one who waits. None if it is about to end."""
+    def save(self) -> SavedVisit[dict[str, object]] | None:
+        """For another process; None if the visit is about to end. No task may run after this."""
         if self.scope.cancel_called or self.sock.fileno() < 0:
             return None
-        host, port = self._source
-        saved: dict[str, object] = {
-            "at": self._listener.port,
-            "service": self._listener.service,
-            "host": host,
-            "port": port,
-        }
+        saved: SavedVisit[dict[str, object]] = SavedVisit(
+            socket=handover.cookie(self.sock),
+            port=self._listener.port,
+            service=self._listener.service,
+            source=self._source,
+        )
         if self._joined is None:
             return saved
         splice = self._joined[1]
         exported = splice.export()
-        return exported and saved | {"stream": splice.stream, "splice": exported}
+        if exported is None:
+            return None
+        return replace(saved, stream=splice.stream, splice=exported)
 
     async def run(self) -> None:
         """Carry the visitor. Raises VisitorRefused."""
@@ -182,10 +185,14 @@ class Visit:
         told = self.line.log_arrival(self.about, splice.stream)
         await self._see_through(splice, told=told)
 
-    def restore(self, endpoint: Endpoint, saved: Fields) -> Splice:
+    def restore(self, endpoint: Endpoint, stream: int, saved: Fields) -> Splice:
         """What another process has begun, for `go_on`. Raises RemoteProtocolError."""
-        splice = self._join(endpoint, saved.integer("stream", 0, MAX_STREAM))
-        splice.restore(saved.map("splice"))
+        splice = self._join(endpoint, stream)
+        try:
+            splice.restore(saved)
+        except RemoteProtocolError:
+            endpoint.forget(splice)
+            raise
         self._joined = endpoint, splice
         return splice
 

@@ -26,18 +26,21 @@ from protocol.process.config import ConfigError
 from protocol.process.handover import STATE, Named, StateUnreadable
 from protocol.process.logs import event
 from protocol.process.state import StateError
-from protocol.session.snapshot import export
 from protocol.wire.body import Fields
-from protocol.wire.frame import MAX_STREAM, CloseCode, Publish
-from protocol.wire.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
-from protocol.wire.noise import KEY_SIZE
+from protocol.wire.frame import CloseCode
 from relay_server.agents.agent_state import AgentState
-from relay_server.agents.attach_policy import DISPLACED_KEPT
+from relay_server.agents.saved import (
+    SavedAgent,
+    decode_agent,
+    decode_key,
+    decode_visit,
+    encode_agent,
+)
 
 if TYPE_CHECKING:
     from relay_server.agents.manager import Agents
     from relay_server.net.fd_store import StoredListeners
-    from relay_server.registry.registry import EnrolledAgent, Registry
+    from relay_server.registry.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -92,33 +95,17 @@ def _leave(agents: Agents) -> Named:
 
 def _records(present: list[AgentState], sockets: Named) -> Iterator[dict[str, object]]:
     for agent in present:
-        endpoint, ownership = agent.endpoint, agent.ownership
-        if endpoint is None or ownership.session is None:
+        endpoint, session_id = agent.endpoint, agent.ownership.session
+        if endpoint is None or session_id is None:
             continue
         endpoint.drop_link("the relay restarts")
         visits = []
         for visit in agent.visits:
-            saved = visit.export()
+            saved = visit.save()
             if saved is not None:
-                visits.append(saved | {"socket": handover.cookie(visit.sock)})
+                visits.append(saved)
                 sockets.append((VISITOR, visit.sock.fileno()))
-        yield {
-            "key": agent.key,
-            "address": agent.address,
-            "relay_key": agent.relay_key,
-            "rotates": agent.rotates,
-            "instance": ownership.instance,
-            "epoch": ownership.epoch,
-            "id": ownership.session,
-            "displaced": list(ownership.displaced),
-            "session": export(endpoint.session),
-            "publications": [
-                {"id": one.publication, "service": one.service, "port": one.port}
-                for one in agent.listeners.values()
-                if one.publication
-            ],
-            "visits": visits,
-        }
+        yield encode_agent(agent.save(endpoint, session_id, visits))
 
 
 class Found:
@@ -156,59 +143,36 @@ class Found:
     def _restore_one(self, record: bytes, agents: Agents, registry: Registry) -> None:
         name = None
         try:
-            saved = handover.unpack(record)
-            key = saved.octets("key", KEY_SIZE, KEY_SIZE)
+            body = handover.unpack(record)
+            key = decode_key(body)
             enrolled = registry.agent_by_key(key)
             if enrolled is not None:  # not revoked meanwhile
                 name = enrolled.name
-                self._go_on(enrolled, key, saved, agents)
+                self._go_on(name, decode_agent(key, body), agents)
         except (StateUnreadable, StateError, SessionLost, RemoteProtocolError) as exc:
             event(log, logging.WARNING, "session-lost", agent=name, reason=str(exc))
 
-    def _go_on(self, enrolled: EnrolledAgent, key: bytes, saved: Fields, agents: Agents) -> None:
-        agent = AgentState(key, enrolled.name)
-        agent.address = saved.text("address", 0, MAX_TEXT)
-        agent.relay_key = saved.octets("relay_key", 0, KEY_SIZE)
-        agent.rotates = saved.boolean("rotates")
-        ownership = agent.ownership
-        ownership.instance = saved.octets("instance", ID_SIZE, ID_SIZE)
-        ownership.epoch = saved.integer("epoch", 0, U64_MAX)
-        ownership.session = saved.octets("id", ID_SIZE, ID_SIZE)
-        displaced = saved.octet_strings("displaced", ID_SIZE, ID_SIZE, most=DISPLACED_KEPT)
-        ownership.displaced.extend(displaced)
-        publications = [_publish(one) for one in saved.maps("publications", most=MAX_PORTS)]
-        visits = saved.maps("visits", most=MAX_STREAMS)
-        session = saved.map("session")
-        saved.finish()
-        endpoint = agents.take_back(agent, session)
+    def _go_on(self, name: str, saved: SavedAgent[Fields], agents: Agents) -> None:
+        agent = AgentState.restored(name, saved)
+        endpoint = agents.take_back(agent, saved.session)
         # As when the agent asks: the lists may have changed, or the port be taken.
-        for publish in publications:
+        for publish in saved.publications:
             agents.ports.publish(agent, publish)
-        spliced = {self._rejoin(agents, agent, visit) for visit in visits}
+        for visit in saved.visits:
+            self._rejoin(agents, agent, visit)
         for stream in endpoint.session.streams:
-            if stream not in spliced:
-                endpoint.splices.pop(stream, None)
+            if stream not in endpoint.splices:
                 endpoint.session.reset(stream, ResetCode.ABORTED)
 
-    def _rejoin(self, agents: Agents, agent: AgentState, saved: Fields) -> int | None:
-        """The stream of the visitor that goes on; None if it has none, or cannot."""
+    def _rejoin(self, agents: Agents, agent: AgentState, body: Fields) -> None:
+        """Have the visitor go on; one that cannot be read is reset, and told in one line."""
         sock = None
         try:
-            sock = self._visitors.pop(saved.integer("socket", 0, U64_MAX), None)
-            # There may have been no room for it in the store.
-            return None if sock is None else agents.ports.take_back(agent, sock, saved)
+            saved = decode_visit(body)
+            sock = self._visitors.pop(saved.socket, None)
+            if sock is not None:  # there may have been no room for it in the store
+                agents.ports.take_back(agent, sock, saved)
         except RemoteProtocolError as exc:
             if sock is not None:
                 sock.close()
             event(log, logging.WARNING, "visitor-lost", agent=agent.name, reason=str(exc))
-            return None
-
-
-def _publish(saved: Fields) -> Publish:
-    publish = Publish(
-        publication=saved.integer("id", 1, MAX_STREAM),
-        service=saved.text("service", 1, MAX_TEXT),
-        port=saved.integer("port", 1, 65535),
-    )
-    saved.finish()
-    return publish

@@ -275,6 +275,9 @@ async def test_what_cannot_be_read_of_an_agent_is_reset(
     [
         lambda visit: visit["splice"].pop("sent"),
         lambda visit: visit["splice"].update(colour="blue"),
+        lambda visit: visit.update(colour="blue"),
+        lambda visit: visit.pop("splice"),
+        lambda visit: visit.pop("stream"),
         lambda visit: visit.update(at=0),
         lambda visit: visit.update(socket=-1),
         lambda visit: visit.update(stream=-1),
