@@ -127,7 +127,7 @@ class Session:
 
     @property
     def liveness(self) -> Liveness:
-        return self._attachment().liveness
+        return self._current_link().liveness
 
     def attach(self, peer_received: int, now: float) -> None:
         """Go on over a new link whose peer has `peer_received` of our frames.
@@ -338,7 +338,7 @@ class Session:
 
     def heard(self, now: float) -> None:
         """Bytes came over the link, whatever they are."""
-        link = self._attachment()
+        link = self._current_link()
         if link.liveness.questioned:
             link.nearer = True  # the next question may come before the end of this one's patience
         link.liveness.heard(now)
@@ -368,7 +368,7 @@ class Session:
         elif kind == FrameType.PING:
             received, stamp = wire.decode_u64_u64(frame)
             self._on_ack(received, now)
-            self._attachment().pong(stamp)
+            self._current_link().pong(stamp)
         elif kind == FrameType.PONG:
             received, stamp = wire.decode_u64_u64(frame)
             self._on_ack(received, now)
@@ -383,7 +383,7 @@ class Session:
         before = self._outbox.replay.base
         self._fins_acked(self._outbox.ack(received))
         if self._outbox.replay.base != before:
-            self._attachment().acked(now, more=self._outbox.replay.unacked)
+            self._current_link().acked(now, more=self._outbox.replay.unacked)
 
     def _on_data(self, stream: int, frame: memoryview) -> Event | None:
         count = len(frame) - HEADER_SIZE
@@ -470,11 +470,11 @@ class Session:
 
     def handle_deadline(self, now: float) -> Verdict:
         """Do what is due; afterwards send what `next_frame` gives."""
-        return self._attachment().handle_deadline(now, streams=bool(self._streams))
+        return self._current_link().handle_deadline(now, streams=bool(self._streams))
 
     def probe(self, now: float) -> None:
         """Ask for a sign of life at once, unless one is being waited for."""
-        self._attachment().probe(now)
+        self._current_link().probe(now)
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(
@@ -489,7 +489,7 @@ class Session:
 
     # Bookkeeping
 
-    def _attachment(self) -> LinkState:
+    def _current_link(self) -> LinkState:
         if self._link is None:
             raise LocalProtocolError("no link is attached")
         return self._link

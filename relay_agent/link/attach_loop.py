@@ -65,7 +65,7 @@ STEADY: Final = 1.0
 RIVAL_PAUSE: Final = 1.0
 # An attempt younger than this is left alone when the network changes: the change may be what it was
 # begun for, and a network that flaps would otherwise never let one finish.
-YOUNG: Final = 2.0
+RECENT: Final = 2.0
 
 _Attached: TypeAlias = tuple[Link, Welcome]
 # What an attempt brought, and how long to wait at least before the next.
@@ -310,7 +310,7 @@ class AttachLoop:
         machine no longer has.
         """
         event(log, logging.INFO, "network-changed")
-        if trio.current_time() - self._attempt_began >= YOUNG:
+        if trio.current_time() - self._attempt_began >= RECENT:
             self._attempt.cancel()
         self._pause.cancel()
         if self._session.endpoint is not None:

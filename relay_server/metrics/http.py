@@ -38,7 +38,7 @@ FRESH: Final = 1.0
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
-class Scrape:
+class MetricsEndpoint:
     def __init__(
         self, page: Callable[[], bytes], is_listening: Callable[[], bool], nursery: trio.Nursery
     ) -> None:

@@ -158,7 +158,7 @@ class _Process:
         try:
             # Only here: what they need is not installed unless somebody wants it.
             from relay_server.metrics.collector import Metrics
-            from relay_server.metrics.http import Scrape
+            from relay_server.metrics.http import MetricsEndpoint
         except ModuleNotFoundError as exc:
             raise CommandFailed(
                 f"metrics need the Python library {exc.name}: pip install 'ssh-relay[metrics]'"
@@ -172,9 +172,11 @@ class _Process:
         nursery, sockets = self._context.nursery, self._sockets
         metrics = Metrics(self._context, self._agents, self._handshakes)
         # Those where agents dial in are closed when the relay stops, the first thing that it does.
-        scrape = Scrape(metrics.page, lambda: all(one.fileno() >= 0 for one in sockets), nursery)
+        endpoint = MetricsEndpoint(
+            metrics.page, lambda: all(one.fileno() >= 0 for one in sockets), nursery
+        )
         nursery.start_soon(metrics.lag.measure)
-        nursery.start_soon(scrape.serve, sock)
+        nursery.start_soon(endpoint.serve, sock)
         event(log, logging.INFO, "metrics-listening", host=address.host, port=address.port)
 
 

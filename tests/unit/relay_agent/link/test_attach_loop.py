@@ -283,7 +283,7 @@ async def test_a_change_leaves_a_young_attempt_alone(
         relay = house.relay
 
         async def answer_in_a_while(sock: socket.socket) -> None:
-            await trio.sleep(module.YOUNG - SLACK)
+            await trio.sleep(module.RECENT - SLACK)
             await relay.greet(sock)
 
         relay.greetings += [answer_in_a_while] * 10

@@ -150,7 +150,7 @@ async def test_a_rival_called_off_once_committed_is_followed_by_another(
 
         await attach_in_doubt(house, no_answer)
         await until(lambda: len(house.relay.hellos) == 2)
-        await trio.sleep(module.YOUNG)
+        await trio.sleep(module.RECENT)
         house.loop.on_network_change()
         await trio.sleep(SLACK)
         await house.attached()

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from protocol.transport.sockets import send_all
-from relay_server.metrics.http import FRESH, MAX_REQUEST, MOST_CALLERS, TIMEOUT, Scrape
+from relay_server.metrics.http import FRESH, MAX_REQUEST, MOST_CALLERS, TIMEOUT, MetricsEndpoint
 from relay_server.net.accept_loop import listen, stop_accepting
 from tests.support.ports import LOOPBACK
 from tests.support.sockets import caller_of, receive_to_end
@@ -32,8 +32,8 @@ class Pages:
 async def serving(pages: Pages, page: Callable[[], bytes] | None = None) -> AsyncIterator[int]:
     sock = listen(LOOPBACK, 0, dual_stack=False)
     async with trio.open_nursery() as nursery:
-        scrape = Scrape(page or pages.page, lambda: pages.up, nursery)
-        nursery.start_soon(scrape.serve, sock)
+        endpoint = MetricsEndpoint(page or pages.page, lambda: pages.up, nursery)
+        nursery.start_soon(endpoint.serve, sock)
         yield sock.getsockname()[1]
         nursery.cancel_scope.cancel()
     assert sock.fileno() < 0
@@ -187,7 +187,7 @@ async def test_a_bug_in_the_numbers_costs_only_the_answer(
 async def test_it_ends_where_its_socket_is_closed(pages: Pages) -> None:
     sock = listen(LOOPBACK, 0, dual_stack=False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Scrape(pages.page, lambda: True, nursery).serve, sock)
+        nursery.start_soon(MetricsEndpoint(pages.page, lambda: True, nursery).serve, sock)
         await quiet()
         stop_accepting(sock)
     await until(lambda: sock.fileno() < 0)
