@@ -24,6 +24,7 @@ from protocol.process.cli.command import CommandFailed, say
 from protocol.process.service_manager import how_to_start
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session
+from protocol.session.side import Side
 from protocol.transport.link import Link
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
@@ -150,7 +151,7 @@ async def _prove(
     """
     pool = BufferPool()
     session = Session(
-        relay=False,
+        side=Side.AGENT,
         options=config.session_options(ReplayCap(config.replay), pool),
         peer=welcome.limits,
     )

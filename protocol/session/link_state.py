@@ -13,8 +13,8 @@ class LinkState:
 
     __slots__ = ("_acks", "closed", "liveness", "nearer", "pending", "unacked_since")
 
-    def __init__(self, acks: Acks, now: float, *, relay: bool) -> None:
-        self.liveness = Liveness(now, relay=relay)
+    def __init__(self, acks: Acks, now: float, *, pings_first: bool) -> None:
+        self.liveness = Liveness(now, pings_first=pings_first)
         self._acks = acks
         # Whether a deadline may be nearer than when the timer was set: sending asks for every
         # record, and computing it each time took a tenth of a round trip.

@@ -7,8 +7,8 @@ Any received byte is life. Silence is questioned by a PING, and a PING without a
       ▲                  │                   │
       └──any byte────────┴───────────────────┘
 
-Sent frames that stay unacked lead to SUSPECT at once: another link is to be looked for. The agent
-asks first; the relay, which hears it ask, need not.
+Sent frames that stay unacked lead to SUSPECT at once: another link is to be looked for. Of the two
+ends one pings first (`side`); its PING is the sign of life that spares the other end a PING.
 
 A saturated or very lossy path is not a dead one: while the kernel sees its acks advance
 (`progress`), there is no doubt, and death waits up to `PROGRESS_GRACE`. A link that takes seconds
@@ -26,8 +26,9 @@ from typing import Final
 # shortest common timeout is 30 s) at about 15 bytes a second.
 PING_AFTER_BUSY: Final = 4.0
 PING_AFTER_IDLE: Final = 20.0
-# How much longer the relay waits: a round trip over any path, so that one PING keeps both content.
-RELAY_PATIENCE: Final = 1.0
+# How much longer the end that does not ping first waits: a round trip over any path, so that one
+# PING and its PONG are signs of life for both ends.
+SECOND_PING_DELAY: Final = 1.0
 # From PING to death; 4 RTTs leave room for one lost segment and its retransmission.
 DEAD_AFTER: Final = 3.0
 DEAD_RTTS: Final = 4
@@ -55,10 +56,10 @@ class Verdict(enum.Enum):
 class Liveness:
     """Judges one link; made anew for each."""
 
-    __slots__ = ("_heard", "_patience", "_pinged", "_progress", "_suspected", "min_rtt", "rtt")
+    __slots__ = ("_heard", "_ping_delay", "_pinged", "_progress", "_suspected", "min_rtt", "rtt")
 
-    def __init__(self, now: float, *, relay: bool) -> None:
-        self._patience = RELAY_PATIENCE if relay else 0.0
+    def __init__(self, now: float, *, pings_first: bool) -> None:
+        self._ping_delay = 0.0 if pings_first else SECOND_PING_DELAY
         self._heard = now
         self._suspected = False  # since it was last heard
         self._pinged: float | None = None  # when the unanswered PING was sent
@@ -101,7 +102,7 @@ class Liveness:
             doubt = max(DOUBT_AFTER, DOUBT_RTTS * self.rtt)
             return min(dead, max(self._pinged, self._progress) + doubt)
         silence = PING_AFTER_BUSY if streams else PING_AFTER_IDLE
-        asking = self._heard + silence + self._patience
+        asking = self._heard + silence + self._ping_delay
         if unacked_since is not None:
             return min(asking, self._suspicion(unacked_since))
         return asking

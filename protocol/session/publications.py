@@ -1,4 +1,4 @@
-"""Which publications live: the agent's side asks, the relay's side answers.
+"""Which publications live: one end asks, the other answers.
 
 Ids are fresh, rising and never reused within a session, so an answer or an OPEN that crossed a
 withdrawal on the way is told apart from one that names what never was.
@@ -30,7 +30,7 @@ class Publications:
         self._live: set[int] = set()
         self._last = 0
 
-    # At the agent
+    # At the end that publishes
 
     def add(self, service: str, port: int) -> Publish:
         if len(self._live) >= MAX_LIVE:
@@ -59,7 +59,7 @@ class Publications:
         refused = Refused.decode(body)
         return PublicationRefused(refused) if self.is_live(refused.publication) else None
 
-    # At the relay
+    # At the end that opens streams
 
     def on_publish(self, body: memoryview) -> Event | None:
         publish = Publish.decode(body)

@@ -17,7 +17,7 @@ dropped.
 Order of sending: link-local frames, what a new link has not seen, control frames, window updates,
 then the streams by `Scheduler`.
 
-The relay opens streams (odd ids, rising, never reused), the agent publishes services.
+One end opens streams (odd ids, rising, never reused), the other publishes services (`side`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from protocol.session.publications import Publications
 from protocol.session.receive_credit import ReceiveCredit
 from protocol.session.replay import Budget, ReplayCap
 from protocol.session.send_admission import SendAdmission
+from protocol.session.side import Side
 from protocol.session.stream import End, Sent, Stream
 from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire import frame as wire
@@ -75,8 +76,8 @@ class SessionStatistics:
 
 
 class Session:
-    def __init__(self, *, relay: bool, options: SessionOptions, peer: Limits) -> None:
-        """`relay` tells which end this is; `peer` are the limits the other end declared."""
+    def __init__(self, *, side: Side, options: SessionOptions, peer: Limits) -> None:
+        """`side` is this end; `peer` are the limits that the other end declared."""
         self._options = options
         self._peer = peer
         self._streams: dict[int, Stream] = {}
@@ -90,16 +91,19 @@ class Session:
         self._acks = Acks()
         self._link: LinkState | None = None
         self._ignored = 0
-        self._relay = relay
-        self._receivers = self._relay_receivers() if relay else self._agent_receivers()
+        role = side.value
+        self._pings_first = role.pings_first
+        self._receivers = (
+            self._opener_receivers() if role.opens_streams else self._publisher_receivers()
+        )
 
-    def _relay_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
+    def _opener_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
         return self._stream_receivers() | {
             FrameType.PUBLISH: _without_stream(self._publications.on_publish),
             FrameType.UNPUBLISH: _without_stream(self._publications.on_unpublish),
         }
 
-    def _agent_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
+    def _publisher_receivers(self) -> dict[int, Callable[[int, memoryview], Event | None]]:
         return self._stream_receivers() | {
             FrameType.OPEN: self._on_open,
             FrameType.PUBLISHED: _without_stream(self._publications.on_published),
@@ -135,7 +139,7 @@ class Session:
         Raises SessionLost if that cannot be.
         """
         self._fins_acked(self._outbox.resume(peer_received))
-        self._link = LinkState(self._acks, now, relay=self._relay)
+        self._link = LinkState(self._acks, now, pings_first=self._pings_first)
         self._send_admission.attached = True
 
     def detach(self) -> None:
@@ -162,22 +166,22 @@ class Session:
     # Publications
 
     def publish(self, service: str, port: int) -> int:
-        """Agent only: ask for `port`; returns the publication's id."""
+        """For the end that publishes: ask for `port`; returns the publication's id."""
         request = self._publications.add(service, port)
         self._outbox.queue_control(request.encode())
         return request.publication
 
     def unpublish(self, publication: int) -> None:
-        """Agent only: withdraw; open streams go on."""
+        """For the end that publishes: withdraw; open streams go on."""
         self._outbox.queue_control(self._publications.withdraw(publication).encode())
 
     def published(self, publication: int, port: int) -> None:
-        """Relay only."""
+        """For the end that opens streams: the port that was asked for is open."""
         answer = wire.Published(publication=publication, port=port)
         self._outbox.queue_control(answer.encode())
 
     def refused(self, publication: int, code: int, reason: str) -> None:
-        """Relay only."""
+        """For the end that opens streams: the port that was asked for stays closed."""
         answer = wire.Refused(publication=publication, code=code, reason=reason)
         self._outbox.queue_control(answer.encode())
 
@@ -202,7 +206,7 @@ class Session:
         return tuple(self._streams)
 
     def open(self, publication: int, source: tuple[str, int]) -> int | None:
-        """Relay only: open a stream for a visitor from `source`; None at a limit.
+        """For the end that opens streams: open one for a visitor from `source`; None at a limit.
 
         Raises SessionLost when the ids are used up.
         """

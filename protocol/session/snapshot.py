@@ -24,6 +24,7 @@ from protocol.errors import LocalProtocolError, RemoteProtocolError, SessionLost
 from protocol.session.publications import MAX_LIVE
 from protocol.session.replay import FRAME_OVERHEAD
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.session.stream import End, Sent, Stream
 from protocol.session.window import ReceiveWindow, SendWindow
 from protocol.wire import frame as wire
@@ -59,14 +60,14 @@ def export(session: Session) -> dict[str, object]:
     }
 
 
-def restore(saved: Fields, *, relay: bool, options: SessionOptions) -> Session:
+def restore(saved: Fields, *, side: Side, options: SessionOptions) -> Session:
     """The session that was exported, but for the memory that `options` allow it from now on.
 
     Raises SessionLost for what cannot be read.
     """
     try:
         own, peer = _take_limits(saved, "own"), _take_limits(saved, "peer")
-        session = Session(relay=relay, options=replace(options, limits=own), peer=peer)
+        session = Session(side=side, options=replace(options, limits=own), peer=peer)
     except RemoteProtocolError as exc:
         raise _unreadable(exc) from None
     try:

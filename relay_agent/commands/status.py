@@ -12,6 +12,7 @@ from protocol.process.cli.status_text import link_lines, stream_lines
 from protocol.process.cli.text import Paint, span, wrapped
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
+from protocol.session.side import Side
 
 _DESCRIPTION: Final = """\
 Ask the agent that runs on this machine how its link, its ports and its
@@ -54,12 +55,12 @@ def lay_out(status: dict[str, Any], paint: Paint) -> str:
         if one["state"] == "refused":
             lines.append(wrapped(one["reason"], "    ", "    "))
         streams = [stream for stream in status["streams"] if stream["service"] == one["service"]]
-        lines += [f"  {line}" for line in stream_lines(streams, at_relay=False)]
+        lines += [f"  {line}" for line in stream_lines(streams, side=Side.AGENT)]
     names = {one["service"] for one in services}
     rest = [stream for stream in status["streams"] if stream["service"] not in names]
     if rest:
         lines.append("of services that are not published any more")
-        lines += [f"  {line}" for line in stream_lines(rest, at_relay=False)]
+        lines += [f"  {line}" for line in stream_lines(rest, side=Side.AGENT)]
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ from protocol.errors import SessionLost
 from protocol.process.logs import event
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session
+from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.grace import wait_until
 from protocol.wire.buffers import BufferPool
@@ -119,7 +120,7 @@ class SessionHolder:
             return self._publisher
         self.end()
         session = Session(
-            relay=False,
+            side=Side.AGENT,
             options=self._config.session_options(self._replay_cap, self._pool),
             peer=welcome.limits,
         )

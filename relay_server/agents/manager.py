@@ -20,6 +20,7 @@ from protocol.process.state import StateError
 from protocol.session.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.session.liveness import LATE
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.session.snapshot import restore
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.grace import wait_until
@@ -249,7 +250,7 @@ class Agents:
         Raises SessionLost.
         """
         options = self._session_options()
-        restored = restore(session, relay=True, options=options)
+        restored = restore(session, side=Side.RELAY, options=options)
         endpoint = agent.endpoint = self._endpoint_of(agent, restored)
         self._present[agent.key] = agent
         agent.detached_now("the relay restarted")
@@ -271,7 +272,7 @@ class Agents:
 
     def _new_endpoint(self, agent: AgentState, peer: Limits) -> Endpoint:
         return self._endpoint_of(
-            agent, Session(relay=True, options=self._session_options(), peer=peer)
+            agent, Session(side=Side.RELAY, options=self._session_options(), peer=peer)
         )
 
     # Another process with the same key

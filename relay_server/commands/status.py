@@ -14,6 +14,7 @@ from protocol.process.cli.status_text import link_lines, service_name, stream_li
 from protocol.process.cli.text import Paint, counted, span, wrapped
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
+from protocol.session.side import Side
 from relay_server import PROGRAM
 from relay_server.agents.reasons import sentence_of
 from relay_server.registry.open import existing_registry
@@ -137,7 +138,7 @@ def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
         if one["state"] == "closed" and not streams and not one["refused"]:
             continue
         lines.append(f"  {service_name(one['service'])} on port {one['port']}{_state(one, paint)}")
-        lines += [f"    {line}" for line in stream_lines(streams, at_relay=True)]
+        lines += [f"    {line}" for line in stream_lines(streams, side=Side.RELAY)]
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1]):
             lines.append(f"    refused {count}: {sentence_of(reason)}")
     if agent["waiting"]:

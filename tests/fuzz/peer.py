@@ -24,6 +24,7 @@ from protocol.session.events import (
 from protocol.session.liveness import Verdict as Life
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, CloseCode, FrameType
@@ -48,8 +49,8 @@ class Socket:
 
 
 class Trial:
-    def __init__(self, *, relay: bool) -> None:
-        self.relay = relay
+    def __init__(self, side: Side) -> None:
+        self.side = side
         self.now = 1000.0
         self.cap = ReplayCap(SMALL.cap_limit)
         options = SessionOptions(
@@ -59,9 +60,9 @@ class Trial:
             replay_cap=self.cap,
             pool=_pool,
         )
-        self.session = Session(relay=relay, options=options, peer=SMALL.limits())
+        self.session = Session(side=side, options=options, peer=SMALL.limits())
         self.rules = Rules(
-            relay=relay,
+            side=side,
             window=SMALL.stream_window,
             credit_in=SMALL.session_window,
             credit_out=SMALL.session_window,
@@ -128,7 +129,7 @@ class Trial:
                     socket.unread = 0
                     socket.over = True
             case PublishRequested(publish):
-                assert self.relay
+                assert self.side is Side.RELAY
                 assert publish.publication == self.rules.last_publication
 
     def end(self) -> None:
@@ -282,7 +283,7 @@ def _acks(trial: Trial, choices: Choices) -> None:
 
 def _publication(trial: Trial, choices: Choices) -> None:
     which, number = choices.below(3), _number(choices)
-    if trial.relay:
+    if trial.side is Side.RELAY:
         made = wire.Publish(publication=number, service="ssh", port=22)
         trial.receive(made.encode() if which else wire.Unpublish(publication=number).encode())
     elif which == 0:
@@ -295,7 +296,7 @@ def _publication(trial: Trial, choices: Choices) -> None:
 
 def _own_publication(trial: Trial, choices: Choices) -> None:
     which, number = choices.below(4), choices.number()
-    if not trial.relay:
+    if trial.side is Side.AGENT:
         if which:
             trial.publish(1 + number)
         else:
@@ -369,7 +370,7 @@ STEPS: Final = (
 def fuzz_one(data: bytes) -> None:
     choices = Choices(data)
     with mock.patch.object(session_module, "CONTROL_HEADROOM", CONTROL_HEADROOM):
-        trial = Trial(relay=choices.flag())
+        trial = Trial(Side.RELAY if choices.flag() else Side.AGENT)
         while choices and not trial.over:
             STEPS[choices.below(len(STEPS))](trial, choices)
             trial.check()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.errors import RemoteProtocolError
+from protocol.session.side import Side
 from protocol.wire import frame as wire
 from protocol.wire.frame import HEADER_SIZE, MAX_WINDOW, FrameType
 
@@ -61,7 +62,7 @@ class Flow:
 
 @dataclass(kw_only=True)
 class Rules:
-    relay: bool  # which side the session is
+    side: Side  # which the session is
     window: int  # of each new stream, granted by the session and by the peer alike
     credit_in: int  # of the session
     credit_out: int
@@ -111,14 +112,14 @@ class Rules:
             raise Forbidden
         if kind in _OF_STREAMS:
             return self._heard_of_stream(kind, stream, frame, queued)
-        if kind == FrameType.OPEN and not self.relay:
+        if kind == FrameType.OPEN and self.side is Side.AGENT:
             self._heard_open(stream, frame)
             return Verdict.ALLOWED
         if stream:
             raise Forbidden
         if kind in (FrameType.ACK, FrameType.PING, FrameType.PONG):
             self._heard_ack(int.from_bytes(frame[5:13], "big"))
-        elif kind in (_FROM_AGENT if self.relay else _FROM_RELAY):
+        elif kind in (_FROM_AGENT if self.side is Side.RELAY else _FROM_RELAY):
             self._heard_of_publication(kind, memoryview(frame)[HEADER_SIZE:])
         elif kind != FrameType.CLOSE:
             raise Forbidden
@@ -217,7 +218,9 @@ class Rules:
         elif kind in _OF_STREAMS:
             self._said_of_stream(kind, self.flows[stream], frame)
         else:
-            assert kind in (_FROM_RELAY if self.relay else _FROM_AGENT), f"it sent {kind:#04x}"
+            assert kind in (_FROM_RELAY if self.side is Side.RELAY else _FROM_AGENT), (
+                f"it sent {kind:#04x}"
+            )
 
     def _said_of_link(self, kind: int, frame: bytes) -> None:
         if kind == FrameType.CLOSE:

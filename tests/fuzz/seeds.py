@@ -16,6 +16,7 @@ import msgpack
 from protocol.errors import DenialCode, ResetCode
 from protocol.session.events import Event
 from protocol.session.session import Session
+from protocol.session.side import Side
 from protocol.wire import frame as wire
 from protocol.wire.frame import HEADER_SIZE, CloseCode, FrameType
 from protocol.wire.hello import Denial, Hello, Resume, Welcome, encode_preface
@@ -58,9 +59,9 @@ _INVITATION: Final = Invitation(
 class RecordedSession(Session):
     """Notes what is done to it, as the steps of `tests.fuzz.peer`."""
 
-    def __init__(self, *, relay: bool, **more: Any) -> None:
-        super().__init__(relay=relay, **more)
-        self.steps = bytearray([relay])
+    def __init__(self, side: Side, **more: Any) -> None:
+        super().__init__(side=side, **more)
+        self.steps = bytearray([side is Side.RELAY])
         self.heard_frames: list[bytes] = []
         self._now = 1000.0
 

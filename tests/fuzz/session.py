@@ -10,7 +10,7 @@ from typing import Final
 
 from protocol.errors import ResetCode
 from tests.fuzz.choices import Choices
-from tests.support.pair import TINY, Half, Pair, Side
+from tests.support.pair import TINY, Half, Pair, PairSide
 
 RECORDS: Final = (50, 300, 65514)
 # Each step costs up to a millisecond, and shows most of what it can do early.
@@ -35,12 +35,12 @@ def fuzz_one(data: bytes) -> None:
     pair.bring_to_an_end()
 
 
-def _pick(side: Side, choices: Choices) -> Half | None:
+def _pick(side: PairSide, choices: Choices) -> Half | None:
     live = [half for half in side.halves.values() if not half.over]
     return live[choices.number() % len(live)] if live else None
 
 
-def _step(pair: Pair, side: Side, live: list[int], choices: Choices) -> None:
+def _step(pair: Pair, side: PairSide, live: list[int], choices: Choices) -> None:
     match choices.below(11):
         case 0:
             pair.deliver(side, choices.number() or None)
@@ -78,13 +78,13 @@ def _open(pair: Pair, choices: Choices) -> None:
         assert stream is not None or pair.relay.session.open_streams == TINY.streams
 
 
-def _write(pair: Pair, side: Side, choices: Choices) -> None:
+def _write(pair: Pair, side: PairSide, choices: Choices) -> None:
     half = _pick(side, choices)
     if half is not None and not half.want_fin and half.reset_came is None:
         pair.write(side, half.stream, choices.number(2) % 5000)
 
 
-def _end(pair: Pair, side: Side, choices: Choices) -> None:
+def _end(pair: Pair, side: PairSide, choices: Choices) -> None:
     half = _pick(side, choices)
     if half is None:
         return
@@ -110,7 +110,7 @@ def _publication(pair: Pair, live: list[int], choices: Choices) -> None:
         pair.serve(side)
 
 
-def _cut(pair: Pair, side: Side, choices: Choices) -> None:
+def _cut(pair: Pair, side: PairSide, choices: Choices) -> None:
     pair.cut(choices.below(8), choices.below(8))
     match choices.below(4):
         case 0:

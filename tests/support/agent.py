@@ -15,6 +15,7 @@ import trio.testing
 from protocol.errors import LinkLost, SessionLost
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session
+from protocol.session.side import Side
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello
 from protocol.wire.noise import StaticKey
@@ -55,7 +56,7 @@ async def serving(
         link, welcome = await attach(relay.address, static=KEY, hello=lambda: hello)
         pool = BufferPool()
         session = Session(
-            relay=False,
+            side=Side.AGENT,
             options=config.session_options(ReplayCap(config.replay), pool),
             peer=welcome.limits,
         )

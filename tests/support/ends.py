@@ -14,6 +14,7 @@ from protocol.errors import LinkLost, SessionLost
 from protocol.session.events import Event, PublishRequested, StreamOpened
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate, respond
 from protocol.transport.link import Link
@@ -27,11 +28,11 @@ from tests.support.trio_waiting import until
 LIMITS = Limits(streams=64, stream_window=64 * 1024, session_window=1024 * 1024)
 
 
-def new_session(*, relay: bool, replay: int = 1024 * 1024) -> Session:
+def new_session(side: Side, *, replay: int = 1024 * 1024) -> Session:
     options = SessionOptions(
         limits=LIMITS, window_limit=256 * 1024, replay_limit=replay, replay_cap=ReplayCap(2**30)
     )
-    return Session(relay=relay, options=options, peer=LIMITS)
+    return Session(side=side, options=options, peer=LIMITS)
 
 
 @dataclass
@@ -49,9 +50,9 @@ class Ends:
     _wake: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
-        self.relay = Endpoint(new_session(relay=True), pool=BufferPool(), on_event=self._at_relay)
+        self.relay = Endpoint(new_session(Side.RELAY), pool=BufferPool(), on_event=self._at_relay)
         self.agent = Endpoint(
-            new_session(relay=False),
+            new_session(Side.AGENT),
             pool=BufferPool(),
             on_event=self._at_agent,
             on_suspicion=self._suspect,

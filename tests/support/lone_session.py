@@ -8,6 +8,7 @@ from protocol.session.events import (
 )
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.session.stream import End
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE
@@ -61,7 +62,7 @@ class Lone:
     def __init__(
         self,
         *,
-        relay: bool = False,
+        side: Side = Side.AGENT,
         profile: Profile | None = None,
         peer: Limits | None = None,
         cap: ReplayCap | None = None,
@@ -69,7 +70,7 @@ class Lone:
         profile = profile or Profile()
         self.pool = BufferPool()
         self.session = Session(
-            relay=relay,
+            side=side,
             options=SessionOptions(
                 limits=profile.limits(),
                 window_limit=profile.window_limit,
@@ -115,7 +116,7 @@ class Lone:
 
 
 def relay_with_stream() -> Lone:
-    lone = Lone(relay=True)
+    lone = Lone(side=Side.RELAY)
     lone.get(frame(PUBLISH, 0, publish_body(1)))
     assert lone.session.open(1, SOURCE) == 1
     lone.sent()

@@ -1,8 +1,8 @@
 """Two sessions joined by a link in memory, with what their owners do around them.
 
-    Pair ── Side relay ── Session, Halves (one a stream: what a splice and its socket do)
-         └─ Side agent ── the same
-            each Side's `wire` holds the frames under way to the other
+    Pair ── PairSide relay ── Session, Halves (one a stream: what a splice and its socket do)
+         └─ PairSide agent ── the same
+            each side's `wire` holds the frames under way to the other
 
 Time is `pair.now`, moved by the test alone. A link is cut by losing a suffix of either wire.
 `Pair.check` compares the sessions' books with what is really held.
@@ -32,6 +32,7 @@ from protocol.session.liveness import Verdict
 from protocol.session.replay import ReplayCap
 from protocol.session.send_admission import BURST_FRAMES
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.session.snapshot import export, restore
 from protocol.session.stream import End, Sent, Stream
 from protocol.wire.body import Fields
@@ -126,13 +127,14 @@ class Half:
         return outbound and self.fin_delivered
 
 
-class Side:
-    def __init__(self, name: str, profile: Profile, cap: ReplayCap, peer: Limits) -> None:
-        self.name = name
+class PairSide:
+    def __init__(self, side: Side, profile: Profile, cap: ReplayCap, peer: Limits) -> None:
+        self.side = side
+        self.name = side.name.lower()
         self.profile = profile
         self.pool = PoisonedPool()
         self.cap = cap
-        self.session = Session(relay=name == "relay", options=self.options(), peer=peer)
+        self.session = Session(side=side, options=self.options(), peer=peer)
         self.halves: dict[int, Half] = {}
         self.publications: set[int] = set()  # at the agent: confirmed; at the relay: asked for
         self.events: list[Event] = []
@@ -188,14 +190,14 @@ class Pair:
     ) -> None:
         self.now = 1000.0
         cap = ReplayCap(relay.cap_limit)
-        self.relay = Side("relay", relay, cap, agent.limits())
+        self.relay = PairSide(Side.RELAY, relay, cap, agent.limits())
         other = cap if shared_cap else ReplayCap(agent.cap_limit)
-        self.agent = Side("agent", agent, other, relay.limits())
+        self.agent = PairSide(Side.AGENT, agent, other, relay.limits())
         self.sides = (self.relay, self.agent)
         if attach:
             self.resume()
 
-    def other(self, side: Side) -> Side:
+    def other(self, side: PairSide) -> PairSide:
         return self.agent if side is self.relay else self.relay
 
     # The link
@@ -234,7 +236,7 @@ class Pair:
             side.wire.clear()
             side.wire_bytes = 0
 
-    def notice(self, side: Side) -> None:
+    def notice(self, side: PairSide) -> None:
         """`side` learns that its link is gone."""
         side.lost = True
         side.wire.clear()
@@ -242,21 +244,21 @@ class Pair:
         side.session.detach()
         self.serve(side)
 
-    def hand_over(self, side: Side) -> None:
+    def hand_over(self, side: PairSide) -> None:
         """Another process goes on with `side`: all it has is the sockets and what was saved."""
         self.notice(side)
         packed = msgpack.packb(export(side.session))
         side.session.discard()
         side.pool = PoisonedPool()
         saved = Fields(msgpack.unpackb(packed), strict=True)
-        side.session = restore(saved, relay=side.name == "relay", options=side.options())
+        side.session = restore(saved, side=side.side, options=side.options())
         assert msgpack.packb(export(side.session)) == packed
         for half in side.halves.values():
             half.waiting = False
             self.pump(side, half)
         self.serve(side)
 
-    def flush(self, side: Side) -> bool:
+    def flush(self, side: PairSide) -> bool:
         sent = False
         while side.session.attached and side.wire_bytes < side.capacity:
             frame = side.session.next_frame(self.now)
@@ -268,7 +270,7 @@ class Pair:
                 side.wire_bytes += len(frame)
         return sent
 
-    def serve(self, side: Side) -> None:
+    def serve(self, side: PairSide) -> None:
         """Flush, and let readers go on as long as that moves anything."""
         moved = True
         while moved:
@@ -280,7 +282,7 @@ class Pair:
             if not side.busy:
                 moved |= self.run_woken(side)
 
-    def run_woken(self, side: Side, count: int | None = None) -> bool:
+    def run_woken(self, side: PairSide, count: int | None = None) -> bool:
         """The turn of `count` readers that were called, or of all; whether that moved anything."""
         moved = False
         for _ in range(len(side.woken) if count is None else min(count, len(side.woken))):
@@ -289,7 +291,7 @@ class Pair:
             moved |= self.pump(side, half)
         return moved
 
-    def deliver(self, to: Side, count: int | None = None) -> int:
+    def deliver(self, to: PairSide, count: int | None = None) -> int:
         """Hand over frames as one read of the link would; returns how many."""
         sender = self.other(to)
         done = 0
@@ -343,7 +345,7 @@ class Pair:
 
     # What owners and splices do
 
-    def on_event(self, side: Side, event: Event) -> None:
+    def on_event(self, side: PairSide, event: Event) -> None:
         side.events.append(event)
         match event:
             case DataReceived(stream, data):
@@ -403,21 +405,21 @@ class Pair:
         self.settle()
         return stream
 
-    def write(self, side: Side, stream: int, count: int) -> None:
+    def write(self, side: PairSide, stream: int, count: int) -> None:
         """The socket of `stream` has `count` more bytes to read."""
         half = side.halves[stream]
         half.intent += count
         self.pump(side, half)
         self.serve(side)
 
-    def finish(self, side: Side, stream: int) -> None:
+    def finish(self, side: PairSide, stream: int) -> None:
         """The socket's end of file."""
         half = side.halves[stream]
         half.want_fin = True
         self.pump(side, half)
         self.serve(side)
 
-    def pump(self, side: Side, half: Half) -> bool:
+    def pump(self, side: PairSide, half: Half) -> bool:
         """Read the socket as a splice does: allowance first, then as much as there is."""
         session, moved, frames = side.session, False, 1
         while not (half.waiting or half.finished or half.over or half.reset_came is not None):
@@ -438,7 +440,7 @@ class Pair:
             self.flush(side)
         return moved
 
-    def _send(self, side: Side, half: Half, count: int) -> None:
+    def _send(self, side: PairSide, half: Half, count: int) -> None:
         buffers = []
         for offset in range(0, count, MAX_PAYLOAD):
             data = pattern(half.flow, half.written + offset, min(count - offset, MAX_PAYLOAD))
@@ -449,7 +451,7 @@ class Pair:
         half.written += count
         half.intent -= count
 
-    def read(self, side: Side, stream: int, count: int, *, kept_up: bool = True) -> None:
+    def read(self, side: PairSide, stream: int, count: int, *, kept_up: bool = True) -> None:
         """The socket takes `count` bytes of what waits for it."""
         half = side.halves[stream]
         count = min(count, len(half.unread))
@@ -459,12 +461,12 @@ class Pair:
             self.pass_fin(side, half)
         self.serve(side)
 
-    def pass_fin(self, side: Side, half: Half) -> None:
+    def pass_fin(self, side: PairSide, half: Half) -> None:
         if half.fin_came and not half.unread and not half.fin_delivered and not half.reset:
             side.session.fin_delivered(half.stream)
             half.fin_delivered = True
 
-    def reset(self, side: Side, stream: int, code: ResetCode = ResetCode.ABORTED) -> None:
+    def reset(self, side: PairSide, stream: int, code: ResetCode = ResetCode.ABORTED) -> None:
         """The socket of `stream` is gone."""
         half = side.halves[stream]
         side.session.reset(stream, code)
@@ -516,7 +518,7 @@ class Pair:
                 self._check_stream_credit(side, stream)
             self._check_delivery(stream)
 
-    def _check_memory(self, side: Side) -> None:
+    def _check_memory(self, side: PairSide) -> None:
         outbox = side.session._outbox
         data, control = 0, 0
         held: dict[int, int] = {}
@@ -540,14 +542,14 @@ class Pair:
         if side.cap is not self.other(side).cap:
             assert side.cap.held == data
 
-    def _under_way(self, side: Side) -> list[bytes]:
+    def _under_way(self, side: PairSide) -> list[bytes]:
         """Numbered frames that the other side has not received."""
         replay = side.session._outbox.replay
         missing = self.other(side).session.received - replay.base
         assert 0 <= missing <= len(replay._kept)
         return [bytes(sent.frame) for sent in list(replay._kept)[missing:]]
 
-    def _check_session_credit(self, side: Side) -> None:
+    def _check_session_credit(self, side: PairSide) -> None:
         """Every byte of the window is in exactly one place."""
         peer = self.other(side)
         window = peer.session._receive_credit._session
@@ -580,7 +582,7 @@ class Pair:
         assert sum(parts) == window.size == peer.profile.session_window
         assert unread + window._consumed + window._available == window.size
 
-    def _check_stream_credit(self, side: Side, stream: int) -> None:
+    def _check_stream_credit(self, side: PairSide, stream: int) -> None:
         peer = self.other(side)
         sending = side.session._streams.get(stream)
         receiving = peer.session._streams.get(stream)

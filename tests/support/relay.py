@@ -22,6 +22,7 @@ import trio
 from protocol.errors import DenialCode, LinkDenied, LinkLost, SessionLost
 from protocol.process.state import StateFolder
 from protocol.session.events import Event, PublicationConfirmed, PublicationRefused, StreamOpened
+from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import initiate
 from protocol.transport.link import Link
@@ -235,9 +236,7 @@ class Router:
         self.link, self.session = link, welcome.session
         if not welcome.resumed:
             self.events = []  # ids of publications begin anew
-            endpoint = Endpoint(
-                new_session(relay=False), pool=BufferPool(), on_event=self._on_event
-            )
+            endpoint = Endpoint(new_session(Side.AGENT), pool=BufferPool(), on_event=self._on_event)
             self.endpoint = endpoint
         if not silent:
             await self.carry(welcome.received)

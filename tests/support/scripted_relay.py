@@ -14,6 +14,7 @@ from protocol.process.address import HostPort
 from protocol.session.events import Event, PeerClosing, PublicationWithdrawn, PublishRequested
 from protocol.session.replay import ReplayCap
 from protocol.session.session import Session, SessionOptions
+from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.handshake import Arrival, respond
 from protocol.transport.sockets import prepare_spliced
@@ -164,7 +165,7 @@ class ScriptedRelay:
             replay_limit=1024 * 1024,
             replay_cap=ReplayCap(2**30),
         )
-        session = Session(relay=True, options=options, peer=self.hellos[-1].limits)
+        session = Session(side=Side.RELAY, options=options, peer=self.hellos[-1].limits)
         endpoint = Endpoint(
             session, pool=BufferPool(), on_event=lambda event: self._on_event(endpoint, event)
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from protocol.process.cli.text import Paint, amount, milliseconds, span, times, wrapped
+from protocol.session.side import Side
 
 # Streams shown one by one, for each service; --json has them all.
 _MOST_STREAMS: Final = 20
@@ -35,12 +36,12 @@ def service_name(name: str) -> str:
     return f"{name:.{_SERVICE}}"
 
 
-def stream_lines(streams: Sequence[Mapping[str, Any]], *, at_relay: bool) -> list[str]:
+def stream_lines(streams: Sequence[Mapping[str, Any]], *, side: Side) -> list[str]:
     """Each stream of one service: visitor, age, and bytes as the visitor sees them."""
     lines = []
     for one in streams[:_MOST_STREAMS]:
         sent, received = one["from_socket"], one["to_socket"]
-        if not at_relay:  # whose socket is the target's
+        if not side.value.opens_streams:  # its socket is the target's
             sent, received = received, sent
         # 39 for any IPv6 address; with an indentation of four this is 80 columns at most.
         lines.append(

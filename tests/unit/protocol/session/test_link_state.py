@@ -17,7 +17,7 @@ def u64(value: int) -> bytes:
 class Bench:
     def __init__(self) -> None:
         self.acks = Acks()
-        self.link = LinkState(self.acks, NOW, relay=False)
+        self.link = LinkState(self.acks, NOW, pings_first=True)
 
     def frames(self) -> list[bytes]:
         frames = []
@@ -30,7 +30,7 @@ def test_nothing_to_say_at_first() -> None:
     acks = Acks()
     for _ in range(ACK_FRAMES):
         acks.count(5, NOW)
-    link = LinkState(acks, NOW, relay=False)
+    link = LinkState(acks, NOW, pings_first=True)
     assert link.next_frame() is None, "the handshake told the peer"
     assert acks.deadline == math.inf
 

@@ -23,7 +23,7 @@ def deadline(liveness: Liveness, *, streams: bool = True, unacked: float | None 
 
 
 def with_rtt(rtt: float, now: float = T) -> Liveness:
-    liveness = Liveness(now, relay=False)
+    liveness = Liveness(now, pings_first=True)
     liveness.answered(liveness.stamp(now - rtt), now)
     assert liveness.rtt == pytest.approx(rtt, abs=1e-5)
     return liveness
@@ -31,7 +31,7 @@ def with_rtt(rtt: float, now: float = T) -> Liveness:
 
 @pytest.mark.parametrize(("streams", "silence"), [(True, 4.0), (False, 20.0)])
 def test_silence_is_questioned(streams: bool, silence: float) -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert deadline(liveness, streams=streams) == T + silence
     assert judge(liveness, T + silence - EPS, streams=streams) is Verdict.ALIVE
     assert not liveness.questioned
@@ -41,11 +41,11 @@ def test_silence_is_questioned(streams: bool, silence: float) -> None:
 
 @pytest.mark.parametrize(("streams", "silence"), [(True, 5.0), (False, 21.0)])
 def test_the_relay_lets_the_agent_ask_first(streams: bool, silence: float) -> None:
-    assert deadline(Liveness(T, relay=True), streams=streams) == T + silence
+    assert deadline(Liveness(T, pings_first=False), streams=streams) == T + silence
 
 
 def test_doubt_is_told_once_and_again_after_life() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert judge(liveness, T + 4) is Verdict.PING
     assert judge(liveness, T + 5) is Verdict.SUSPECT
     assert judge(liveness, T + 5.5) is Verdict.ALIVE
@@ -55,7 +55,7 @@ def test_doubt_is_told_once_and_again_after_life() -> None:
 
 
 def test_any_byte_starts_silence_anew() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     liveness.heard(T + 3.9)
     assert judge(liveness, T + 7.8) is Verdict.ALIVE
     assert judge(liveness, T + 7.9) is Verdict.PING
@@ -80,7 +80,7 @@ def test_a_ping_without_an_answer_is_doubt_and_then_death(
 
 
 def test_any_byte_after_the_ping_is_life() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     judge(liveness, T + 4)
     liveness.heard(T + 6.9)
     assert not liveness.questioned
@@ -89,7 +89,7 @@ def test_any_byte_after_the_ping_is_life() -> None:
 
 
 def test_the_kernel_s_minimum_counts_once_it_has_one() -> None:
-    liveness = Liveness(0.0, relay=False)
+    liveness = Liveness(0.0, pings_first=True)
     liveness.measured(0.0)
     assert liveness.min_rtt == 0.0
     liveness.measured(0.15)
@@ -109,20 +109,20 @@ def test_unacked_data_with_nothing_heard_is_questioned_sooner(
 
 
 def test_suspicion_counts_from_the_later_of_heard_and_sent() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert deadline(liveness, unacked=T + 1) == T + 3
     liveness.heard(T + 1.5)
     assert deadline(liveness, unacked=T + 1) == T + 3.5
 
 
 def test_late_data_does_not_put_off_the_ping_of_silence() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert deadline(liveness, unacked=T + 3) == T + 4
     assert judge(liveness, T + 4, unacked=T + 3) is Verdict.PING
 
 
 def test_suspicion_is_death_like_any_ping_without_an_answer() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert judge(liveness, T + 2, unacked=T) is Verdict.SUSPECT
     assert judge(liveness, T + 5 - EPS, unacked=T) is Verdict.ALIVE
     assert judge(liveness, T + 5, unacked=T) is Verdict.DEAD
@@ -130,7 +130,7 @@ def test_suspicion_is_death_like_any_ping_without_an_answer() -> None:
 
 def doubted() -> Liveness:
     """Asked at T + 4, in doubt since T + 5."""
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert judge(liveness, T + 4) is Verdict.PING
     assert judge(liveness, T + 5) is Verdict.SUSPECT
     return liveness
@@ -158,7 +158,7 @@ def test_progress_puts_death_off_to_30_s_and_no_further() -> None:
 
 
 def test_progress_before_the_ping_counts_for_nothing() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     liveness.progress(T + 4)
     assert judge(liveness, T + 4) is Verdict.PING
     assert judge(liveness, T + 5) is Verdict.SUSPECT
@@ -166,7 +166,7 @@ def test_progress_before_the_ping_counts_for_nothing() -> None:
 
 
 def test_a_timer_more_than_a_second_late_judges_nothing() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert judge(liveness, T + 4) is Verdict.PING
     # Stopped for an hour, then asked before the sockets were read.
     assert judge(liveness, T + 3600) is Verdict.PING
@@ -183,12 +183,12 @@ def test_a_second_late_is_the_edge_for_death(late: float, verdict: Verdict) -> N
 
 @pytest.mark.parametrize(("late", "verdict"), [(1.0, Verdict.SUSPECT), (1.01, Verdict.PING)])
 def test_a_second_late_is_the_edge_for_suspicion(late: float, verdict: Verdict) -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert judge(liveness, T + 2 + late, unacked=T) is verdict
 
 
 def test_a_question_of_the_callers_own_counts_as_a_ping() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     liveness.question(T + 1)
     assert liveness.questioned
     liveness.question(T + 2)
@@ -198,7 +198,7 @@ def test_a_question_of_the_callers_own_counts_as_a_ping() -> None:
 
 
 def test_round_trips_are_smoothed_and_the_least_is_kept() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     assert (liveness.rtt, liveness.min_rtt) == (0.0, 0.0)
     liveness.answered(liveness.stamp(T), T + 0.8)
     assert liveness.rtt == pytest.approx(0.8)
@@ -211,17 +211,17 @@ def test_round_trips_are_smoothed_and_the_least_is_kept() -> None:
 
 @pytest.mark.parametrize("stamp", [0, 10**18, 2**64 - 1, int((T + 1) * 1e6), int((T - 60) * 1e6)])
 def test_a_stamp_that_cannot_be_ours_is_ignored(stamp: int) -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     liveness.answered(stamp, T)
     assert (liveness.rtt, liveness.min_rtt) == (0.0, 0.0)
 
 
 def test_a_stamp_is_never_negative() -> None:
-    assert Liveness(-5.0, relay=False).stamp(-5.0) == 0
+    assert Liveness(-5.0, pings_first=True).stamp(-5.0) == 0
 
 
 def test_there_is_always_a_deadline() -> None:
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     for unacked in (None, T):
         for streams in (True, False):
             assert deadline(liveness, streams=streams, unacked=unacked) < math.inf
@@ -229,7 +229,7 @@ def test_there_is_always_a_deadline() -> None:
 
 def test_a_path_that_takes_long_for_one_record_is_not_in_doubt() -> None:
     """64 KiB at 100 kbit/s: our PING waits behind it, and a rival would begin it all over."""
-    liveness = Liveness(T, relay=False)
+    liveness = Liveness(T, pings_first=True)
     now = T
     verdicts = []
     while now < T + 6.5:

@@ -15,6 +15,7 @@ from protocol.session.events import (
 )
 from protocol.session.liveness import Verdict
 from protocol.session.outbox import CONTROL_HEADROOM
+from protocol.session.side import Side
 from protocol.wire.frame import MAX_STREAM
 from protocol.wire.hello import Limits
 from tests.support.lone_session import (
@@ -89,7 +90,7 @@ def test_streams_are_odd_rising_and_never_reused() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(2, 5), (5, 2)])
 def test_open_stops_at_either_sides_limit(ours: int, theirs: int) -> None:
     lone = Lone(
-        relay=True,
+        side=Side.RELAY,
         profile=Profile(streams=ours),
         peer=Limits(streams=theirs, stream_window=10**5, session_window=10**6),
     )
@@ -99,7 +100,7 @@ def test_open_stops_at_either_sides_limit(ours: int, theirs: int) -> None:
 
 
 def test_open_stops_at_half_the_headroom_of_control_frames() -> None:
-    lone = Lone(relay=True)
+    lone = Lone(side=Side.RELAY)
     lone.session.detach()
     while (stream := lone.session.open(1, SOURCE)) is not None:
         lone.session.reset(stream, ResetCode.ABORTED)

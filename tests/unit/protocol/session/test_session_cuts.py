@@ -14,7 +14,7 @@ import pytest
 from protocol.errors import RemoteProtocolError, ResetCode
 from protocol.wire.noise import CipherState, Suite
 from protocol.wire.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
-from tests.support.pair import Pair, Profile, Side
+from tests.support.pair import Pair, PairSide, Profile
 
 PROFILE = Profile(
     streams=8, stream_window=120, window_limit=240, session_window=400, replay_limit=16_000
@@ -81,7 +81,7 @@ class Wired(Pair):
                 self.tick(0.06)
                 moved = True
 
-    def _seal(self, sender: Side, into: Pipe) -> None:
+    def _seal(self, sender: PairSide, into: Pipe) -> None:
         while sender.wire:
             frame = sender.wire.popleft()
             sender.wire_bytes -= len(frame)
@@ -89,7 +89,7 @@ class Wired(Pair):
             into.sealer.seal_into(frame, memoryview(record))
             into.bytes += record
 
-    def _carry(self, to: Side) -> bool:
+    def _carry(self, to: PairSide) -> bool:
         way = self.pipes[to.name]
         count = len(way.bytes)
         if to.name == self.cut_side and not self.was_cut:
@@ -98,7 +98,7 @@ class Wired(Pair):
         self._arrive(to, way, count)
         return count > 0
 
-    def _arrive(self, to: Side, way: Pipe, count: int) -> None:
+    def _arrive(self, to: PairSide, way: Pipe, count: int) -> None:
         self.counted[to.name] += count
         data = memoryview(bytes(way.bytes[:count]))
         del way.bytes[:count]

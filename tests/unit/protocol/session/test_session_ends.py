@@ -10,6 +10,7 @@ from protocol.session.events import (
 )
 from protocol.session.liveness import Verdict
 from protocol.session.replay import ReplayCap
+from protocol.session.side import Side
 from protocol.wire.frame import CloseCode
 from tests.support.lone_session import (
     ACK,
@@ -215,7 +216,7 @@ def test_without_a_link_there_is_no_liveness() -> None:
 
 def test_discarding_gives_back_all_memory() -> None:
     cap = ReplayCap(10**6)
-    lone = Lone(relay=True, cap=cap)
+    lone = Lone(side=Side.RELAY, cap=cap)
     lone.get(frame(PUBLISH, 0, publish_body(1)))
     for stream in (lone.session.open(1, SOURCE), lone.session.open(1, SOURCE)):
         assert stream is not None

@@ -14,6 +14,7 @@ from protocol.session.events import (
     StreamReset,
 )
 from protocol.session.outbox import CONTROL_HEADROOM
+from protocol.session.side import Side
 from protocol.wire.frame import MAX_WINDOW
 from protocol.wire.hello import Limits
 from tests.support.lone_session import (
@@ -270,7 +271,7 @@ def test_a_flood_of_opens_without_acks_ends() -> None:
 
 def test_a_peer_that_grants_no_credit_makes_the_relay_remember_no_ended_streams() -> None:
     peer = Limits(streams=10, stream_window=1000, session_window=1000)
-    lone = Lone(relay=True, peer=peer)
+    lone = Lone(side=Side.RELAY, peer=peer)
     lone.get(frame(PUBLISH, 0, publish_body(1)))
     stream = lone.session.open(1, SOURCE)
     assert stream is not None

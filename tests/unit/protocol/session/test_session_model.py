@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.models import MODEL
-from tests.support.pair import LARGE, TINY, Half, Pair, Profile, Side
+from tests.support.pair import LARGE, TINY, Half, Pair, PairSide, Profile
 
 side_of = st.booleans()
 choice = st.integers(0, 7)
@@ -33,10 +33,10 @@ class SessionModel(RuleBasedStateMachine):
             self.open(0)
         self.pair.deliver(self.pair.agent)
 
-    def side(self, relay: bool) -> Side:
+    def side(self, relay: bool) -> PairSide:
         return self.pair.relay if relay else self.pair.agent
 
-    def pick(self, side: Side, index: int) -> Half | None:
+    def pick(self, side: PairSide, index: int) -> Half | None:
         live = [half for half in side.halves.values() if not half.over]
         return live[index % len(live)] if live else None
 

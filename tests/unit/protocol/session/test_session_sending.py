@@ -10,6 +10,7 @@ from protocol.errors import LocalProtocolError, ResetCode
 from protocol.session.acks import ACK_DELAY, ACK_FRAMES
 from protocol.session.liveness import Verdict
 from protocol.session.replay import ReplayCap
+from protocol.session.side import Side
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD
 from tests.support.lone_session import (
     ACK,
@@ -54,7 +55,7 @@ def test_an_ack_goes_out_after_50_ms() -> None:
 
 
 def test_with_the_first_stream_silence_is_questioned_sooner() -> None:
-    lone = Lone(relay=True)
+    lone = Lone(side=Side.RELAY)
     lone.get(frame(PUBLISH, 0, publish_body(1)))
     lone.now += ACK_DELAY
     lone.session.handle_deadline(lone.now)
@@ -306,8 +307,8 @@ def test_streams_that_all_have_much_to_send_get_as_much_of_a_small_budget() -> N
 
 def test_the_cap_of_the_process_holds_over_all_sessions() -> None:
     cap = ReplayCap(400_000)
-    one = Lone(relay=True, profile=WIDE, cap=cap)
-    two = Lone(relay=True, profile=WIDE, cap=cap)
+    one = Lone(side=Side.RELAY, profile=WIDE, cap=cap)
+    two = Lone(side=Side.RELAY, profile=WIDE, cap=cap)
     for lone in (one, two):
         lone.get(frame(PUBLISH, 0, publish_body(1)))
         assert lone.session.open(1, SOURCE) == 1

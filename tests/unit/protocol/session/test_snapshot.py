@@ -16,7 +16,7 @@ from protocol.errors import LocalProtocolError, ResetCode, SessionLost
 from protocol.session.session import Session
 from protocol.session.snapshot import export, restore
 from protocol.wire.body import Fields
-from tests.support.pair import LARGE, SMALL, Pair, Side
+from tests.support.pair import LARGE, SMALL, Pair, PairSide
 
 
 def busy_pair() -> Pair:
@@ -36,14 +36,14 @@ def busy_pair() -> Pair:
     return pair
 
 
-def saved_of(side: Side) -> dict[str, Any]:
+def saved_of(side: PairSide) -> dict[str, Any]:
     saved = msgpack.unpackb(msgpack.packb(export(side.session)))
     assert isinstance(saved, dict)
     return saved
 
 
-def read(saved: dict[str, Any], side: Side) -> Session:
-    return restore(Fields(saved, strict=True), relay=side.name == "relay", options=side.options())
+def read(saved: dict[str, Any], side: PairSide) -> Session:
+    return restore(Fields(saved, strict=True), side=side.side, options=side.options())
 
 
 def test_only_a_session_between_links_is_saved() -> None:

@@ -8,6 +8,7 @@ import trio.testing
 
 from protocol.errors import LocalProtocolError, ResetCode, SessionLost
 from protocol.session.events import PublicationConfirmed, StreamOpened
+from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced, receive_exactly, send_all
 from protocol.wire.buffers import BufferPool
@@ -77,7 +78,7 @@ async def test_a_later_link_is_not_detached_by_the_end_of_an_earlier_one() -> No
 
 
 async def test_without_a_link_nothing_is_sent_and_nothing_fails() -> None:
-    endpoint = Endpoint(new_session(relay=False), pool=BufferPool(), on_event=print)
+    endpoint = Endpoint(new_session(Side.AGENT), pool=BufferPool(), on_event=print)
     endpoint.flush()
     endpoint.probe()
     endpoint.drop_link("none")

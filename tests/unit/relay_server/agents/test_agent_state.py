@@ -4,6 +4,7 @@ import pytest
 import trio
 import trio.testing
 
+from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello
@@ -30,7 +31,7 @@ def agent() -> AgentState:
     """Holding a session, with one published and one idle listener."""
     one = AgentState(b"k" * 32, "home")
     one.endpoint = Endpoint(
-        new_session(relay=True), pool=BufferPool(), on_event=lambda happened: None
+        new_session(Side.RELAY), pool=BufferPool(), on_event=lambda happened: None
     )
     one.ownership.accept(HELLO, b"s" * 16)
     one.listeners = {1: Listener(1, "ssh", publication=7), 2: Listener(2, "web")}
