@@ -18,6 +18,8 @@ BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 # A PYTHONPATH from outside would put other packages in front of the pinned ones.
 unexport PYTHONPATH PYTHONHOME
+# Where nothing may be compiled ahead, each of pytest's workers compiles all tests anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help test quick pythons demo docs lab bench dist openwrt openwrt-mips fuzz soak setup setup-demo lint types contracts unit e2e oldest coverage format clean
 
@@ -27,18 +29,30 @@ help:
 # `make test LAB=no` leaves out the network lab, which needs root; nothing else does.
 LAB := yes
 
-# Every branch of the sans-IO core, by the unit tests (what counts as core: pyproject.toml).
+# Every branch of the sans-IO core is covered by the core's own tests, those left out that come upon
+# a branch by chance or by trying everything: they would be slow under coverage.
+BY_CHANCE := %_model.py %_cuts.py %_differential.py
+CORE_TESTS := $(filter-out $(BY_CHANCE),$(wildcard \
+    $(addprefix tests/unit/protocol/,test_*.py session/test_*.py wire/test_*.py)))
 CORE_COVERED := --cov=protocol --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
 
-# Side by side, since most tests wait for processes; those of one end-to-end file share theirs.
+# More workers than cores, since many tests wait: for a timer, for processes, in the lab for almost
+# all of their time. Those of one end-to-end file share processes, so one worker has them all.
+UNIT_WORKERS := -n 3 --dist worksteal
+E2E_WORKERS := -n 6 --dist loadfile
+LAB_WORKERS := -n 12 --dist worksteal
+
 test: setup lint types contracts oldest
 	@echo "Tested with $$($(BIN)/python -VV). Every Python found: make pythons"
-	$(BIN)/python -m pytest -q -n 2 tests/unit $(CORE_COVERED)
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile tests/e2e tests/soak
+	@echo "Unit tests of the core, every branch of which they have to cover"
+	@$(BIN)/python -m pytest -q -n 2 $(CORE_TESTS) $(CORE_COVERED)
+	@echo "All other unit tests"
+	@$(BIN)/python -m pytest -q $(UNIT_WORKERS) tests/unit $(addprefix --ignore=,$(CORE_TESTS))
+	$(BIN)/python -m pytest -q $(E2E_WORKERS) tests/e2e tests/soak
 ifeq ($(LAB),no)
 	@echo "The network lab is left out, as LAB=no says."
 else
-	$(BIN)/python -m pytest -q -n 8 tests/lab
+	$(BIN)/python -m pytest -q $(LAB_WORKERS) tests/lab
 endif
 
 lab: setup
@@ -105,7 +119,6 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy deploy docs tests/selection.py tests/e2e tests/lab tests/mips tests/fuzz tests/soak tests/support benchmarks
 
 contracts: setup
 	$(BIN)/lint-imports
@@ -117,23 +130,23 @@ LIBRARIES := cryptography h11 msgpack prometheus_client trio
 # from the document, and the agent's `run` and `doctor`, which no unit test runs as a whole.
 oldest: setup
 	@$(BIN)/python -m pip freeze --path .venv/oldest
-	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -q -n 2 \
+	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -q $(UNIT_WORKERS) \
 	    $$($(BIN)/python -m tests.selection using $(LIBRARIES)) \
 	    tests/e2e/test_second_implementation.py \
 	    tests/e2e/test_doctor.py::test_all_is_well_and_a_running_session_is_not_disturbed
 
 unit: setup
-	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest $(UNIT_WORKERS) tests/unit
 
 # What has changed since the branch left `main`, or all where that cannot be told.
 quick: setup lint types contracts
-	$(BIN)/python -m pytest -q -n 2 $$($(BIN)/python -m tests.selection changed)
+	$(BIN)/python -m pytest -q $(UNIT_WORKERS) $$($(BIN)/python -m tests.selection changed)
 
 pythons: setup
 	@.ci/pythons test
 
 e2e: setup
-	$(BIN)/python -m pytest -n 4 --dist loadfile tests/e2e
+	$(BIN)/python -m pytest $(E2E_WORKERS) tests/e2e
 
 coverage: setup
 	$(BIN)/python -m pytest tests/unit --cov --cov-branch --cov-report=term-missing:skip-covered

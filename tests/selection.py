@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 PRODUCT: Final = ("protocol", "relay_server", "relay_agent")
-FOLDERS: Final = (*PRODUCT, "tests", "deploy", "benchmarks")
+FOLDERS: Final = (*PRODUCT, "tests", "deploy", "docs", "benchmarks")
 UNIT: Final = "tests/unit"
 # What is there is about the tree as a whole: contracts, documents, packages. It costs seconds.
 ALWAYS: Final = (UNIT, f"{UNIT}/deploy")
@@ -179,8 +179,7 @@ def _git(root: Path, *command: str) -> list[str]:
     return [part for part in done.stdout.split("\0") if part] if done.returncode == 0 else []
 
 
-def main(arguments: list[str]) -> None:
-    root = Path(__file__).parents[1]
+def main(arguments: list[str], root: Path) -> None:
     tree = Tree(root)
     match arguments:
         case ["changed"]:
@@ -198,4 +197,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], Path(__file__).parents[1])

@@ -137,18 +137,25 @@ def test_without_a_main_it_cannot_be_told(folder: Path) -> None:
     assert changed_files(folder) is None
 
 
-def test_the_command_prints_files_for_pytest(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["using", "cryptography"])
+def test_the_command_prints_files_for_pytest(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["using", "trio"], folder)
     said = capsys.readouterr()
-    files = said.out.split()
-    assert "tests/unit/protocol/wire/test_noise.py" in files
-    assert all((ROOT / file).is_file() for file in files)
-    assert said.err.startswith(f"cryptography: {len(files)} of ")
+    assert said.out == "tests/unit/relay_server/test_any.py\n"
+    assert said.err == "trio: 1 of 7 files of unit tests\n"
 
 
-def test_anything_else_is_no_command() -> None:
+def test_without_git_the_command_prints_the_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["changed"], folder)
+    assert capsys.readouterr().out == f"{UNIT}\n"
+
+
+def test_anything_else_is_no_command(folder: Path) -> None:
     with pytest.raises(SystemExit, match="changed"):
-        main(["unused"])
+        main(["unused"], folder)
 
 
 def oldest() -> dict[str, Requirement]:

@@ -47,9 +47,13 @@ def test_the_relay_lets_the_agent_ask_first(streams: bool, silence: float) -> No
 def test_doubt_is_told_once_and_again_after_life() -> None:
     liveness = Liveness(T, pings_first=True)
     assert judge(liveness, T + 4) is Verdict.PING
+    assert not liveness.suspected
     assert judge(liveness, T + 5) is Verdict.SUSPECT
+    assert liveness.suspected
     assert judge(liveness, T + 5.5) is Verdict.ALIVE
+    assert liveness.suspected
     liveness.heard(T + 6)
+    assert not liveness.suspected
     assert judge(liveness, T + 10) is Verdict.PING
     assert judge(liveness, T + 11) is Verdict.SUSPECT
 
