@@ -14,7 +14,7 @@ from relay_server.agents.listener import Listener
 from relay_server.agents.visits import visit
 from tests.support.ends import LIMITS
 from tests.support.log_records import told
-from tests.support.relay import Relay, running, serving
+from tests.support.relay import BEGIN, Relay, running, serving
 from tests.support.sockets import caller_of, receive_to_end, tcp_pair, was_reset
 from tests.support.trio_waiting import quiet, until
 
@@ -185,6 +185,7 @@ async def test_cancelled_where_it_waits_or_carries_the_visitor_is_reset(relay: R
     orphan = Listener(port, "ssh")  # not published
     for at, started in ((listener, lambda: router.targets), (orphan, lambda: agent.waiting_unread)):
         visitor, accepted = tcp_pair()
+        visitor.send(BEGIN)  # a visitor that says nothing is held first
         async with trio.open_nursery() as nursery:
             source = ("203.0.113.9", 1)
             nursery.start_soon(visit, relay.context, agent, at, accepted, source)
