@@ -15,7 +15,7 @@ from protocol.process.cli.command import CommandFailed, run_command
 from protocol.process.cli.command_line import Command, CommandLine
 from relay_agent import PROGRAM
 
-# What does not come in one piece with us on a router, but from OpenWrt's feed.
+# On a router these are not part of the package, but come from OpenWrt's feed.
 LIBRARIES: Final = frozenset({"cryptography", "msgpack"})
 
 _DESCRIPTION: Final = """\

@@ -1,4 +1,4 @@
-"""The user's options, from STATE/agent.toml: everything has a default, the file itself too.
+"""The user's options, from STATE/agent.toml. Each has a default, and the file may be missing.
 
     detached_keep = "30m"
 

@@ -1,12 +1,12 @@
 """`relay-agent join`: enrol, publish, and prove the whole way before saying that it works.
 
     1. find the local SSH server (or take the services given)
-    2. save this agent's key, then show the token: a lost answer burns nothing
-    3. publish at the relay, wait for its yes
+    2. save this agent's key, then show the token: if the answer is lost, the token is still good
+    3. publish at the relay, and wait until it has confirmed
     4. visit each public port from outside and see the target answer through relay and agent
     5. save
 
-Every step can be repeated: the token stays good for the key that showed it first.
+Every step can be repeated: the token stays good for the key that has shown it first.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 PUBLISH_TIMEOUT: Final = 10.0
 # TCP to the relay, OPEN to the agent, TCP to the target, and the banner back.
 VISIT_TIMEOUT: Final = 10.0
-# As an SSH client begins (RFC 4253, section 4.2): the relay may hold who is silent for a while.
+# What an SSH client says first (RFC 4253, section 4.2): the relay may hold a silent visitor.
 _GREETING: Final = b"SSH-2.0-ssh_relay_join\r\n"
 
 
@@ -65,13 +65,17 @@ async def join(
     config: AgentConfig,
     state: StateFolder,
 ) -> None:
-    """Raises CommandFailed, perhaps in a group, with one line that says what to do."""
+    """Enrol this agent with `invitation`, and save that for `run`.
+
+    With no `services`, the SSH server of this machine is the only one. Raises CommandFailed,
+    perhaps in a group, with one line that says what to do.
+    """
     services = list(services) or [await _ssh_service()]
     key = load_or_make_key(state, invitation.token)
     hosts = [HostPort(host, port) for host, port in invitation.hosts]
     relay = RelayIdentity(hosts=hosts, key=invitation.relay_key)
     link, welcome = await _enrol(relay, key, invitation.token, config)
-    # The relay's key may be another one since the invitation was made; `run` begins with that.
+    # The relay may have rotated its key since the invitation was made; `run` begins with that one.
     relay = RelayIdentity(hosts=hosts, key=invitation.relay_key, successor=welcome.successor)
     try:
         services = _with_ports(services, welcome)
@@ -126,7 +130,7 @@ _HINTS: Final[dict[int, str]] = {
 
 
 def _with_ports(services: Sequence[Service], welcome: Welcome) -> list[Service]:
-    """Give services without a port the granted ones, in order."""
+    """Give the services without a port the granted ports, in order. Raises CommandFailed."""
     taken = {service.port for service in services}
     free = iter([port for port in welcome.ports if port not in taken])
     placed = []
@@ -145,7 +149,7 @@ def _with_ports(services: Sequence[Service], welcome: Welcome) -> list[Service]:
 async def _prove(
     link: Link, welcome: Welcome, services: Sequence[Service], config: AgentConfig
 ) -> str:
-    """Publish and visit every service; what could not be visited from here, or nothing.
+    """Publish and visit every service. Returns what could not be visited from here, "" for nothing.
 
     Raises CommandFailed for what would not work from anywhere else either.
     """
@@ -171,7 +175,7 @@ async def _prove(
             await answers.wait()
             unproved = [await _visit(host, service) for service in services]
         finally:
-            # Also after a failure: else the relay would keep the ports open for our return.
+            # Also after a failure: the relay would otherwise keep the ports open for a return.
             session.close_link(CloseCode.GONE)
             serving.endpoint.flush()
         nursery.cancel_scope.cancel()
@@ -186,7 +190,7 @@ async def _carry(serving: Publisher, link: Link, welcome: Welcome) -> None:
 
 
 class _Answers:
-    """What the relay says to our publications."""
+    """The relay's answers to the publications."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         self._waiting = {service.name for service in services}
@@ -201,7 +205,7 @@ class _Answers:
             self._settled.set()
 
     async def wait(self) -> None:
-        """Until all services are published. Raises CommandFailed if one is not."""
+        """Wait until all services are published. Raises CommandFailed if one is not."""
         with trio.move_on_after(PUBLISH_TIMEOUT):
             await self._settled.wait()
         if self._refusal:
@@ -211,7 +215,7 @@ class _Answers:
 
 
 async def _visit(host: str, service: Service) -> str:
-    """Go in through the public port as a visitor would; "" if the target answered."""
+    """Connect to the public port as a visitor would. Returns what went wrong, "" for nothing."""
     port = service.port or 0
     try:
         await read_banner(service.target.host, service.target.port, _in(BANNER_TIMEOUT))
@@ -228,7 +232,7 @@ async def _visit(host: str, service: Service) -> str:
 
 
 async def _visit_silent(host: str, service: Service, port: int) -> str:
-    """For a target that does not speak first: that both ends answer is what can be seen."""
+    """For a target that does not speak first: all that can be seen is that both ends answer."""
     try:
         (await dial([service.target], deadline=_in(BANNER_TIMEOUT))).close()
     except DialFailed as exc:

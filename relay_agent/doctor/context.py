@@ -1,4 +1,4 @@
-"""What `doctor` knows of the agent that it examines."""
+"""What the steps of `relay-agent doctor` know of the agent that they examine."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Context:
     state: StateFolder
     config_file: Path | None = None
     config: AgentConfig = field(default_factory=AgentConfig)
-    running: dict[str, Any] | None = None  # what the running agent said last
-    addresses: list[str] = field(default_factory=list)  # of the relay, which this machine may dial
+    running: dict[str, Any] | None = None  # the last status of the running agent
+    addresses: list[str] = field(default_factory=list)  # of the relay, to dial
     welcome: Welcome | None = None
     denial: LinkDenied | None = None
     enrolment: Enrolment = field(init=False)
     agent_keys: AgentKeys = field(init=False)
-    filed: tuple[Service, ...] = ()  # as the files say
-    services: tuple[Service, ...] = ()  # as the running agent serves them, if there is one
-    silent: set[str] = field(default_factory=set)  # the services whose target does not answer
+    filed: tuple[Service, ...] = ()  # the services in the files
+    services: tuple[Service, ...] = ()  # those of the running agent, or else the filed ones
+    silent: set[str] = field(default_factory=set)  # names of services whose target is silent

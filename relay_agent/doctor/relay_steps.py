@@ -22,9 +22,9 @@ from relay_agent.net.routes import Netlink
 
 # A sound resolver has answered by then.
 NAME_TIMEOUT: Final = 5.0
-# TCP takes one flight, or two SYNs more on a bad path.
+# TCP takes one round trip, or two SYNs more on a bad path.
 CONNECT_TIMEOUT: Final = 5.0
-# Beyond the way of the answer, what is odd about two clocks.
+# Seconds: more than the answer's time on its way, so the two clocks do differ.
 _SAME_TIME: Final = 60
 
 
@@ -82,7 +82,7 @@ async def check_route(context: Context) -> Finding:
 def _interface(index: int) -> str:
     try:
         return socket.if_indextoname(index)
-    except OSError:  # gone meanwhile
+    except OSError:  # it has gone meanwhile
         return f"interface {index}"
 
 
@@ -101,11 +101,11 @@ async def check_connect(context: Context) -> Finding:
     text = "; ".join(found + missing)
     if not found:
         refused = all("refused" in one for one in missing)
-        return failed(text, _NOBODY_LISTENS if refused else _NO_ANSWER)
+        return failed(text, _NOT_LISTENING if refused else _NO_ANSWER)
     return note(text, "the relay is reached, but not by every host") if missing else ok(text)
 
 
-_NOBODY_LISTENS: Final = (
+_NOT_LISTENING: Final = (
     "the machine is there, but no relay listens on that port: start it on the VPS; where it does"
     " listen, and whether a firewall is in the way, says relay-server doctor there"
 )
@@ -155,7 +155,7 @@ async def check_handshake(context: Context) -> Finding:
 async def check_key(context: Context) -> Finding:
     if context.welcome is not None:
         return ok(f"the relay knows this agent as {context.welcome.name}")
-    assert context.denial is not None  # noqa: S101 - the handshake has one of both
+    assert context.denial is not None  # noqa: S101 - the handshake ends with one of the two
     return failed(f"the relay refuses: {context.denial}", _DENIED.get(context.denial.code, _BUSY))
 
 
@@ -200,5 +200,5 @@ _SET_CLOCK: Final = (
 def _date(seconds: float) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
-    except (OverflowError, ValueError):  # it may be the relay's to say
+    except (OverflowError, ValueError):  # the relay may send any number
         return "something that is no date"

@@ -1,9 +1,9 @@
 """`relay-agent doctor`: every step of the way from here to a visitor, and what is wrong with it.
 
-It works beside a running agent and cannot disturb it: to the relay it says who it is and that it
-only asks (INQUIRY), so no session is touched, and what concerns the session it asks the running
+It works beside a running agent and cannot disturb it. To the relay it proves this agent's key and
+says that it only asks (INQUIRY), so no session is touched. About the session it asks the running
 agent over its control socket. The steps here are those of this machine and of the whole way; those
-up to the relay are in `way`.
+up to the relay are in `relay_steps`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ from relay_agent.net.dial import DialFailed, dial
 from relay_agent.services.service import Service
 from relay_agent.services.ssh_discovery import BANNER_TIMEOUT, NoBanner, read_banner
 
-# For one that has just begun, or to attach again after a cut, and for what the relay says about its
+# For an agent that was just started or cut off to attach, and for the relay's answers about its
 # ports.
 SETTLE_TIMEOUT: Final = 3.0
 _GLANCE: Final = 0.2
-# As an SSH client begins: the relay may hold who is silent, and refuse who is something else.
+# What an SSH client says first: the relay may hold a visitor that is silent, and refuse one that
+# says something else.
 _GREETING: Final = b"SSH-2.0-ssh_relay_doctor\r\n"
 
 
@@ -63,7 +64,7 @@ async def _check_enrolment(context: Context) -> Finding:
 
 
 async def _check_agent(context: Context) -> Finding:
-    """Whether one runs here. Its link is another step: the way to the relay comes first."""
+    """Whether an agent runs here. Its link is a later step: the way to the relay comes first."""
     locked = ""
     with trio.move_on_after(SETTLE_TIMEOUT):
         while True:
@@ -74,7 +75,7 @@ async def _check_agent(context: Context) -> Finding:
                     str(exc), f"look at its log, and start it anew: {how_to_start(PROGRAM)}"
                 )
             if context.running is not None:
-                # It may have been given others as options, or not have read the files again.
+                # Its services may be from its command line, or from files as they were before.
                 context.services = _served(context.running) or context.filed
                 return ok(f"an agent runs here for {span(context.running['age'])}")
             try:
@@ -97,7 +98,7 @@ def _served(status: dict[str, Any]) -> tuple[Service, ...]:
 
 
 async def _check_target(context: Context) -> Finding:
-    """The same as `join` did: an SSH server shows a banner, another one answers."""
+    """As `join` does: an SSH server must show a banner, any other target accept a connection."""
     found, wrong = [], []
     for service in context.services:
         deadline = trio.current_time() + BANNER_TIMEOUT
@@ -134,7 +135,7 @@ async def _check_buffers(context: Context) -> Finding:
 
 
 async def _check_link(context: Context) -> Finding:
-    """What the running agent says of its own session."""
+    """What the running agent says about its own session."""
     status = await _settled(context)
     if not status["attached"]:
         why = status["failure"] or "it has just begun"
@@ -166,23 +167,23 @@ async def _check_link(context: Context) -> Finding:
 
 
 async def _settled(context: Context) -> dict[str, Any]:
-    """One that has just begun, or was cut, needs a moment."""
+    """The status of the running agent; one that was just started or cut off is given a moment."""
     status = context.running or {}
     with trio.move_on_after(SETTLE_TIMEOUT):
         while not status["attached"] or any(x["state"] == "asked" for x in status["services"]):
             await trio.sleep(_GLANCE)
-            # From memory, over a socket of this machine: it does not keep anything waiting.
+            # The answer is from memory and over a socket of this machine, so this takes no time.
             status = ask(context.state.path / SOCKET, "status") or status
     context.running = status
     return status
 
 
 async def _check_visit(context: Context) -> Finding:
-    """From outside in: through the relay's public port, its session, and to the target."""
+    """From outside: through the public port, the relay, the session and the agent to the target."""
     status = context.running or {}
     host = status["link"]["address"].rpartition(":")[0].strip("[]")
     found, wrong = [], []
-    # A visit to a target that does not answer says nothing of the way to it.
+    # Where the target does not answer, a visit would say nothing about the way to it.
     for service in (one for one in context.services if one.name not in context.silent):
         port, deadline = service.port or 0, trio.current_time() + VISIT_TIMEOUT
         if not _is_ssh(service):

@@ -1,4 +1,4 @@
-"""Who the agent is and which relay it belongs to: keys and enrolment, and their files.
+"""The keys of this agent, the relay that it belongs to, and their files.
 
 Imports the configuration and `relay_agent.services` for what was enrolled. Never dials.
 """

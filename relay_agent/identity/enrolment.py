@@ -6,12 +6,12 @@
     enrolment.toml   name, relay and services
 
 A key belongs to one invitation, whose digest is kept beside it. The relay binds a token to the
-first key that shows it, so the same invitation must find the same key again after a failure; and a
-new one gets a new key, since the old may have been revoked for good. Until the new enrolment is
-saved the old one stays as it was: a join that fails breaks nothing.
+first key that shows it, so the same invitation must find the same key again after a failure. A new
+invitation gets a new key, since the old one may have been revoked for good. Until the new enrolment
+is saved the old one stays as it was: a join that fails breaks nothing.
 
 The relay may rotate its own key: `run` saves the successor that it is told of before it uses it,
-and drops the old key once the new one has worked (`keys`).
+and drops the old key once the new one has worked (`link.relay_dialer`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from relay_agent.services.service import Service
 
 ENROLMENT_FILE: Final = "enrolment.toml"
 KEY_FILE: Final = "agent.key"
-# Held by whichever process may change the enrolment: `run`, `join`, `rotate-key`.
+# Held by the process that may change the enrolment: `run`, `join` or `rotate-key`.
 LOCK: Final = "agent.lock"
 FORMER_FILE: Final = "former.key"
 JOINING_FILE: Final = "joining.key"
@@ -55,7 +55,10 @@ class Enrolment:
 
 
 def load_or_make_key(state: StateFolder, token: bytes) -> StaticKey:
-    """The key that may show `token`; a new one is on the disk before this returns."""
+    """The key that may show `token`. A new one is saved before this returns.
+
+    Raises ConfigError, StateError.
+    """
     digest = hashlib.sha256(token).hexdigest()
     for name in (JOINING_FILE, KEY_FILE):
         text = state.read_secret(name)
@@ -67,7 +70,7 @@ def load_or_make_key(state: StateFolder, token: bytes) -> StaticKey:
 
 
 def load_key(state: StateFolder) -> StaticKey:
-    """The key of the saved enrolment."""
+    """The key of the saved enrolment. Raises ConfigError if there is none, StateError."""
     text = state.read_secret(KEY_FILE)
     if text is None:
         raise ConfigError(f"{state.path / KEY_FILE}: missing; {_JOIN_AGAIN}")
@@ -76,7 +79,7 @@ def load_key(state: StateFolder) -> StaticKey:
 
 def parse_key(state: StateFolder, name: str, text: str) -> StaticKey:
     private, *_ = [*text.split(), ""]
-    if not _HEX_KEY.fullmatch(private):  # not shown: it may be a key with a slip of the editor
+    if not _HEX_KEY.fullmatch(private):  # not shown: it may be a key but for one digit
         raise ConfigError(
             f"{state.path / name}: expected a key of {2 * KEY_SIZE} hexadecimal digits;"
             f" remove the file and {_JOIN_AGAIN}"
@@ -89,31 +92,32 @@ def parse_key(state: StateFolder, name: str, text: str) -> StaticKey:
 
 def save_enrolment(state: StateFolder, enrolment: Enrolment) -> None:
     """Make this the enrolment that `run` uses, with the key it was made with."""
-    # The key first: the old enrolment with a new key is the smaller evil of the two halves, as
-    # the relay is mostly the same one and has revoked the old key already.
+    # The key first. If the power fails in between, the old enrolment has the new key. The reverse
+    # would be worse: the relay is mostly the same one, and has revoked the old key already.
     key = state.read_secret(JOINING_FILE)
     if key is not None:
         state.write_secret(KEY_FILE, key)
     state.write(ENROLMENT_FILE, _as_toml(enrolment))
-    # Only tidiness: the one has the same key as the other file; the other led to the key before.
+    # Neither is needed any more: one has the key that is in `agent.key` now, the other former keys
+    # of the enrolment before. So it is no failure if they stay.
     for name in (JOINING_FILE, FORMER_FILE) if key is not None else (JOINING_FILE,):
         with contextlib.suppress(OSError):
             (state.path / name).unlink(missing_ok=True)
 
 
 def save_relay(state: StateFolder, relay: RelayIdentity) -> None:
-    """Change what the relay has told us of itself in the saved enrolment. Raises StateError."""
+    """Save what the relay has told of itself in the saved enrolment. Raises StateError."""
     try:
         enrolment = load_enrolment(state)
-    except ConfigError as error:  # an editor's slip, while we run
+    except ConfigError as error:  # the file was edited meanwhile, and is wrong now
         raise StateError(str(error)) from None
-    # Not the hosts, which may have been edited since `relay` was loaded.
+    # The hosts in the file may have been edited since `relay` was loaded.
     kept = replace(relay, hosts=enrolment.relay.hosts)
     state.write(ENROLMENT_FILE, _as_toml(replace(enrolment, relay=kept)))
 
 
 def load_enrolment(state: StateFolder) -> Enrolment:
-    """Raises ConfigError with what to do when there is none."""
+    """The saved enrolment. Raises ConfigError with what to do when there is none."""
     if state.read(ENROLMENT_FILE) is None:
         raise ConfigError(f"{state.path}: not joined yet; {_JOIN}")
     file = load(_EnrolmentFile, state.path / ENROLMENT_FILE, required=True)
@@ -185,5 +189,6 @@ def _as_toml(enrolment: Enrolment) -> str:
 
 
 def _quoted(text: str) -> str:
-    # JSON's strings are TOML's, but for one control character; the name is the relay's to choose.
+    # A string of JSON is one of TOML, but for one control character. The relay chooses the name, so
+    # anything may be in it.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

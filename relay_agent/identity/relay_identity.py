@@ -10,10 +10,10 @@ from protocol.process.address import HostPort
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayIdentity:
-    """Where the relay is and how it proves that it is the one.
+    """At which hosts the relay is, and the key by which it proves that it is the one.
 
-    `successor` is the key that it has told us to know it by from now on. `key` is for as long as
-    that one has never worked. `further` are hosts where it has told us to look for it as well.
+    `successor` is a key that the relay has told this agent to know it by from now on; `key` is kept
+    until that one has worked. `further` are hosts where, as it has told, it may be found as well.
     """
 
     hosts: Sequence[HostPort]

@@ -19,7 +19,7 @@ from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.net.dial import DialFailed, dial
 
 SOFTWARE: Final = f"ssh-relay {__version__}"
-# One deadline over name, TCP and handshake: what takes longer is no link to type over.
+# One deadline for name, TCP and handshake: a link over which that takes longer is too slow to type.
 ATTACH_TIMEOUT: Final = 10.0
 
 
@@ -30,9 +30,10 @@ async def attach(
     hello: Callable[[], Hello],
     patience: float = ATTACH_TIMEOUT,
 ) -> tuple[Link, Welcome]:
-    """A link that the relay welcomed at one of its `hosts`.
+    """Make one attempt, within `patience` seconds: a link at one of `relay.hosts`, and its welcome.
 
-    `hello` is asked right before it commits to the link.
+    `hello` is called right before the handshake commits to the link. What it raises ends the
+    attempt and is raised here.
 
     Raises LinkDenied with the relay's reason, LinkLost with one line for anything else.
     """
@@ -50,9 +51,9 @@ async def attach(
                 relay_key=relay.key,
                 hello=hello,
             )
-            # When this process is killed, what lies in a full uplink must not trickle on for
-            # seconds as if it lived: the next one would be taken for its duplicate. Nothing is
-            # lost by it, since what the relay has not acked is sent again or void.
+            # When this process is killed, the bytes that wait in a full uplink must not arrive for
+            # seconds more: the relay would take the next process for a duplicate of one that is
+            # alive. Nothing is lost by it, since what is not acked is sent again or void.
             reset_on_close(sock)
             return attached
     except OSError as exc:
@@ -66,9 +67,9 @@ async def attach(
 
 
 def preferred_suite(cpuinfo: Path = Path("/proc/cpuinfo")) -> Suite:
-    """AES-GCM where the processor has instructions for it; elsewhere ChaCha20, far faster there.
+    """AES-GCM where the processor has instructions for it; elsewhere ChaCha20 is far faster.
 
-    x86 lists its abilities as "flags", ARM as "Features"; both call it "aes".
+    x86 lists its instruction sets as "flags", ARM as "Features"; both call this one "aes".
     """
     try:
         lines = cpuinfo.read_text("ascii", "replace").splitlines()

@@ -7,13 +7,14 @@ Within a host the same is done for the addresses of its name: happy eyeballs, RF
 Names are resolved afresh at every dial, since a relay behind dynamic DNS moves. Two things guard
 against a resolver that does not answer, which is what a router sees whenever its uplink is gone:
 
-- few look-ups in flight a name. `getaddrinfo` runs in a thread that cannot be interrupted; a dial
-  that gives up leaves it behind, and a new one for each attempt would soon use up trio's threads.
-  So a look-up belongs to nobody, and whoever wants the same name meanwhile waits for it. Only when
-  it is old another is begun beside it: it may have gone to the resolver of a network that we left;
-- the address that last worked is tried as well when the look-up fails or is slow.
+- Few look-ups are in flight for each name. `getaddrinfo` runs in a thread that cannot be
+  interrupted; a dial that gives up leaves it behind, and a new one for each attempt would soon use
+  up trio's threads. So a look-up is no dial's own, and all dials that want the same name meanwhile
+  wait for it. Only when it is old is another begun beside it: it may have gone to the resolver of a
+  network that this machine has left.
+- The address that last worked is tried as well when the look-up fails or is slow.
 
-An address that does not answer is asked again over a fresh socket, since the kernel doubles the
+An address that does not answer is tried again over a fresh socket, since the kernel doubles the
 pauses between its SYNs: a path that heals in the fourth second would be found in the eighth.
 """
 
@@ -31,7 +32,8 @@ from trio.socket import SocketType
 
 from protocol.process.address import HostPort
 
-# Over name and TCP, unless the caller has less: a relay that needs longer is of no use to a shell.
+# For name and TCP, unless the caller has less time: a relay that needs longer is of no use to a
+# shell.
 DIAL_TIMEOUT: Final = 10.0
 # Between hosts: the first SYN is sent again after 1 s, and most long paths answer well within it.
 HOST_HEAD_START: Final = 1.0
@@ -44,16 +46,16 @@ _ASKS: Final = int(DIAL_TIMEOUT / ASK_AGAIN)
 # A look-up over a sound uplink takes tens of milliseconds.
 NAME_HEAD_START: Final = 1.0
 
-# A sound resolver has answered by then.
+# A sound resolver has answered by then; after that another look-up may be begun.
 LOOK_AGAIN: Final = 3.0
 # trio has 40 threads; a relay has up to eight names.
 MOST_LOOK_UPS: Final = 3
 
-# Family and host part of an address: the port is put in when it is dialled. The latter is a
-# tuple of two for IPv4 and of four for IPv6.
+# Family, and the address as the socket module has it: a tuple of two for IPv4 and of four for IPv6.
+# The port in it is replaced when it is dialled.
 _Address: TypeAlias = tuple[int, tuple[Any, ...]]
 _Attempt: TypeAlias = Callable[[], Awaitable[SocketType | None]]
-# What became of each address (or of the name look-up, under the host's own name) so far.
+# The outcome of each address so far, and of the name look-up under the host's own name.
 _Progress: TypeAlias = dict[str, str]
 _NO_ANSWER: Final = "no answer"
 
@@ -84,7 +86,7 @@ async def dial(hosts: Sequence[HostPort], *, deadline: float | None = None) -> S
 
 
 async def look_up(name: str) -> list[_Address]:
-    """The addresses of `name`, port 0, for others who dial; they share the one look-up in flight.
+    """The addresses of `name`, with port 0. It shares the look-ups of dials that are in flight.
 
     Raises OSError, or ValueError if that cannot be a host's name.
     """
@@ -128,7 +130,7 @@ async def _dial_address(
     seen[ip] = _NO_ANSWER
 
     async def ask() -> SocketType | None:
-        # What was answered, and be it with a refusal, is not asked again.
+        # Any answer, even a refusal, ends the retries.
         return await _connect(names, host, address, seen) if seen[ip] == _NO_ANSWER else None
 
     return await _race([ask] * _ASKS, head_start=ASK_AGAIN)
@@ -139,7 +141,7 @@ async def _connect(
 ) -> SocketType | None:
     family, (ip, _, *scope) = address
     try:
-        # May fail by itself: a kernel without IPv6, or no file descriptor left.
+        # This may fail already: a kernel without IPv6, or no file descriptor left.
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         seen[ip] = _reason(error)
@@ -180,7 +182,7 @@ async def _race(attempts: Sequence[_Attempt], *, head_start: float) -> SocketTyp
         elif winner is None:
             winner = sock
             nursery.cancel_scope.cancel()
-        else:  # two came through in one turn
+        else:  # two attempts succeeded in one turn
             sock.close()
 
     try:
@@ -191,7 +193,7 @@ async def _race(attempts: Sequence[_Attempt], *, head_start: float) -> SocketTyp
                 with trio.move_on_after(head_start):
                     await failed.wait()
     except BaseException:
-        # Cancelled between the success and our caller: nobody else knows this socket.
+        # Cancelled before it was returned: nothing else has a reference to this socket.
         if winner is not None:
             winner.close()
         raise
@@ -199,7 +201,7 @@ async def _race(attempts: Sequence[_Attempt], *, head_start: float) -> SocketTyp
 
 
 class _LookUp:
-    """The `getaddrinfo` under way for one name and, when `done`, what it found."""
+    """The calls of `getaddrinfo` under way for one name and, once `done`, what they found."""
 
     __slots__ = ("_running", "addresses", "asked_at", "done", "error")
 
@@ -212,17 +214,17 @@ class _LookUp:
 
     @property
     def may_ask_again(self) -> bool:
-        """Whether what is under way may have gone to a resolver that is not there any more."""
+        """Whether the look-ups under way may have gone to a resolver that is no longer there."""
         stale = trio.current_time() - self.asked_at >= LOOK_AGAIN
         return stale and self._running < MOST_LOOK_UPS
 
     def begin(self) -> None:
-        """`run` is about to be started."""
+        """Count one that `run` is about to make."""
         self._running += 1
         self.asked_at = trio.current_time()
 
     async def run(self, name: str) -> None:
-        """Ask once; `done` with the first answer, or when all have failed."""
+        """Ask once. `done` is set by the first answer, or when all have failed."""
         await self._ask(name)
         self._running -= 1
         if self.addresses or not self._running:
@@ -252,7 +254,7 @@ class _Names:
             looking = self._in_flight[name] = _LookUp()
         if looking.may_ask_again:
             looking.begin()
-            # A system task, so that it outlives a dial that gives up.
+            # In a system task, so that it outlives a dial that gives up.
             trio.lowlevel.spawn_system_task(self._run, name, looking)
         await looking.done.wait()
         if looking.error is not None:
@@ -268,7 +270,7 @@ class _Names:
 def _alternate(addresses: list[_Address]) -> list[_Address]:
     """Put the first address of the other family second (RFC 6555, section 5.4).
 
-    Else all the addresses of a broken family would be waited for, one by one.
+    Otherwise a broken family would be waited for as often as it has addresses.
     """
     for index, address in enumerate(addresses):
         if address[0] != addresses[0][0]:

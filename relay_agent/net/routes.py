@@ -56,7 +56,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a packet would leave; `carrier_changes` counts those of its interface that we saw."""
+    """How a packet would leave; `carrier_changes` counts those of its interface that were seen."""
 
     interface: int
     gateway: str
@@ -96,7 +96,9 @@ class Netlink:
             except BlockingIOError:
                 return
             except OSError as exc:
-                if exc.errno != errno.ENOBUFS:  # we missed some; the look that follows sees the sum
+                if (
+                    exc.errno != errno.ENOBUFS
+                ):  # some were missed; the look that follows sees the sum
                     raise
                 continue
             for kind, _, body in _messages(data):

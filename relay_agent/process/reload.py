@@ -1,10 +1,10 @@
-"""What the agent was told is read again, and put into effect whole or not at all.
+"""The files and options of `run` are read again, and put into effect whole or not at all.
 
-services       those that go are withdrawn and those that come are published, at once; streams go
-               on, also those of a service that goes. Another target is for who comes next
+services       at once: the removed ones are withdrawn, the added ones published. Streams go on,
+               also those of a removed service. Another target is for the next visitor
 hosts          for the next dial
 options        windows and budgets for the next session, the rest at once
-another key,   not before a restart: this process is somebody else at the relay
+another key,   not before a restart: this process is another agent at the relay
 another relay
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `run` goes by, from files and options."""
+    """What `run` is told by files and options."""
 
     config: AgentConfig
     services: Sequence[Service]
@@ -84,7 +84,7 @@ class Reload:
         return outcome
 
     def _is_same_agent(self, wanted: Settings) -> bool:
-        """At the same relay; either may have rotated its key meanwhile."""
+        """Whether `wanted` is for this agent at this relay; either may have rotated its key."""
         known, told = self._loop.relay, wanted.relay
         common = {known.key, known.successor} & {told.key, told.successor} - {None}
         return bool(common) and wanted.public_key == self._loop.public_key

@@ -1,8 +1,8 @@
 """The header that tells a target who the visitor is, as specified in HAProxy's proxy-protocol.txt.
 
-For targets that expect it, and for no others: to an SSH server it is garbage. The source is the
-visitor. Of the destination the agent knows the public port alone, not at which of the relay's
-addresses the visitor came, so the address is the unspecified one (0.0.0.0 or ::).
+It is only for targets that expect it: to an SSH server it is garbage. The source is the visitor. Of
+the destination the agent knows the public port, but not which of the relay's addresses the visitor
+used, so that address is the unspecified one (0.0.0.0 or ::).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Final, Literal, TypeAlias
 Version: TypeAlias = Literal["v1", "v2"]
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
-# Version 2 in the upper half; the lower says that the connection is another's, not our own.
+# Version 2 in the upper half; the lower half says that the connection is made for somebody else.
 _PROXIED: Final = 0x21
-# Address family in the upper half; the lower says TCP.
+# Address family in the upper half; the lower half says TCP.
 _TCP4, _TCP6, _UNSPECIFIED = 0x11, 0x21, 0x00
 
 
 def header(version: Version, source: tuple[str, int], public_port: int) -> bytes:
-    """What goes before the visitor's first byte."""
+    """The bytes that go before the visitor's first one."""
     try:
         address = ipaddress.ip_address(source[0].partition("%")[0])
-    except ValueError:  # whatever the relay may call a visitor, the target must understand it
+    except ValueError:  # the relay may send any text; the header must be valid all the same
         return b"PROXY UNKNOWN\r\n" if version == "v1" else _v2(_UNSPECIFIED, b"")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped

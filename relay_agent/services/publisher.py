@@ -1,4 +1,4 @@
-"""A session at the agent: what it publishes, and each visitor's way to a target."""
+"""What a session of the agent publishes, and the connection of each visitor to a target."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from relay_agent.services.target import dial_target
 
 log = logging.getLogger(__name__)
 
-# A refusal that only a person can lift (a grant, another port) is asked about again this often.
+# How often a publication is tried again that was refused for what only a person can change, such as
+# a missing grant.
 REPUBLISH: Final = 60.0
 
 Outcome = Callable[[Service, str | None], None]
@@ -50,19 +51,23 @@ class Publisher:
         outcome: Outcome = lambda service, refusal: None,
         on_suspicion: Callable[[], None] = lambda: None,
     ) -> None:
-        """`outcome` hears of each answer to a publication: None, or why it was refused."""
+        """`outcome` is called with each answer to a publication: None, or why it was refused.
+
+        `on_suspicion` is called when the link may be dead. Neither may wait or raise.
+        """
         self.endpoint = Endpoint(
             session, pool=pool, on_event=self._on_event, on_suspicion=on_suspicion
         )
-        # A stream that ended may leave a socket behind that is being emptied or dialled. As many
-        # again as may be open: a visitor who comes and goes must not use up our descriptors.
+        # A stream that has ended may leave a socket that is still being emptied or dialled. There
+        # may be as many of those as open streams: a visitor who comes and goes in quick succession
+        # must not use up this process's descriptors.
         self._most_sockets = 2 * max_streams
         self._nursery = nursery
         self._outcome = outcome
-        self.relay_gone = False  # with its session, and not only the link
+        self.relay_gone = False  # the relay has said that it ends the session, not only the link
         self._published: dict[int, Service] = {}
-        # By publication. The last answer, so that a relay that repeats itself fills no log: None
-        # or why it was refused. And the wait until a refused one is tried again.
+        # By publication: the last answer (None or why it was refused), so that a relay that repeats
+        # itself fills no log; and the wait until a refused one is tried again.
         self._answers: dict[int, str | None] = {}
         self._again: dict[int, trio.CancelScope] = {}
         for service in services:
@@ -86,7 +91,7 @@ class Publisher:
             event(log, logging.INFO, "relay-closing", restarting=not self.relay_gone)
 
     def services(self) -> list[dict[str, object]]:
-        """What became of each publication, for JSON."""
+        """The state of each publication, for JSON."""
         return [
             {
                 "service": service.name,
@@ -101,7 +106,7 @@ class Publisher:
     # Publications
 
     def change(self, services: Sequence[Service]) -> None:
-        """Serve these from now on. Streams go on, also those of a service that goes."""
+        """Serve these from now on. Streams go on, also those of a service that is withdrawn."""
         wanted = {(one.name, one.port): one for one in services}
         for publication, service in list(self._published.items()):
             same = wanted.pop((service.name, service.port), None)
@@ -109,7 +114,7 @@ class Publisher:
                 self._withdraw(publication)
             else:
                 self._published[publication] = same  # perhaps at another target
-        # Only now: a port may go from one service to another.
+        # After the withdrawals, since a port may go from one service to another.
         for service in wanted.values():
             self._publish(service)
         self.endpoint.flush()
@@ -137,7 +142,7 @@ class Publisher:
 
     def _refused(self, refused: Refused) -> None:
         publication = refused.publication
-        # A busy port is the relay's to try again: PUBLISHED follows.
+        # The relay itself tries a busy port again, and then sends PUBLISHED.
         if refused.code != RefusalCode.PORT_BUSY and publication not in self._again:
             waiting = self._again[publication] = trio.CancelScope()
             self._nursery.start_soon(self._publish_again, publication, waiting)
@@ -162,7 +167,7 @@ class Publisher:
     async def _publish_again(self, publication: int, waiting: trio.CancelScope) -> None:
         with waiting:
             await trio.sleep(REPUBLISH)
-        if waiting.cancel_called:  # also in the very turn in which the time was up
+        if waiting.cancel_called:  # it may be in the very turn in which the time was up
             return
         del self._again[publication], self._answers[publication]
         self.endpoint.session.unpublish(publication)
@@ -172,7 +177,7 @@ class Publisher:
     # Streams
 
     def _opened(self, opened: StreamOpened) -> None:
-        # Joined at once: data may follow OPEN in the same record.
+        # The splice is joined at once: data may follow OPEN in the same record.
         service = self._published[opened.open.publication]
         about = {"service": service.name, "source": opened.open.source[0]}
         splice = self.endpoint.join(opened.stream, about)
@@ -216,7 +221,10 @@ class Publisher:
 
 
 async def _connect(service: Service, source: tuple[str, int]) -> socket.socket:
-    """A socket to the target, which knows of its visitor if it wants to. Raises OSError."""
+    """A socket to the target, which is told its visitor's address if it expects that.
+
+    Raises OSError.
+    """
     sock = await dial_target(service.target, source[0])
     if service.proxy_protocol is None:
         return sock

@@ -1,7 +1,7 @@
 """How the agent finds the SSH server of its machine.
 
-A wrong guess would be saved and tried for ever, so a candidate counts only after it showed an SSH
-banner. On OpenWrt the configuration knows best; elsewhere port 22 nearly always is the answer.
+A wrong guess would be saved and tried for ever, so a candidate counts only once it has shown an SSH
+banner. On OpenWrt the configuration names the port; elsewhere it nearly always is 22.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SSHD_CONFIG: Final = Path("/etc/ssh/sshd_config")
 
 
 class NoBanner(Exception):  # noqa: N818 - an outcome, not a defect
-    """Nothing at that address introduced itself as an SSH server; the text says what was seen."""
+    """No SSH server introduced itself at that address; the text says what was seen instead."""
 
 
 class NoSshServer(Exception):  # noqa: N818 - an outcome, not a defect
@@ -40,8 +40,8 @@ class NoSshServer(Exception):  # noqa: N818 - an outcome, not a defect
 async def read_banner(host: str, port: int, deadline: float, *, greeting: bytes = b"") -> str:
     """The banner line (`SSH-2.0-…`) of the server at `host`; `deadline` is on trio's clock.
 
-    `greeting` is sent first. Raises `NoBanner`. The text is safe to show: a server may put anything
-    into it.
+    `greeting` is sent first. Raises `NoBanner`. The text is safe to show, whatever the server has
+    put into it.
     """
     address = HostPort(host, port)
     try:
@@ -96,8 +96,8 @@ async def find_ssh_server(*, sshd_config: Path = SSHD_CONFIG) -> HostPort:
 async def _candidates(sshd_config: Path) -> Sequence[HostPort]:
     found = []
     for section in dropbear_sections(await _output("uci", "-q", "show", "dropbear")):
-        # Loopback first: it stays when the interface's address changes. dropbear refuses it if
-        # the section names an interface.
+        # Loopback first: it stays when the interface's address changes. dropbear does not listen
+        # there if the section names an interface.
         found += _loopback(section.port)
         if section.interface:
             status = await _output(
@@ -134,7 +134,7 @@ def dropbear_sections(uci_show: str) -> list[DropbearSection]:
                 sections[section] = {}
             case ["dropbear", section, option]:
                 sections.setdefault(section, {})[option] = value.strip("'")
-            case _:  # nothing of ours
+            case _:  # of another package
                 pass
     enabled = []
     for options in sections.values():
@@ -142,7 +142,7 @@ def dropbear_sections(uci_show: str) -> list[DropbearSection]:
             continue
         try:
             port = parse_port(options.get("Port", "22"))
-        except ValueError:  # dropbear's own start script complains about that one
+        except ValueError:  # dropbear's own start script reports that
             continue
         interface = options.get("DirectInterface") or options.get("Interface", "")
         enabled.append(DropbearSection(port, interface))

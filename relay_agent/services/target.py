@@ -1,8 +1,9 @@
 """Dial a service's target for one visitor.
 
-A target on this machine is dialled from an address in 127.0.0.0/8 that stands for the visitor's, so
-that the SSH server's own per-address limits, penalties and logs see visitors apart: dropbear takes
-five unauthenticated callers an address, and through any tunnel all of them would be 127.0.0.1.
+A target on this machine is dialled from an address in 127.0.0.0/8 that stands for the visitor's.
+With it the SSH server's own limits, penalties and log lines for each address tell visitors apart:
+dropbear takes five unauthenticated callers from one address, and through a tunnel all of them would
+come from 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from protocol.process.address import HostPort
 from protocol.transport.sockets import prepare_spliced
 from relay_agent.net.dial import look_up
 
-# A target on this machine or in its LAN answers in milliseconds; a visitor's ssh waits longer.
+# A target on this machine or in its LAN answers in milliseconds; the visitor's ssh waits longer.
 TARGET_TIMEOUT: Final = 10.0
 
 
@@ -70,8 +71,8 @@ def _is_here(host: str) -> bool:
     """Whether the IPv4 address is this machine's own, such as a router's in its LAN."""
     if host.startswith("127."):
         return True
-    # Connecting UDP sends nothing, but shows which source the kernel would take: for an address of
-    # its own, that address.
+    # Connecting a UDP socket sends nothing, but shows which source address the kernel would take:
+    # for an address of this machine, that address itself.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
         try:
             question.connect((host, 9))
@@ -84,7 +85,7 @@ def _bind(sock: socket.socket, source: str) -> None:
     try:
         sock.bind((source, 0))
     except OSError as exc:
-        # Off Linux only 127.0.0.1 itself exists; visitors then look alike, as they would anyway.
+        # Off Linux only 127.0.0.1 itself exists; all visitors then have that address.
         if exc.errno != errno.EADDRNOTAVAIL:
             raise
 
@@ -93,8 +94,8 @@ def loopback_source(visitor: str) -> str:
     """The address in 127.0.0.0/8 that stands for `visitor`, always the same one.
 
     IPv6 visitors are told apart by /64, since one host commonly has a whole one. 127.0.0.0/16 and
-    the last octets 0 and 255 are left out: real local callers come from there, and no relay that
-    names its visitors as it likes may pass for one.
+    the last octets 0 and 255 are left out: real local callers have such addresses, and a relay may
+    send any address for a visitor.
     """
     digest = hashlib.sha256(_told_apart(visitor)).digest()
     return f"127.{1 + digest[0] % 254}.{digest[1]}.{1 + digest[2] % 254}"
