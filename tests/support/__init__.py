@@ -24,5 +24,6 @@ far_end, many_agents        processes that tests and benchmarks start: targets, 
 openwrt_package, openwrt_python, debian_12
                             the agent as a router has it
 lab                         network namespaces with a bad network between them
+templates                   the sentences that a piece of our source can print
 soak                        load, faults and gauges of the soak test
 """
