@@ -2,19 +2,20 @@
 
 Each scope has one class and one place that catches it:
 
-=====================  ==========================================  =======================
+=====================  ==========================================  ================================
 class                  what is lost                                caught by
-=====================  ==========================================  =======================
+=====================  ==========================================  ================================
 RemoteProtocolError    the link, by the peer's fault               transport.link
 LinkLost               the link; its session lives                 transport.link
 NoAnswer               the attempt under this key of the relay     agent, which may have another
 SessionLost            the session and its streams                 the owner of the session
 LinkDenied             the attempt to attach                       agent's redial loop
-LocalProtocolError     an invariant of ours: a bug                 nobody, but at the relay
-                                                                   containment, which tells of it
-=====================  ==========================================  =======================
+LocalProtocolError     an invariant of ours: a bug                 at the relay net.fault_isolation,
+                                                                   which logs it; else nothing
+=====================  ==========================================  ================================
 
-The loss of one stream is not an error but an event (`session.StreamReset`): it happens all day.
+The loss of one stream is not an error but an event (`session.events.StreamReset`): it happens all
+the time.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ nothing here waits, logs or reads a clock.
     time                    next_deadline(), handle_deadline()
     afterwards              take_ready(): streams whose reader may try again
 
-A frame is cut when its socket is read, never again. It is
-numbered when it goes out (`next_frame`), so what waits in a queue may still be overtaken or
-dropped.
+A frame is cut when its socket is read, never again. It is numbered when it goes out (`next_frame`),
+so what waits in a queue may still be overtaken or dropped.
+
 Order of sending: link-local frames, what a new link has not seen, control frames, window updates,
 then the streams by `Scheduler`.
 

@@ -378,7 +378,7 @@ class Agents:
 
     @property
     def present(self) -> list[AgentState]:
-        """Those with a session, attached or kept."""
+        """Agents that attached since the start and are not forgotten, with or without a session."""
         return list(self._present.values())
 
     def overview(self) -> list[dict[str, object]]:

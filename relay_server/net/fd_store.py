@@ -27,7 +27,7 @@ UNCLAIMED_SECONDS: Final = 30.0
 
 class StoredListeners:
     def __init__(self, started_with: Iterable[tuple[str, socket.socket]] = ()) -> None:
-        """`started_with` is what `systemd.take_sockets` gave."""
+        """`started_with` are the sockets, by name, that this process was started with."""
         self.links: list[socket.socket] = []
         self._open: dict[str, socket.socket] = {}
         self._unclaimed: dict[str, socket.socket] = {}
@@ -38,7 +38,7 @@ class StoredListeners:
                 self.links.append(sock)
             elif name.startswith(_PREFIX):
                 self._unclaimed[name] = sock
-            else:  # an operator's idea, of which we know nothing
+            else:  # from a unit that an operator has changed; it is not one of ours
                 sock.close()
 
     def listen(self, host: str, port: int, *, dual_stack: bool) -> socket.socket:

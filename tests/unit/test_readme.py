@@ -78,6 +78,16 @@ def test_links_lead_somewhere(document: Path) -> None:
                 assert anchor in anchors(found.read_text()), target
 
 
+@pytest.mark.parametrize(
+    "document", [one for one in DOCUMENTS if one != CHANGELOG], ids=lambda path: path.name
+)
+def test_paths_that_are_named_exist(document: Path) -> None:
+    ours = r"(?:protocol|relay_server|relay_agent|tests|deploy|docs|benchmarks)/[\w./-]*"
+    for path in inline(document.read_text()):
+        if re.fullmatch(ours, path):
+            assert (ROOT / path).exists(), path
+
+
 def anchors(text: str) -> set[str]:
     """What its headings are called in a link: lower case, hyphens for spaces, no punctuation."""
     headings = re.findall(r"^#+ (.+)$", text, re.M)

@@ -1,6 +1,6 @@
-"""Ask the process that runs, over its control socket (`control`).
+"""Ask the process that runs, over its control socket (`control.server`).
 
-Apart from `control`, since a command that only asks needs no trio.
+A module of its own, since a command that only asks needs no trio.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The control socket: how commands talk with the process that runs (`ask` is their side).
+"""The control socket: how commands talk with the running process (their side is `control.client`).
 
 A Unix socket in the state folder that only the folder's owner (and root) may use. One JSON object
 on a line in, one out, and the socket is closed: `{"command": NAME, …}` is answered by what the
