@@ -22,8 +22,7 @@ from protocol.process.state import StateError, StateFolder
 from relay_server import CONFIG_FILE
 from relay_server.config import ServerConfig
 from relay_server.registry.database import restore
-from relay_server.registry.registry import FILE as REGISTRY
-from relay_server.registry.registry import Registry
+from relay_server.registry.registry import REGISTRY_FILE, Registry
 from relay_server.registry.relay_keys import FORMER, KEY, MAX_FORMER, load_or_make
 
 # Read into memory. A registry of thousands of agents is a few MiB.
@@ -31,12 +30,12 @@ MAX_SIZE: Final = 256 * 2**20
 # The registry, the key, the configuration, the former keys, and the current one among these if the
 # power failed during a rotation.
 _MOST_FILES: Final = 4 + MAX_FORMER
-_NAMES: Final = re.compile(rf"{REGISTRY}|{KEY}|{CONFIG_FILE}|former-[0-9a-f]{{16}}\.key")
+_NAMES: Final = re.compile(rf"{REGISTRY_FILE}|{KEY}|{CONFIG_FILE}|former-[0-9a-f]{{16}}\.key")
 
 
 def pack(state: StateFolder, registry: Registry) -> bytes:
     """Raises StateError. The caller holds what keeps keys from being rotated meanwhile."""
-    files = {REGISTRY: registry.snapshot()}
+    files = {REGISTRY_FILE: registry.snapshot()}
     for path in (state.path / KEY, *sorted(state.path.glob(FORMER))):
         text = state.read_secret(path.name)
         if text is not None:
@@ -70,7 +69,7 @@ def unpack(data: bytes) -> dict[str, bytes]:
                     raise ConfigError(f"no export of a relay: more than {_MOST_FILES} files")
     except (tarfile.TarError, EOFError, ValueError, OverflowError):
         raise ConfigError("no export of a relay") from None
-    for name in (REGISTRY, KEY):
+    for name in (REGISTRY_FILE, KEY):
         if name not in files:
             raise ConfigError(f"no whole export of a relay: {name} is missing")
     _try_out(files)
@@ -106,7 +105,7 @@ def _try_out(files: Mapping[str, bytes]) -> None:
 
 def is_unknown(state: StateFolder) -> bool:
     """Whether nobody knows a relay in this folder: it is empty, or has been started at most."""
-    if not (state.path / REGISTRY).exists():
+    if not (state.path / REGISTRY_FILE).exists():
         return not (state.path / KEY).exists()
     with Registry(state) as registry:
         return not (registry.agents() or registry.invitations())
@@ -119,6 +118,6 @@ def put(state: StateFolder, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         if name == CONFIG_FILE and (state.path / CONFIG_FILE).exists():
             continue  # what was written for this machine
-        if name != REGISTRY:
+        if name != REGISTRY_FILE:
             state.write_secret(name, data.decode())
-    restore(state, REGISTRY, files[REGISTRY])
+    restore(state, REGISTRY_FILE, files[REGISTRY_FILE])

@@ -9,8 +9,7 @@ from protocol.process.cli.command import CommandFailed
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateError, StateFolder
 from relay_server import PROGRAM
-from relay_server.registry.registry import FILE as REGISTRY
-from relay_server.registry.registry import Registry
+from relay_server.registry.registry import REGISTRY_FILE, Registry
 
 LOCK: Final = "run.lock"
 
@@ -19,7 +18,7 @@ def existing_registry(state: StateFolder) -> Registry:
     """The registry, without making one where there was none."""
     # Who may not even look is told so below.
     with contextlib.suppress(PermissionError):
-        if not (state.path / REGISTRY).exists():
+        if not (state.path / REGISTRY_FILE).exists():
             raise StateError(
                 f"{state.path}: no relay has its state here; {PROGRAM} run makes it,"
                 " --state-dir names another folder"

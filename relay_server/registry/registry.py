@@ -36,7 +36,7 @@ from protocol.wire.noise import KEY_SIZE
 from relay_server.net.networks import Admission, Networks, parse_networks
 from relay_server.registry.database import BUSY_TIMEOUT, Database, scalar
 
-FILE: Final = "registry.db"
+REGISTRY_FILE: Final = "registry.db"
 # Names go into logs and tables of 80 columns.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 # What WELCOME can tell an agent about.
@@ -111,7 +111,7 @@ class Registry(Database):
 
         `migrate`: bring one that an older version wrote up to date.
         """
-        super().__init__(state, FILE, busy_timeout=busy_timeout, migrate=migrate)
+        super().__init__(state, REGISTRY_FILE, busy_timeout=busy_timeout, migrate=migrate)
 
     def check(self) -> None:
         """Raise StateError unless this program could have written all that is in it.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.noise import StaticKey
-from relay_server.registry.registry import FILE as REGISTRY
+from relay_server.registry.registry import REGISTRY_FILE
 
 if TYPE_CHECKING:
     from relay_server.registry.registry import Registry
@@ -62,7 +62,7 @@ def load_or_make(state: StateFolder, registry: Registry) -> RelayKeys:
         if registry.agents() or registry.invitations():
             raise StateError(
                 f"{state.path / KEY}: missing; agents know this relay by this key: put it back, or"
-                f" move {REGISTRY} away as well and invite every agent again"
+                f" move {REGISTRY_FILE} away as well and invite every agent again"
             )
         # Another process may do the same at this moment; the first key stays.
         _save(state, KEY, StaticKey.generate(), replace=False)

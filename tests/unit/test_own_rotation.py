@@ -34,7 +34,7 @@ from relay_agent.identity.enrolment import load_or_make_key, save_enrolment
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link import relay_dialer as dialer_module
 from relay_agent.link.relay_dialer import RelayDialer
-from relay_server.registry.registry import FILE, Refused, Registry
+from relay_server.registry.registry import REGISTRY_FILE, Refused, Registry
 from tests.support.ends import LIMITS
 from tests.support.enrolment import enrolment
 from tests.support.models import run
@@ -79,13 +79,13 @@ class OwnRotation(RuleBasedStateMachine):
     @rule()
     def back_up(self) -> None:
         self.registry.close()
-        shutil.copy(self.relay_state.path / FILE, self.backup)
+        shutil.copy(self.relay_state.path / REGISTRY_FILE, self.backup)
         self.registry = Registry(self.relay_state)
 
     @rule()
     def put_back(self) -> None:
         self.registry.close()
-        shutil.copy(self.backup, self.relay_state.path / FILE)
+        shutil.copy(self.backup, self.relay_state.path / REGISTRY_FILE)
         self.registry = Registry(self.relay_state)
 
     def relays_key(self) -> bytes:

@@ -18,8 +18,7 @@ from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
 from relay_server import CONFIG_FILE
 from relay_server.process.backup import is_unknown, pack, put, unpack
-from relay_server.registry.registry import FILE as REGISTRY
-from relay_server.registry.registry import Registry
+from relay_server.registry.registry import REGISTRY_FILE, Registry
 from relay_server.registry.relay_keys import KEY, load_or_make, rotate
 
 NOW = 1_000_000.0
@@ -83,7 +82,7 @@ def test_what_is_put_elsewhere_is_the_same_relay(tmp_path: Path) -> None:
 
 def test_a_snapshot_is_whole_while_somebody_writes(tmp_path: Path) -> None:
     state = a_relay(tmp_path / "old")
-    with closing(sqlite3.connect(state.path / REGISTRY)) as writer:
+    with closing(sqlite3.connect(state.path / REGISTRY_FILE)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("DELETE FROM agents")
         files = unpack(packed(state))
@@ -125,9 +124,12 @@ def test_what_cannot_be_a_relay_is_named(tmp_path: Path) -> None:
         (b"garbage" * 100, "no export of a relay"),
         (archive(**files)[:700], "no export of a relay"),
         (archive(**(files | {"../evil": b""})), "no export of a relay: it has '../evil' in it"),
-        (archive(**{REGISTRY: files[REGISTRY]}), "no whole export of a relay: relay.key is miss"),
         (
-            archive(**(files | {REGISTRY: b"x" * 5000})),
+            archive(**{REGISTRY_FILE: files[REGISTRY_FILE]}),
+            "no whole export of a relay: relay.key is miss",
+        ),
+        (
+            archive(**(files | {REGISTRY_FILE: b"x" * 5000})),
             "this export cannot be used: registry.db: damaged, or not a database",
         ),
         (archive(**(files | {KEY: b"\xff"})), "this export cannot be used: relay.key: expected"),
@@ -144,7 +146,7 @@ def test_what_cannot_be_a_relay_is_named(tmp_path: Path) -> None:
 
 def test_a_sparse_file_is_as_large_as_it_says_and_so_refused(tmp_path: Path) -> None:
     """53 KB of archive took 3.1 GiB of memory."""
-    hole = archive(**{REGISTRY: b"x" * 512})
+    hole = archive(**{REGISTRY_FILE: b"x" * 512})
     sparse = tarfile.TarInfo(KEY)
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
@@ -189,13 +191,13 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "said"), CHANGES, ids=[change for change, _ in CHANGES])
 def test_a_registry_that_no_relay_wrote_is_refused(tmp_path: Path, change: str, said: str) -> None:
     state = a_relay(tmp_path / "old")
-    with closing(sqlite3.connect(state.path / REGISTRY)) as db:
+    with closing(sqlite3.connect(state.path / REGISTRY_FILE)) as db:
         db.execute("PRAGMA foreign_keys = OFF")
         db.execute("DELETE FROM settings WHERE key = 'usable_by'")
         with contextlib.suppress(sqlite3.IntegrityError):
             db.execute(change)
         db.commit()
-        files = {REGISTRY: db.serialize(), KEY: (state.path / KEY).read_bytes()}
+        files = {REGISTRY_FILE: db.serialize(), KEY: (state.path / KEY).read_bytes()}
     with pytest.raises(ConfigError) as caught:
         unpack(archive(**files))
     assert str(caught.value).startswith("this export cannot be used: registry.db: ")

@@ -16,7 +16,7 @@ import pytest
 
 from protocol.process.state import StateError, StateFolder
 from relay_server.registry.database import SCHEMA_VERSION, _is_full, scalar
-from relay_server.registry.registry import FILE, Registry
+from relay_server.registry.registry import REGISTRY_FILE, Registry
 from tests.support.registry import (
     SOME,
     enrol,
@@ -72,7 +72,7 @@ def test_many_processes_open_and_write_at_once(state: StateFolder) -> None:
 def test_a_writer_that_hangs_is_not_waited_for_without_end(state: StateFolder) -> None:
     with Registry(state, busy_timeout=0.01) as registry:
         agent = enrol(registry, "home", 1)
-        other = sqlite3.connect(state.path / FILE, isolation_level=None)
+        other = sqlite3.connect(state.path / REGISTRY_FILE, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         assert registry.agent_by_key(key(1)) == agent  # readers do not wait at all
         with pytest.raises(StateError, match=r"another process keeps it locked$"):
@@ -88,23 +88,23 @@ def damaged(state: StateFolder) -> str:
     with pytest.raises(StateError) as caught:
         Registry(state)
     line = str(caught.value)
-    assert line.startswith(f"{state.path / FILE}: ")
+    assert line.startswith(f"{state.path / REGISTRY_FILE}: ")
     assert "\n" not in line
     return line
 
 
 def test_what_is_no_database_is_refused_and_left_alone(state: StateFolder) -> None:
-    state.claim(FILE).write_bytes(b"no database, whatever its name says" * 99)
-    before = (state.path / FILE).read_bytes()
+    state.claim(REGISTRY_FILE).write_bytes(b"no database, whatever its name says" * 99)
+    before = (state.path / REGISTRY_FILE).read_bytes()
     assert "damaged, or not a database; put back a copy" in damaged(state)
-    assert (state.path / FILE).read_bytes() == before
+    assert (state.path / REGISTRY_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 4])
 def test_a_damaged_page_is_noticed_at_the_start(state: StateFolder, page: int) -> None:
     with Registry(state) as registry:
         enrol(registry, "home", 1)
-    with (state.path / FILE).open("r+b") as file:
+    with (state.path / REGISTRY_FILE).open("r+b") as file:
         file.seek(page * 4096)
         file.write(b"\xa5" * 4096)
     assert "damaged" in damaged(state)
@@ -113,26 +113,26 @@ def test_a_damaged_page_is_noticed_at_the_start(state: StateFolder, page: int) -
 def test_a_file_cut_short_is_noticed_at_the_start(state: StateFolder) -> None:
     with Registry(state) as registry:
         enrol(registry, "home", 1)
-    os.truncate(state.path / FILE, 4096 * 2)
+    os.truncate(state.path / REGISTRY_FILE, 4096 * 2)
     assert "damaged" in damaged(state)
 
 
 def test_another_programs_database_is_refused(state: StateFolder) -> None:
-    with sqlite3.connect(state.claim(FILE)) as db:
+    with sqlite3.connect(state.claim(REGISTRY_FILE)) as db:
         db.execute("CREATE TABLE theirs (x)")
     db.close()
     assert "this is another program's database" in damaged(state)
 
 
 def change(state: StateFolder, *statements: str) -> None:
-    with sqlite3.connect(state.path / FILE) as db:
+    with sqlite3.connect(state.path / REGISTRY_FILE) as db:
         for statement in statements:
             db.execute(statement)
     db.close()
 
 
 def schema_of(state: StateFolder) -> int:
-    with sqlite3.connect(state.path / FILE) as db:
+    with sqlite3.connect(state.path / REGISTRY_FILE) as db:
         version: int = scalar(db, "PRAGMA user_version")
     db.close()
     return version
@@ -245,7 +245,7 @@ def test_the_ports_of_all_agents_take_one_query_by_an_index(registry: Registry) 
 
 
 def test_our_own_wrong_sql_is_no_fault_of_the_file(registry: Registry, state: StateFolder) -> None:
-    with sqlite3.connect(state.path / FILE) as db:
+    with sqlite3.connect(state.path / REGISTRY_FILE) as db:
         db.execute("ALTER TABLE agents RENAME TO gone")
     db.close()
     with pytest.raises(sqlite3.OperationalError):
@@ -258,7 +258,7 @@ def test_our_own_wrong_sql_is_no_fault_of_the_file(registry: Registry, state: St
 
 
 def test_a_file_in_the_place_of_a_database_must_be_ordinary(state: StateFolder) -> None:
-    (state.path / FILE).symlink_to("/etc/passwd")
+    (state.path / REGISTRY_FILE).symlink_to("/etc/passwd")
     assert "expected an ordinary file" in damaged(state)
 
 
@@ -317,7 +317,11 @@ def test_a_folder_that_went_away(registry: Registry, state: StateFolder) -> None
 def test_all_files_are_for_the_owner_alone(registry: Registry, state: StateFolder) -> None:
     invite(registry, "home", 1)
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state.path.iterdir()}
-    assert files == {FILE: 0o600, f"{FILE}-wal": 0o600, f"{FILE}-shm": 0o600}
+    assert files == {
+        REGISTRY_FILE: 0o600,
+        f"{REGISTRY_FILE}-wal": 0o600,
+        f"{REGISTRY_FILE}-shm": 0o600,
+    }
 
 
 # As root, beside a server under its own user.
@@ -379,7 +383,7 @@ with Registry(state) as registry:
             assert owners(foreign) == {(NOBODY, NOBODY)}
 
     def test_a_database_of_roots_in_a_foreign_folder_is_named(foreign: StateFolder) -> None:
-        (foreign.path / FILE).touch(mode=0o600)
+        (foreign.path / REGISTRY_FILE).touch(mode=0o600)
         with subprocess.Popen(
             [sys.executable, "-c", SERVE, foreign.path], stderr=subprocess.PIPE
         ) as server:

@@ -21,9 +21,9 @@ from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
 from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
 from relay_server.registry.registry import (
-    FILE,
     MAX_NETWORKS,
     MAX_PORTS,
+    REGISTRY_FILE,
     EnrolledAgent,
     Invited,
     Refused,
@@ -485,7 +485,7 @@ def test_a_list_that_cannot_be_read_admits_nobody(
     registry: Registry, state: StateFolder, text: str
 ) -> None:
     enrol(registry, "home", 1)
-    with sqlite3.connect(state.path / FILE) as db:
+    with sqlite3.connect(state.path / REGISTRY_FILE) as db:
         db.execute("UPDATE ports SET allow = ?", (text,))
     db.close()
     with pytest.raises(StateError, match=r"^registry: who may visit home cannot be read: "):
@@ -494,7 +494,7 @@ def test_a_list_that_cannot_be_read_admits_nobody(
 
 def test_a_token_without_its_agent_is_damage(registry: Registry, state: StateFolder) -> None:
     enrol(registry, "home", 1)
-    with sqlite3.connect(state.path / FILE) as db:
+    with sqlite3.connect(state.path / REGISTRY_FILE) as db:
         db.execute("UPDATE agents SET public_key = NULL")
     db.close()
     with pytest.raises(StateError, match=r"damaged: a token without its agent$"):
