@@ -27,7 +27,7 @@ from protocol.session.session import SessionOptions
 from protocol.wire.hello import MAX_SESSION_WINDOW, MAX_STREAM_WINDOW, MIN_WINDOW, Limits
 from relay_agent import CONFIG_FILE
 from relay_agent.services.proxy_protocol import Version
-from relay_agent.services.service import Service, parse_name, parse_service
+from relay_agent.services.service import Service, parse_service, parse_service_name
 
 if TYPE_CHECKING:
     from protocol.process.state import StateFolder
@@ -134,7 +134,7 @@ class AgentConfig:
             raise ValueError("stream_window: expected at most stream_window_max")
         for name in self.services:
             try:
-                parse_name(name)
+                parse_service_name(name)
             except ValueError as error:
                 raise ValueError(f"services: {error}") from None
 

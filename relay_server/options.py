@@ -49,9 +49,3 @@ def at_most_eight(hosts: Sequence[Host], what: str = "--host") -> Sequence[Host]
     if len(hosts) > MAX_HOSTS:
         raise ConfigError(f"{what}: expected at most {MAX_HOSTS} hosts, not {len(hosts)}")
     return hosts
-
-
-def parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        raise ValueError(f"expected a port from 1 to 65535, not {text!r}")
-    return int(text)

@@ -46,9 +46,20 @@ def parse_host_port(text: str, *, default_port: int | None = None) -> HostPort:
         return HostPort(host, default_port)
     if not (port.isascii() and port.isdigit()):
         raise wrong
-    if len(port) > 5 or not 1 <= int(port) <= 65535:
+    if not _is_port(port):
         raise ValueError(f"expected a port from 1 to 65535 in {text!r}")
     return HostPort(host, int(port))
+
+
+def parse_port(text: str) -> int:
+    """Read a port. Raises ValueError with what is expected."""
+    if not _is_port(text):
+        raise ValueError(f"expected a port from 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535
 
 
 def is_address(text: str) -> bool:

@@ -38,7 +38,7 @@ BATCH: Final = BURST_FRAMES * MAX_RECORD
 # Sealed records between links share these; a link holds one only while its socket is full.
 _batches: Final = Pool(lazy_area, BATCH, spare=4)
 # Between looks while draining: there is no event for it, and it is over in a round trip.
-_GLANCE: Final = 0.01
+_DRAIN_POLL: Final = 0.01
 # A reader that never runs dry must let others in: 2 ms, or this much, whichever is first.
 TURN_SECONDS: Final = 0.002
 TURN_BYTES: Final = 256 * 1024
@@ -161,7 +161,7 @@ class Link:
             while self._lost is None and (  # noqa: ASYNC110 - the kernel tells nobody
                 self._waiting or unacked(self._sock)
             ):
-                await trio.sleep(_GLANCE)
+                await trio.sleep(_DRAIN_POLL)
 
     def drop(self, reason: str) -> None:
         """End `run` with LinkLost; nothing more is received or sent from this moment on."""

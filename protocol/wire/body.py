@@ -25,6 +25,8 @@ from protocol.errors import LocalProtocolError, RemoteProtocolError
 # what nested arrays make msgpack allocate ahead of their content: 8 bytes an element it is told of.
 MAX_BODY: Final = 4096
 MAX_ELEMENTS: Final = 256
+# Of a reason for people, in characters: one line of a log.
+MAX_REASON: Final = 256
 
 
 def encode_map(body: Mapping[str, object]) -> bytes:

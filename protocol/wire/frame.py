@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import RemoteProtocolError
-from protocol.wire.body import decode_map, encode_map, printable
-from protocol.wire.record import MAX_FRAME
+from protocol.wire.body import MAX_REASON, decode_map, encode_map, printable
+from protocol.wire.record import FRAME_HEADER, MAX_FRAME
 
-HEADER: Final = struct.Struct(">BI")
-HEADER_SIZE: Final = HEADER.size
+HEADER_SIZE: Final = FRAME_HEADER.size
 MAX_PAYLOAD: Final = MAX_FRAME - HEADER_SIZE
 _U8: Final = struct.Struct(">BIB")
 _U32: Final = struct.Struct(">BII")
@@ -30,8 +29,6 @@ _U64_U64: Final = struct.Struct(">BIQQ")
 MAX_STREAM: Final = 2**32 - 1
 # The largest credit a sender may hold and the largest increment: keeps sums far from 32 bits.
 MAX_WINDOW: Final = 2**31 - 1
-# One line of a log, in characters.
-MAX_REASON: Final = 256
 
 
 class FrameType(enum.IntEnum):
@@ -176,7 +173,7 @@ class Open:
 
 
 def _map_frame(kind: FrameType, body: dict[str, object], stream: int = 0) -> bytes:
-    return HEADER.pack(kind, stream) + encode_map(body)
+    return FRAME_HEADER.pack(kind, stream) + encode_map(body)
 
 
 def window(stream: int, increment: int) -> bytes:
@@ -184,7 +181,7 @@ def window(stream: int, increment: int) -> bytes:
 
 
 def fin(stream: int) -> bytes:
-    return HEADER.pack(FrameType.FIN, stream)
+    return FRAME_HEADER.pack(FrameType.FIN, stream)
 
 
 def reset(stream: int, code: int) -> bytes:
@@ -210,19 +207,19 @@ def close(code: CloseCode) -> bytes:
 
 def link_frame(kind: FrameType, body: bytes) -> bytes:
     """WELCOME or DENIED, whose bodies `protocol.wire.hello` encodes."""
-    return HEADER.pack(kind, 0) + body
+    return FRAME_HEADER.pack(kind, 0) + body
 
 
 def data_header(stream: int) -> bytes:
     """What DATA begins with; the payload is the rest."""
-    return HEADER.pack(FrameType.DATA, stream)
+    return FRAME_HEADER.pack(FrameType.DATA, stream)
 
 
 def split(frame: memoryview) -> tuple[int, int]:
     """Type and stream of a frame; the body is `frame[HEADER_SIZE:]`."""
     if len(frame) < HEADER_SIZE:
         raise RemoteProtocolError("frame shorter than its header")
-    kind, stream = HEADER.unpack_from(frame)
+    kind, stream = FRAME_HEADER.unpack_from(frame)
     return kind, stream
 
 
@@ -250,7 +247,7 @@ def decode_u64_u64(frame: memoryview) -> tuple[int, int]:
 
 
 def decode_empty(frame: memoryview) -> None:
-    _fixed(HEADER, frame)
+    _fixed(FRAME_HEADER, frame)
 
 
 def _fixed(layout: struct.Struct, frame: memoryview) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.wire.body import Fields, decode_map, encode_map, printable
+from protocol.wire.body import MAX_REASON, Fields, decode_map, encode_map, printable
 from protocol.wire.invitation import MAX_HOSTS
 from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Buffer, Suite
 
@@ -39,8 +39,7 @@ U64_MAX: Final = 2**64 - 1
 MAX_TEXT: Final = 64  # characters of a name or a software version: fits a column
 MAX_FEATURES: Final = 32
 MAX_FEATURE: Final = 32  # characters
-MAX_REASON: Final = 256  # characters: one log line
-MAX_PORTS: Final = 256
+MAX_PORTS: Final = 256  # of one agent: more than its services will be
 MAX_HOST: Final = 261  # characters: a name of 253, a port and what is around them
 MIN_TOKEN: Final = 16  # bytes: the 128 bits below which guessing is not out of the question
 MAX_TOKEN: Final = 64

@@ -19,6 +19,9 @@ from typing import Final
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.wire.noise import TAG_SIZE, Buffer, CipherState
 
+# What each frame begins with: type and stream (protocol.wire.frame).
+FRAME_HEADER: Final = struct.Struct(">BI")
+
 LENGTH: Final = struct.Struct(">H")
 LENGTH_SIZE: Final = LENGTH.size
 RECORD_OVERHEAD: Final = LENGTH_SIZE + TAG_SIZE
@@ -26,7 +29,7 @@ RECORD_OVERHEAD: Final = LENGTH_SIZE + TAG_SIZE
 MAX_CIPHERTEXT: Final = 65535  # Noise's limit, and all that the length can say
 MAX_FRAME: Final = MAX_CIPHERTEXT - TAG_SIZE
 MAX_RECORD: Final = LENGTH_SIZE + MAX_CIPHERTEXT
-MIN_FRAME: Final = 5  # a frame's header (protocol.wire.frame): nothing shorter means anything
+MIN_FRAME: Final = FRAME_HEADER.size  # nothing shorter means anything
 MIN_CIPHERTEXT: Final = MIN_FRAME + TAG_SIZE
 
 # At most 64 GiB under one key: far inside the bounds of both ciphers, and every link that lives

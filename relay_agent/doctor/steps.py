@@ -13,7 +13,16 @@ from typing import Any, Final
 import trio
 
 from protocol.process.address import HostPort, parse_host_port
-from protocol.process.cli.checks import Finding, Step, check_buffers, failed, note, ok
+from protocol.process.cli.checks import (
+    POLL_INTERVAL,
+    SETTLE_TIMEOUT,
+    Finding,
+    Step,
+    check_buffers,
+    failed,
+    note,
+    ok,
+)
 from protocol.process.cli.command import CommandFailed
 from protocol.process.cli.text import milliseconds, span
 from protocol.process.config import ConfigError
@@ -39,10 +48,6 @@ from relay_agent.net.dial import DialFailed, dial
 from relay_agent.services.service import Service
 from relay_agent.services.ssh_discovery import BANNER_TIMEOUT, NoBanner, read_banner
 
-# For an agent that was just started or cut off to attach, and for the relay's answers about its
-# ports.
-SETTLE_TIMEOUT: Final = 3.0
-_GLANCE: Final = 0.2
 # What an SSH client says first: the relay may hold a visitor that is silent, and refuse one that
 # says something else.
 _GREETING: Final = b"SSH-2.0-ssh_relay_doctor\r\n"
@@ -83,7 +88,7 @@ async def _check_agent(context: Context) -> Finding:
                     return failed("no agent runs here", f"start it: {how_to_start(PROGRAM)}")
             except StateError as exc:
                 locked = str(exc)
-            await trio.sleep(_GLANCE)
+            await trio.sleep(POLL_INTERVAL)
     return failed(
         f"no agent answers here, but one may run: {locked}",
         f"its log says why (no-control-socket); once that is put right: {how_to_start(PROGRAM)}",
@@ -171,7 +176,7 @@ async def _settled(context: Context) -> dict[str, Any]:
     status = context.running or {}
     with trio.move_on_after(SETTLE_TIMEOUT):
         while not status["attached"] or any(x["state"] == "asked" for x in status["services"]):
-            await trio.sleep(_GLANCE)
+            await trio.sleep(POLL_INTERVAL)
             # The answer is from memory and over a socket of this machine, so this takes no time.
             status = ask(context.state.path / SOCKET, "status") or status
     context.running = status

@@ -16,9 +16,8 @@ from typing import Final
 
 import trio
 
-from protocol.process.address import HostPort
+from protocol.process.address import HostPort, parse_port
 from relay_agent.net.dial import DialFailed, dial
-from relay_agent.services.service import parse_port
 
 # A local server answers in milliseconds; a router that swaps may take longer.
 BANNER_TIMEOUT: Final = 2.0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, Final
+from typing import Any
 
 from protocol.process.cli.command import hint, say, say_json
 from protocol.process.cli.command_line import add_json_option
+from protocol.process.cli.status_text import service_name
 from protocol.process.cli.text import port_list, span, table
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
@@ -16,9 +17,6 @@ from relay_server.agents.reasons import sentence_of
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import has_former
-
-# What an agent of ours names a service by; others may use 64 letters.
-_SERVICE: Final = 32
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +54,7 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
     ]
     say(table(("NAME", "PORTS", "STATUS", "SINCE", "STREAMS", "ADDRESS"), rows))
     refused = [
-        (entry["name"], f"{one['service']:.{_SERVICE}}", str(count), sentence_of(reason))
+        (entry["name"], service_name(one["service"]), str(count), sentence_of(reason))
         for entry in entries
         for one in entry["services"]
         for reason, count in sorted(one["refused"].items(), key=lambda item: -item[1])

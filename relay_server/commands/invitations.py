@@ -8,9 +8,9 @@ import time
 from protocol.process.cli.command import hint, say, say_json
 from protocol.process.cli.command_line import value_of
 from protocol.process.cli.text import port_list, span, table
+from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
 from relay_server.registry.open import existing_registry
-from relay_server.registry.registry import parse_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

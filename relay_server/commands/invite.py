@@ -8,11 +8,12 @@ import secrets
 import time
 from typing import Final
 
-from protocol.process.address import HostPort
+from protocol.process.address import HostPort, parse_port
 from protocol.process.cli.command import CommandFailed, hint, say
 from protocol.process.cli.command_line import value_of
 from protocol.process.cli.text import ports_in_words, span
 from protocol.process.config import ConfigError, between, parse_duration
+from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import TOKEN_SIZE, Invitation
 from relay_server.config import load_config
@@ -22,10 +23,9 @@ from relay_server.options import (
     add_network_options,
     admission_of,
     at_most_eight,
-    parse_port,
 )
 from relay_server.registry.open import refresh_server
-from relay_server.registry.registry import Registry, parse_name
+from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import load_or_make
 
 # A script may be done in seconds; a month is a second password rather than a token.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
+from protocol.process.address import parse_port
 from protocol.process.cli.command import hint
 from protocol.process.cli.command_line import value_of
 from protocol.process.cli.text import ports_in_words
 from protocol.process.config import ConfigError
+from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
 from relay_server.net.networks import Admission
-from relay_server.options import add_network_options, admission_of, parse_port
+from relay_server.options import add_network_options, admission_of
 from relay_server.registry.open import existing_registry, refresh_server
-from relay_server.registry.registry import parse_name
 
 _EXAMPLES: Final = """\
 examples:

@@ -7,9 +7,9 @@ import time
 
 from protocol.process.cli.command import hint
 from protocol.process.cli.command_line import value_of
+from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
 from relay_server.registry.open import existing_registry, refresh_server
-from relay_server.registry.registry import parse_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

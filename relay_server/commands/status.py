@@ -13,12 +13,12 @@ from protocol.process.cli.command_line import add_json_option, value_of
 from protocol.process.cli.status_text import link_lines, service_name, stream_lines
 from protocol.process.cli.text import Paint, counted, span, wrapped
 from protocol.process.control.client import SOCKET, ask
+from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
 from protocol.session.side import Side
 from relay_server import PROGRAM
 from relay_server.agents.reasons import sentence_of
 from relay_server.registry.open import existing_registry
-from relay_server.registry.registry import parse_name
 
 # As often as a person can read it; an answer costs the relay about a millisecond.
 _WATCH_SECONDS: Final = 1.0

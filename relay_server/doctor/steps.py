@@ -16,7 +16,16 @@ import trio
 
 from protocol import __version__
 from protocol.process.address import HostPort, parse_host_port
-from protocol.process.cli.checks import Finding, Step, check_buffers, failed, note, ok
+from protocol.process.cli.checks import (
+    POLL_INTERVAL,
+    SETTLE_TIMEOUT,
+    Finding,
+    Step,
+    check_buffers,
+    failed,
+    note,
+    ok,
+)
 from protocol.process.cli.command import CommandFailed
 from protocol.process.cli.text import counted, span
 from protocol.process.config import ConfigError
@@ -38,9 +47,6 @@ from relay_server.net.bind_check import bind_error, lowest_free, who_holds
 from relay_server.registry.open import LOCK, existing_registry
 from relay_server.registry.relay_keys import load
 
-# One that has just been started opens its control socket within that time.
-SETTLE_TIMEOUT: Final = 3.0
-_GLANCE: Final = 0.2
 # The registry and its journal are far smaller; a disk with less is about to be full.
 LEAST_SPACE: Final = 50 << 20
 # A link and two listening sockets for an agent; a visitor has one. Half-open callers are bounded by
@@ -112,7 +118,7 @@ async def _check_relay(context: Context) -> Finding:
                 wrong = str(exc)
             except StateError as exc:
                 wrong = f"no relay answers, but one may run: {exc}"
-            await trio.sleep(_GLANCE)
+            await trio.sleep(POLL_INTERVAL)
     if context.running is None:
         return failed(wrong, f"look at its log, and start it anew: {how_to_start(PROGRAM)}")
     version, age = context.running["version"], span(context.running["age"])

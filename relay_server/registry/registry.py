@@ -24,23 +24,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.process.address import HostPort, parse_host_port
+from protocol.process.names import parse_name
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.hello import MAX_PORTS
 from protocol.wire.noise import KEY_SIZE
 from relay_server.net.networks import Admission, Networks, parse_networks
 from relay_server.registry.database import BUSY_TIMEOUT, Database, scalar
 
 REGISTRY_FILE: Final = "registry.db"
-# Names go into logs and tables of 80 columns.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
-# What WELCOME can tell an agent about.
-MAX_PORTS: Final = 256
 # For each port and list: what a person keeps by hand. A long list of the world's bad networks is
 # for server.toml, or better for a firewall.
 MAX_NETWORKS: Final = 256
@@ -92,15 +89,6 @@ class Invited:
     ports: tuple[int, ...]
     created: float
     expires: float
-
-
-def parse_name(text: str) -> str:
-    """Check an agent's name. Raises ValueError with what is expected."""
-    if not _NAME.fullmatch(text):
-        raise ValueError(
-            f"expected a name of 1 to 32 letters, digits, '.', '_' or '-', not {text!r}"
-        )
-    return text
 
 
 class Registry(Database):

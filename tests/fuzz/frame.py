@@ -7,9 +7,9 @@ from typing import Final
 
 from protocol.errors import RemoteProtocolError
 from protocol.wire import frame as wire
+from protocol.wire.body import MAX_REASON
 from protocol.wire.frame import (
     HEADER_SIZE,
-    MAX_REASON,
     MAX_STREAM,
     CloseCode,
     FrameType,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from protocol.errors import RemoteProtocolError
+from protocol.wire.body import MAX_REASON
 from protocol.wire.hello import (
     MAX_FEATURE,
     MAX_FEATURES,
     MAX_PORTS,
-    MAX_REASON,
     MAX_RETRY_AFTER,
     MAX_SESSION_WINDOW,
     MAX_STREAM_WINDOW,

@@ -28,6 +28,7 @@ from protocol.session.side import Side
 from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, CloseCode, FrameType
+from protocol.wire.record import FRAME_HEADER
 from tests.fuzz.choices import Choices
 from tests.fuzz.rules import Rules, Verdict
 from tests.support.pair import SMALL, SOURCE
@@ -345,7 +346,7 @@ def _link(trial: Trial, choices: Choices) -> None:
 
 
 def _close(trial: Trial, choices: Choices) -> None:
-    trial.receive(wire.HEADER.pack(FrameType.CLOSE, 0) + choices.piece(1))
+    trial.receive(FRAME_HEADER.pack(FrameType.CLOSE, 0) + choices.piece(1))
 
 
 STEPS: Final = (

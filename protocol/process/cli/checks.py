@@ -16,6 +16,11 @@ from protocol.process.cli.command import say, say_json
 from protocol.process.cli.text import Colour, Paint, wrapped
 from protocol.process.limits import small_buffers
 
+# A program that was just started opens its control socket within that time, and an agent's link is
+# up or on its way.
+SETTLE_TIMEOUT: Final = 3.0
+POLL_INTERVAL: Final = 0.2
+
 _Context = TypeVar("_Context")
 
 

@@ -22,7 +22,7 @@ from protocol.process.state import StateError
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 # As often as a person could notice; a look is a file or a question over a socket of this machine.
-_GLANCE: Final = 0.1
+_POLL_INTERVAL: Final = 0.1
 
 
 class CommandFailed(Exception):  # noqa: N818 - an outcome, not a defect
@@ -35,7 +35,7 @@ def happens(look: Callable[[], bool], *, within: float) -> bool:
     while not look():
         if time.monotonic() >= give_up:
             return False
-        time.sleep(_GLANCE)
+        time.sleep(_POLL_INTERVAL)
     return True
 
 

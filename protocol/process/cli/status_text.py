@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from protocol.process.cli.text import Paint, amount, milliseconds, span, times, wrapped
+from protocol.process.names import MAX_NAME
 from protocol.session.side import Side
 
 # Streams shown one by one, for each service; --json has them all.
 _MOST_STREAMS: Final = 20
-# What an agent of ours names a service by; others may use 64 letters.
-_SERVICE: Final = 32
 
 
 def link_lines(attached: bool, link: Mapping[str, Any], paint: Paint) -> list[str]:
@@ -33,7 +32,8 @@ def link_lines(attached: bool, link: Mapping[str, Any], paint: Paint) -> list[st
 
 
 def service_name(name: str) -> str:
-    return f"{name:.{_SERVICE}}"
+    """`name`, cut to what a column has room for."""
+    return f"{name:.{MAX_NAME}}"
 
 
 def stream_lines(streams: Sequence[Mapping[str, Any]], *, side: Side) -> list[str]:

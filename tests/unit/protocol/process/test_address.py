@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.process.address import HostPort, is_address, is_host, parse_host_port
+from protocol.process.address import HostPort, is_address, is_host, parse_host_port, parse_port
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,13 @@ def test_names_and_addresses() -> None:
     assert is_host("a" * 63)
     assert is_host(f"{'a.' * 126}a")
     assert not is_host("1.2.3")
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "", "x", "-1", "000001", "²", "1 "])
+def test_ports_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a port from 1 to 65535"):
+        parse_port(text)
+
+
+def test_ports_at_the_ends_of_the_range() -> None:
+    assert [parse_port(text) for text in ("1", "65535")] == [1, 65535]

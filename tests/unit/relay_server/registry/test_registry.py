@@ -19,33 +19,18 @@ from hypothesis.stateful import (
 
 from protocol.process.address import HostPort
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.hello import MAX_PORTS
 from relay_server.net.networks import Admission, Networks, parse_network, parse_networks
 from relay_server.registry.registry import (
     MAX_NETWORKS,
-    MAX_PORTS,
     REGISTRY_FILE,
     EnrolledAgent,
     Invited,
     Refused,
     Registry,
     TokenRefused,
-    parse_name,
 )
 from tests.support.registry import HOUR, PORTS, SOME, enrol, invite, key, token
-
-# Names
-
-
-@pytest.mark.parametrize("name", ["a", "home", "Router-2_x.y", "a" * 32])
-def test_names(name: str) -> None:
-    assert parse_name(name) == name
-
-
-@pytest.mark.parametrize("name", ["", "-a", ".", "a b", "a/b", "é", "a\n", "a" * 33])
-def test_no_names(name: str) -> None:
-    with pytest.raises(ValueError, match=r"^expected a name of 1 to 32 letters, digits"):
-        parse_name(name)
-
 
 # Inviting
 
