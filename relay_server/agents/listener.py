@@ -41,11 +41,10 @@ class PortUnavailable(Exception):  # noqa: N818 - an answer, not an error
 
 @dataclass(slots=True)
 class Listener:
-    """One public port of one agent; `publication` is 0 while no session publishes it."""
+    """One public port of one agent."""
 
     port: int
     service: str
-    publication: int = 0
     admission: Admission = field(default_factory=Admission)
     closed: bool = False  # for good
     stored: StoredListeners = field(default_factory=StoredListeners)
@@ -60,7 +59,6 @@ class Listener:
     def close(self) -> None:
         """Free the port at once and for good."""
         self.closed = True
-        self.publication = 0
         self._scope.cancel()
         for sock in self.sockets:
             self.stored.close(sock)

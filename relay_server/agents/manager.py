@@ -31,7 +31,6 @@ from protocol.wire.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hell
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.attach_policy import Decision
 from relay_server.agents.context import RelayContext
-from relay_server.agents.public_ports import Ports
 from relay_server.net.fault_isolation import contained
 from relay_server.registry.registry import Refused
 
@@ -52,11 +51,10 @@ _RENEWED: Final = "the agent began anew"
 
 class Agents:
     def __init__(self, context: RelayContext) -> None:
-        self._context = context
+        self.context = context
         self._registry = context.registry
         self._keys = context.keys
         self._nursery = context.nursery
-        self.ports = Ports(context)
         self._present: dict[bytes, AgentState] = {}
         self._announced = context.registry.announced()
 
@@ -72,7 +70,7 @@ class Agents:
             await self._inform(arrival, enrolled)
             return
         agent = self._present.setdefault(
-            arrival.agent_key, AgentState(arrival.agent_key, enrolled.name)
+            arrival.agent_key, AgentState(self.context, arrival.agent_key, enrolled.name)
         )
         decision = agent.ownership.decide(hello)
         if decision is Decision.PROBE:
@@ -115,7 +113,7 @@ class Agents:
             session=session,
             resumed=resumed,
             received=received,
-            limits=_limits(self._context.config),
+            limits=_limits(self.context.config),
             name=enrolled.name,
             ports=enrolled.ports,
             features=(ROTATION, MOVING),
@@ -163,7 +161,7 @@ class Agents:
             agent.reset_streams()
             resume, session = False, secrets.token_bytes(ID_SIZE)
             endpoint = agent.endpoint = self._new_endpoint(agent, hello.limits)
-            self._nursery.start_soon(self.ports.close_orphans, agent, endpoint)
+            self._nursery.start_soon(agent.ports.close_orphans, endpoint)
         ownership.accept(hello, session)
         agent.goodbye = None
         agent.relay_key = arrival.relay_key
@@ -195,7 +193,7 @@ class Agents:
         hello = arrival.hello
         await arrival.welcome(welcome)
         agent.attached_now(resumed=welcome.resumed)
-        self._context.counters.attached(resumed=welcome.resumed)
+        self.context.counters.attached(resumed=welcome.resumed)
         event(
             log,
             logging.INFO,
@@ -233,14 +231,14 @@ class Agents:
         with keeper:
             if agent.endpoint is not None:
                 streams = agent.endpoint.session.open_streams
-                config = self._context.config
+                config = self.context.config
                 keep = config.detached_keep if streams else config.detached_keep_idle
                 await wait_until(gone + keep)
                 if keeper.cancel_called:
                     return
                 event(log, logging.INFO, "session-expired", agent=agent.name, streams=streams)
                 agent.end_session()
-            await trio.sleep_until(gone + self._context.config.listener_keep)
+            await trio.sleep_until(gone + self.context.config.listener_keep)
             if not keeper.cancel_called:
                 self._forget(agent, "the agent stayed away")
 
@@ -258,7 +256,7 @@ class Agents:
         return endpoint
 
     def _session_options(self) -> SessionOptions:
-        context, config = self._context, self._context.config
+        context, config = self.context, self.context.config
         return SessionOptions(
             limits=_limits(config),
             window_limit=config.stream_window_max,
@@ -268,7 +266,7 @@ class Agents:
         )
 
     def _endpoint_of(self, agent: AgentState, session: Session) -> Endpoint:
-        return Endpoint(session, pool=self._context.pool, on_event=partial(self._on_event, agent))
+        return Endpoint(session, pool=self.context.pool, on_event=partial(self._on_event, agent))
 
     def _new_endpoint(self, agent: AgentState, peer: Limits) -> Endpoint:
         return self._endpoint_of(
@@ -323,7 +321,7 @@ class Agents:
     async def _deny(
         self, arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
     ) -> None:
-        self._context.counters.denied[code] += 1
+        self.context.counters.denied[code] += 1
         # Whoever is gone meanwhile needs no answer.
         with contextlib.suppress(LinkLost):
             await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))
@@ -332,9 +330,9 @@ class Agents:
 
     def _on_event(self, agent: AgentState, happened: Event) -> None:
         if isinstance(happened, PublishRequested):
-            self.ports.publish(agent, happened.publish)
+            agent.ports.publish(happened.publish)
         elif isinstance(happened, PublicationWithdrawn):
-            self.ports.withdraw(agent, happened.publication)
+            agent.ports.withdraw(happened.publication)
         elif isinstance(happened, PeerClosing):
             agent.goodbye = happened.code
             if happened.code is CloseCode.GONE and agent.endpoint is not None:
@@ -355,7 +353,7 @@ class Agents:
                 agent.expel()
                 self._forget(agent, "the agent is revoked")
             else:
-                self.ports.keep_granted(agent, enrolled)
+                agent.ports.keep_granted(enrolled)
                 if agent.announced_hosts not in (None, self._announced):
                     _renew_link(agent, "the relay is to be found elsewhere as well")
 
@@ -366,7 +364,7 @@ class Agents:
                 _renew_link(agent, "the relay's key was rotated")
 
     def _forget(self, agent: AgentState, reason: str) -> None:
-        self.ports.close_all(agent, reason)
+        agent.ports.close_all(reason)
         del self._present[agent.key]
 
     def say_goodbye(self, code: CloseCode) -> None:
@@ -391,7 +389,7 @@ class Agents:
                 "address": agent.address,
                 "since": round(now - agent.since, 1),  # seconds ago
                 "streams": agent.endpoint.session.open_streams if agent.endpoint else 0,
-                "ports": sorted(port for port, one in agent.listeners.items() if one.open),
+                "ports": sorted(port for port, one in agent.ports.listeners.items() if one.open),
                 "refused": dict(agent.refused),
                 "services": [
                     {"service": line.service, "port": port, "refused": dict(line.refused)}

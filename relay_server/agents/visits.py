@@ -1,4 +1,4 @@
-"""From a visitor's socket past the guard to a stream. While the agent is away a visitor waits."""
+"""One visitor: from its socket past lists and guard to a stream, which it may have to wait for."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
-from relay_server.agents.agent_state import AgentState
-from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener
 from relay_server.agents.reasons import Refusal, VisitorRefused
 from relay_server.agents.saved import SavedVisit
+from relay_server.agents.visited_agent import VisitedAgent
 from relay_server.guard.guard import IDENT_BYTES, Ending, Guard, Traffic, is_established
 from relay_server.guard.rules import Rules
 from relay_server.guard.ssh_ident import Identification, look, wait_identification
@@ -41,14 +40,10 @@ _BY_TARGET: Final = "aborted"
 
 
 async def visit(
-    context: RelayContext,
-    agent: AgentState,
-    listener: Listener,
-    sock: socket.socket,
-    source: tuple[str, int],
+    agent: VisitedAgent, listener: Listener, sock: socket.socket, source: tuple[str, int]
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
-    one = Visit(context, agent, listener, sock, source)
+    one = NewVisit(agent, listener, sock, source)
     refusal: Refusal | None = None
     with one.here():
         try:
@@ -66,7 +61,7 @@ async def visit(
         return
     # The socket is closed by now. To log this may take until the rate limit allows it.
     one.line.refused[refusal] += 1
-    context.counters.refused[refusal] += 1
+    agent.context.counters.refused[refusal] += 1
     if refusal is Refusal.EVICTED:
         await one.line.log_evicted(one.about, one.traffic())
     else:
@@ -74,26 +69,25 @@ async def visit(
 
 
 class Visit:
+    """A visitor's socket, and the stream that it is joined to or waits for."""
+
     def __init__(
         self,
-        context: RelayContext,
-        agent: AgentState,
-        listener: Listener,
+        agent: VisitedAgent,
+        port: int,
+        service: str,
         sock: socket.socket,
         source: tuple[str, int],
     ) -> None:
-        self._context = context
+        """It came from `source` to the public `port`, which served `service` then."""
         self._agent = agent
-        self._listener = listener
+        self._port = port
+        self._service = service
         self.sock = sock
         self._source = source
-        self.about = {"agent": agent.name, "service": listener.service, "source": source[0]}
-        self._rules = context.config.rules(agent.name, listener.service)
-        self.line = _line_of(self._rules, agent, listener)
+        self.about = {"agent": agent.name, "service": service, "source": source[0]}
         self.scope = trio.CancelScope()  # cancelled when evicted
-        self.evicted = False
         self._came = trio.current_time()
-        self._identification = Identification.SILENT
         self._joined: tuple[Endpoint, Splice] | None = None
         self._login = LoginDetector()
 
@@ -113,8 +107,8 @@ class Visit:
             return None
         saved: SavedVisit[dict[str, object]] = SavedVisit(
             socket=handover.cookie(self.sock),
-            port=self._listener.port,
-            service=self._listener.service,
+            port=self._port,
+            service=self._service,
             source=self._source,
         )
         if self._joined is None:
@@ -125,13 +119,80 @@ class Visit:
             return None
         return replace(saved, stream=splice.stream, splice=exported)
 
+    def restore(self, endpoint: Endpoint, stream: int, saved: Fields) -> Splice:
+        """The stream that the process before began, for `go_on`. Raises RemoteProtocolError."""
+        splice = self._join(endpoint, stream)
+        try:
+            splice.restore(saved)
+        except RemoteProtocolError:
+            endpoint.forget(splice)
+            raise
+        self._joined = endpoint, splice
+        return splice
+
+    async def go_on(self, splice: Splice) -> None:
+        """Carry it to its end. The guard no longer counts it."""
+        with self.here(), self.scope, contained(self.lose_session, **self.about):
+            await self._see_through(splice, told=True)
+
+    async def _see_through(self, splice: Splice, *, told: bool) -> None:
+        with self._agent.context.counters.carrying(self._service, splice):
+            await splice.run(self.sock)
+        # It may have been evicted in the turn in which it ended.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        established = is_established(self.traffic(), trio.current_time() - self._came)
+        event(
+            log,
+            logging.INFO if told or established else logging.DEBUG,
+            "visitor-out",
+            **self.about,
+            stream=splice.stream,
+            received=splice.sent,
+            sent=splice.delivered,
+            reset=splice.reset_by_peer,
+            **({"login": "seen"} if self._login.seen else {}),
+        )
+
+    def _join(self, endpoint: Endpoint, stream: int) -> Splice:
+        """With what `status` lists a stream by."""
+        return endpoint.join(stream, {**self.about, "port": self._port})
+
+    def lose_session(self) -> None:
+        """After a bug of ours, which may have left the session in any state."""
+        if self._joined is not None and self._agent.endpoint is self._joined[0]:
+            self._agent.end_session()
+
+    def traffic(self) -> Traffic:
+        if self._joined is None:
+            return Traffic()
+        splice = self._joined[1]
+        return Traffic(splice.sent, splice.delivered, self._login.seen)
+
+
+class NewVisit(Visit):
+    """One that was accepted by this process: past the lists and the guard to its stream."""
+
+    def __init__(
+        self,
+        agent: VisitedAgent,
+        listener: Listener,
+        sock: socket.socket,
+        source: tuple[str, int],
+    ) -> None:
+        super().__init__(agent, listener.port, listener.service, sock, source)
+        self._listener = listener
+        self._rules = agent.context.config.rules(agent.name, listener.service)
+        self.line = _line_of(self._rules, agent, listener)
+        self.evicted = False
+        self._identification = Identification.SILENT
+
     async def run(self) -> None:
         """Carry the visitor. Raises VisitorRefused."""
         host = self._source[0]
         self._check_lists()
-        if len(self._agent.visits) > self._context.config.most_visitors:
+        if len(self._agent.visits) > self._agent.context.config.most_visitors:
             raise VisitorRefused(Refusal.TOO_MANY_OF_AGENT)
-        if host in self._context.config.penalty_exempt or not self._rules.enabled:
+        if host in self._agent.context.config.penalty_exempt or not self._rules.enabled:
             await self._carry()
             return
         visitor = await self.line.enter(
@@ -155,7 +216,7 @@ class Visit:
         """Those for all services, for some, and of this port. Raises VisitorRefused."""
         host = self._source[0]
         for one in (
-            self._context.config.admission,
+            self._agent.context.config.admission,
             self._rules.admission,
             self._listener.admission,
         ):
@@ -185,50 +246,16 @@ class Visit:
         told = self.line.log_arrival(self.about, splice.stream)
         await self._see_through(splice, told=told)
 
-    def restore(self, endpoint: Endpoint, stream: int, saved: Fields) -> Splice:
-        """What another process has begun, for `go_on`. Raises RemoteProtocolError."""
-        splice = self._join(endpoint, stream)
-        try:
-            splice.restore(saved)
-        except RemoteProtocolError:
-            endpoint.forget(splice)
-            raise
-        self._joined = endpoint, splice
-        return splice
-
-    async def go_on(self, splice: Splice) -> None:
-        """Carry it on to its end; no guard counts it any more."""
-        with self.here(), self.scope, contained(self.lose_session, **self.about):
-            await self._see_through(splice, told=True)
-
-    async def _see_through(self, splice: Splice, *, told: bool) -> None:
-        with self._context.counters.carrying(self._listener.service, splice):
-            await splice.run(self.sock)
-        # It may have been evicted in the turn in which it ended.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        established = is_established(self.traffic(), trio.current_time() - self._came)
-        event(
-            log,
-            logging.INFO if told or established else logging.DEBUG,
-            "visitor-out",
-            **self.about,
-            stream=splice.stream,
-            received=splice.sent,
-            sent=splice.delivered,
-            reset=splice.reset_by_peer,
-            **({"login": "seen"} if self._login.seen else {}),
-        )
-
     async def _wait_ready(self) -> Endpoint:
         """The session to open a stream in, once there is one. Raises VisitorRefused."""
         agent, listener = self._agent, self._listener
-        if not (agent.ready(listener) or listener.closed):
-            if agent.waiting_unread >= self._context.config.held_visitors:
+        if not (agent.ready(self._port) or listener.closed):
+            if agent.waiting_unread >= self._agent.context.config.held_visitors:
                 raise VisitorRefused(Refusal.TOO_MANY_WAITING)
             agent.waiting_unread += 1
             try:
-                with trio.move_on_at(self._came + self._context.config.visitor_wait):
-                    while not (agent.ready(listener) or listener.closed):
+                with trio.move_on_at(self._came + self._agent.context.config.visitor_wait):
+                    while not (agent.ready(self._port) or listener.closed):
                         await agent.wait_change()
             finally:
                 agent.waiting_unread -= 1
@@ -237,7 +264,7 @@ class Visit:
         if listener.closed:
             raise VisitorRefused(Refusal.PORT_CLOSED)
         self._check_lists()  # again: they may have changed since it came
-        ready = agent.ready(listener)
+        ready = agent.ready(self._port)
         if ready is None:
             raise VisitorRefused(Refusal.AGENT_AWAY)
         return ready
@@ -245,7 +272,7 @@ class Visit:
     def _open(self, endpoint: Endpoint) -> Splice:
         """Raises VisitorRefused."""
         try:
-            stream = endpoint.session.open(self._listener.publication, self._source)
+            stream = endpoint.session.open(self._agent.publications[self._port], self._source)
         except SessionLost:
             self._agent.end_session()  # 2^31 streams: the agent starts a new session at once
             raise VisitorRefused(Refusal.STREAM_IDS_USED_UP) from None
@@ -258,18 +285,13 @@ class Visit:
         endpoint.flush()
         return splice
 
-    def _join(self, endpoint: Endpoint, stream: int) -> Splice:
-        """With what `status` lists a stream by."""
-        return endpoint.join(stream, {**self.about, "port": self._listener.port})
-
     # For the guard
 
     def traffic(self) -> Traffic:
-        if self._joined is None:
-            # All it said is unread; that it has begun shall count while it waits for the agent.
-            return Traffic(IDENT_BYTES if self._identification is Identification.SSH else 0)
-        splice = self._joined[1]
-        return Traffic(splice.sent, splice.delivered, self._login.seen)
+        if self._joined is None and self._identification is Identification.SSH:
+            # Nothing has been read yet, but a visitor that sent `SSH-` counts as having begun.
+            return Traffic(IDENT_BYTES)
+        return super().traffic()
 
     def _evict(self) -> None:
         self.evicted = True
@@ -280,13 +302,8 @@ class Visit:
             endpoint.session.reset(splice.stream, ResetCode.REFUSED)
             endpoint.flush()
 
-    def lose_session(self) -> None:
-        """After a fault of ours: what the session's state is worth, nobody knows."""
-        if self._joined is not None and self._agent.endpoint is self._joined[0]:
-            self._agent.end_session()
-
     def _ending(self) -> Ending:
-        """How the visit ended: where the agent went away meanwhile, the visitor had no chance."""
+        """Whether the visitor is to blame: not where the agent went away meanwhile."""
         if self._identification in _REFUSED_OPENINGS:
             return Ending.THEIRS
         agent = self._agent
@@ -297,7 +314,7 @@ class Visit:
         return Ending.THEIRS if is_theirs else Ending.OURS
 
 
-def _line_of(rules: Rules, agent: AgentState, listener: Listener) -> WaitingLine:
+def _line_of(rules: Rules, agent: VisitedAgent, listener: Listener) -> WaitingLine:
     line = agent.lines.get(listener.port)
     if line is None or line.service != listener.service:
         line = agent.lines[listener.port] = WaitingLine(Guard(rules.caps), listener.service)

@@ -110,7 +110,7 @@ class Metrics(Collector):
         yield _gauge(
             "ports_open",
             "Public ports that are open.",
-            sum(listener.open for one in present for listener in one.listeners.values()),
+            sum(listener.open for one in present for listener in one.ports.listeners.values()),
         )
         yield _counter("links", "Links that attached.", counters.links)
         yield _counter("resumptions", "Links that continued a session.", counters.resumed)

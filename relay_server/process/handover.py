@@ -153,25 +153,25 @@ class Found:
             event(log, logging.WARNING, "session-lost", agent=name, reason=str(exc))
 
     def _go_on(self, name: str, saved: SavedAgent[Fields], agents: Agents) -> None:
-        agent = AgentState.restored(name, saved)
+        agent = AgentState.restored(agents.context, name, saved)
         endpoint = agents.take_back(agent, saved.session)
         # As when the agent asks: the lists may have changed, or the port be taken.
         for publish in saved.publications:
-            agents.ports.publish(agent, publish)
+            agent.ports.publish(publish)
         for visit in saved.visits:
-            self._rejoin(agents, agent, visit)
+            self._rejoin(agent, visit)
         for stream in endpoint.session.streams:
             if stream not in endpoint.splices:
                 endpoint.session.reset(stream, ResetCode.ABORTED)
 
-    def _rejoin(self, agents: Agents, agent: AgentState, body: Fields) -> None:
+    def _rejoin(self, agent: AgentState, body: Fields) -> None:
         """Have the visitor go on; one that cannot be read is reset, and told in one line."""
         sock = None
         try:
             saved = decode_visit(body)
             sock = self._visitors.pop(saved.socket, None)
             if sock is not None:  # there may have been no room for it in the store
-                agents.ports.take_back(agent, sock, saved)
+                agent.ports.take_back(sock, saved)
         except RemoteProtocolError as exc:
             if sock is not None:
                 sock.close()

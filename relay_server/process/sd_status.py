@@ -30,7 +30,7 @@ def status(agents: Agents) -> str:
     """One line for `systemctl status`."""
     present = agents.present
     attached = sum(one.ownership.attached for one in present)
-    ports = sum(listener.open for one in present for listener in one.listeners.values())
+    ports = sum(listener.open for one in present for listener in one.ports.listeners.values())
     visitors = sum(one.endpoint.session.open_streams for one in present if one.endpoint)
     return (
         f"{attached} agents attached, {len(present) - attached} away,"

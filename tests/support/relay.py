@@ -345,7 +345,7 @@ def come(
     if says:
         visitor.send(says)
     agent = relay.agent(router)
-    relay.agents.ports._on_visitor(agent, agent.listeners[port], accepted, (host, 4711))
+    agent.ports._on_visitor(agent.ports.listeners[port], accepted, (host, 4711))
     return visitor
 
 

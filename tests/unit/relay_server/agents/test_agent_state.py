@@ -8,12 +8,18 @@ from protocol.session.side import Side
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello
+from protocol.wire.noise import StaticKey
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.attach_policy import Decision
+from relay_server.agents.context import RelayContext
 from relay_server.agents.listener import Listener
 from relay_server.agents.reasons import Refusal
+from relay_server.config import ServerConfig
 from relay_server.guard.guard import Caps, Guard
 from relay_server.guard.waiting_line import WaitingLine
+from relay_server.net.fd_store import StoredListeners
+from relay_server.registry.registry import Registry
+from relay_server.registry.relay_keys import RelayKeys
 from tests.support.ends import LIMITS, new_session
 
 HELLO = Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=LIMITS)
@@ -27,19 +33,22 @@ def new_line(service: str) -> WaitingLine:
 
 
 @pytest.fixture
-def agent() -> AgentState:
+async def agent(registry: Registry, nursery: trio.Nursery) -> AgentState:
     """Holding a session, with one published and one idle listener."""
-    one = AgentState(b"k" * 32, "home")
+    keys = RelayKeys(StaticKey.generate())
+    context = RelayContext(ServerConfig(), registry, keys, nursery, StoredListeners())
+    one = AgentState(context, b"k" * 32, "home")
     one.endpoint = Endpoint(
         new_session(Side.RELAY), pool=BufferPool(), on_event=lambda happened: None
     )
     one.ownership.accept(HELLO, b"s" * 16)
-    one.listeners = {1: Listener(1, "ssh", publication=7), 2: Listener(2, "web")}
+    one.ports.listeners = {1: Listener(1, "ssh"), 2: Listener(2, "web")}
+    one.publications = {1: 7}
     return one
 
 
 async def test_visitors_are_passed_on_while_attached_and_published(agent: AgentState) -> None:
-    published, idle = agent.listeners.values()
+    published, idle = agent.ports.listeners
     assert not agent.ready(published)
     agent.attached_now()
     assert agent.ready(published)
@@ -116,8 +125,9 @@ async def test_the_end_of_the_session_leaves_the_listeners_serving_nobody(
     assert agent.endpoint is None
     assert agent.link is None
     assert agent.ownership.decide(HELLO) is Decision.RENEW
-    assert [one.publication for one in agent.listeners.values()] == [0, 0]
-    assert not any(one.closed for one in agent.listeners.values())
+    assert not agent.publications
+    assert agent.ports.listeners
+    assert not any(one.closed for one in agent.ports.listeners.values())
     agent.end_session()
 
 

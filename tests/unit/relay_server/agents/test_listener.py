@@ -111,7 +111,7 @@ def test_other_failures_say_why(code: int, reason: str, monkeypatch: pytest.Monk
 
 
 async def test_visitors_are_passed_on_until_it_is_closed(log: pytest.LogCaptureFixture) -> None:
-    listener = Listener(free_port(), "ssh", publication=1)
+    listener = Listener(free_port(), "ssh")
     listener.try_open(LOOPBACK)
     sources: list[tuple[str, int]] = []
 
@@ -127,7 +127,6 @@ async def test_visitors_are_passed_on_until_it_is_closed(log: pytest.LogCaptureF
         listener.close()
         assert refuses(listener.port), "at once"
     assert listener.closed
-    assert listener.publication == 0
     assert not listener.open
     assert told(log, "port-open") == [{"agent": "home", "service": "ssh", "port": listener.port}]
 

@@ -147,7 +147,7 @@ async def test_a_port_that_cannot_be_opened_at_all_is_refused_for_good(
         patched.setattr("relay_server.net.fd_store.listen", forbidden)
         router.publish(port)
         assert (await refusal(router))[0] == RefusalCode.PORT_FAILED
-    assert not relay.agent(router).listeners
+    assert not relay.agent(router).ports.listeners
     await router.serve(port)
 
 

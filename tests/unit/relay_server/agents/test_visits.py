@@ -14,6 +14,7 @@ from relay_server.agents.listener import Listener
 from relay_server.agents.visits import visit
 from tests.support.ends import LIMITS
 from tests.support.log_records import told
+from tests.support.ports import free_port
 from tests.support.relay import BEGIN, Relay, running, serving
 from tests.support.sockets import caller_of, receive_to_end, tcp_pair, was_reset
 from tests.support.trio_waiting import quiet, until
@@ -181,14 +182,14 @@ async def test_a_socket_that_takes_no_options_is_closed(
 async def test_cancelled_where_it_waits_or_carries_the_visitor_is_reset(relay: Relay) -> None:
     router, port = await serving(relay)
     agent = relay.agent(router)
-    listener = agent.listeners[port]
-    orphan = Listener(port, "ssh")  # not published
+    listener = agent.ports.listeners[port]
+    orphan = Listener(free_port(), "ssh")  # not published
     for at, started in ((listener, lambda: router.targets), (orphan, lambda: agent.waiting_unread)):
         visitor, accepted = tcp_pair()
         visitor.send(BEGIN)  # a visitor that says nothing is held first
         async with trio.open_nursery() as nursery:
             source = ("203.0.113.9", 1)
-            nursery.start_soon(visit, relay.context, agent, at, accepted, source)
+            nursery.start_soon(visit, agent, at, accepted, source)
             await until(started)
             nursery.cancel_scope.cancel()
         assert await was_reset(visitor)
@@ -201,10 +202,10 @@ async def test_who_is_accepted_as_the_port_closes_is_reset_at_once(
 ) -> None:
     router, port = await serving(relay)
     agent = relay.agent(router)
-    listener = agent.listeners[port]
+    listener = agent.ports.listeners[port]
     visitor, accepted = tcp_pair()
-    relay.agents.ports._on_visitor(agent, listener, accepted, ("203.0.113.9", 1))
-    relay.agents.ports.close(agent, listener, "withdrawn")
+    agent.ports._on_visitor(listener, accepted, ("203.0.113.9", 1))
+    agent.ports.close(listener, "withdrawn")
     assert await was_reset(visitor)
     assert told(log, "visitor-refused")[0]["reason"] == "the port is closed"
 

@@ -204,6 +204,6 @@ async def test_a_penalty_outlives_the_listener(relay: Relay) -> None:
     visitor.close()
     await until(lambda: failures(relay, router, port))
     router.unpublish(router.confirmed[0])
-    await until(lambda: port not in relay.agent(router).listeners)
+    await until(lambda: port not in relay.agent(router).ports.listeners)
     await router.serve(port)
     assert failures(relay, router, port) > 0.9

@@ -97,7 +97,7 @@ async def test_refusals_are_counted_by_the_service_that_is_there_now(relay: Rela
     router, port = await serving(relay)
     assert await was_reset(come(relay, router, port, says=b"GET "))
     router.unpublish(router.confirmed[0])
-    await until(lambda: port not in relay.agent(router).listeners)
+    await until(lambda: port not in relay.agent(router).ports.listeners)
     await router.serve(port, "sshd")
     assert await was_reset(come(relay, router, port, says=b"GET "))
     (entry,) = relay.agents.overview()

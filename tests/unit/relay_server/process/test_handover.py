@@ -107,7 +107,7 @@ async def test_a_visitor_goes_on_as_if_nothing_had_been(
         visitor.send(b" to")
         target.send(b"fro")
     async with running(tmp_path, found=Found(left)) as second:
-        assert second.agent(router).listeners[port].open, "before the agent is back"
+        assert second.agent(router).ports.listeners[port].open, "before the agent is back"
         assert await resumed(router, second)
         assert await receive(target, 3) == b" to"
         assert await receive(visitor, 3) == b"fro"

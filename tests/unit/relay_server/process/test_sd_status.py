@@ -28,7 +28,9 @@ def agents(*present: tuple[bool, int, int | None]) -> Any:
         present=[
             SimpleNamespace(
                 ownership=SimpleNamespace(attached=attached),
-                listeners={port: SimpleNamespace(open=True) for port in range(ports)},
+                ports=SimpleNamespace(
+                    listeners={port: SimpleNamespace(open=True) for port in range(ports)}
+                ),
                 endpoint=None
                 if streams is None
                 else SimpleNamespace(session=SimpleNamespace(open_streams=streams)),
