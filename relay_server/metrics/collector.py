@@ -7,16 +7,14 @@ since `prometheus_client` need not be there otherwise.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import trio
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
@@ -42,32 +40,28 @@ LAG_PAUSE: Final = 0.5
 _DENIALS: Final = sorted(set(DenialCode) - {DenialCode.VERSION, DenialCode.SHUTDOWN})
 
 
-class LoopLag:
+class LoopLag(Collector):
     """How late the event loop is: what each byte and keystroke waits for, too."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(LAG_BOUNDS) + 1)
-        self.total = 0.0
+        self.histogram = Histogram(
+            "ssh_relay_loop_lag_seconds",
+            "How late the event loop woke a task that slept until a given moment.",
+            buckets=LAG_BOUNDS,
+            registry=None,  # it is part of what `Metrics` collects
+        )
 
     async def measure(self) -> None:
         while True:
             due = trio.current_time() + LAG_PAUSE
             await trio.sleep_until(due)
-            self.note(trio.current_time() - due)
+            self.histogram.observe(trio.current_time() - due)
 
-    def note(self, seconds: float) -> None:
-        self.counts[bisect_left(LAG_BOUNDS, seconds)] += 1
-        self.total += seconds
-
-    def family(self) -> HistogramMetricFamily:
-        so_far = 0
-        buckets = []
-        for bound, count in zip((*map(str, LAG_BOUNDS), "+Inf"), self.counts, strict=True):
-            so_far += count
-            buckets.append((bound, so_far))
-        name = "ssh_relay_loop_lag_seconds"
-        text = "How late the event loop woke a task that slept until a given moment."
-        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self.total)
+    def collect(self) -> Iterator[Metric]:
+        for family in self.histogram.collect():
+            # The library adds when the histogram was made. No other family here has that.
+            family.samples = [one for one in family.samples if not one.name.endswith("_created")]
+            yield family
 
 
 class Metrics(Collector):
@@ -90,7 +84,7 @@ class Metrics(Collector):
         yield from self._who_is_here()
         yield from self._handshakes_metrics()
         yield from self._visitors()
-        yield self.lag.family()
+        yield from self.lag.collect()
 
     def _who_is_here(self) -> Iterator[Metric]:
         present, counters = self._agents.present, self._context.counters

@@ -162,15 +162,21 @@ async def test_accept_that_fails_is_counted(relay: Relay) -> None:
     assert values(relay)["accept_failures_total"] == {"": 1}
 
 
+def lag_samples(lag: LoopLag) -> dict[str, float]:
+    """The histogram's buckets by their bounds; its count and sum by their names."""
+    (histogram,) = lag.collect()
+    return {one.labels.get("le", one.name): one.value for one in histogram.samples}
+
+
 @pytest.mark.parametrize("bound", LAG_BOUNDS)
 def test_lag_up_to_a_bound_is_in_its_bucket(bound: float) -> None:
     lag = LoopLag()
-    lag.note(bound)
-    lag.note(bound * 1.001)
-    buckets = {one.labels["le"]: one.value for one in lag.family().samples if "le" in one.labels}
+    lag.histogram.observe(bound)
+    lag.histogram.observe(bound * 1.001)
+    samples = lag_samples(lag)
     at = [str(one) for one in LAG_BOUNDS].index(str(bound))
-    assert [buckets[str(one)] for one in LAG_BOUNDS] == [0] * at + [1] + [2] * (8 - at)
-    assert buckets["+Inf"] == 2
+    assert [samples[str(one)] for one in LAG_BOUNDS] == [0] * at + [1] + [2] * (8 - at)
+    assert samples["+Inf"] == 2
 
 
 async def test_the_lag_is_how_late_a_sleeper_wakes(mock_clock: Clock) -> None:
@@ -181,8 +187,19 @@ async def test_the_lag_is_how_late_a_sleeper_wakes(mock_clock: Clock) -> None:
         mock_clock.jump(LAG_PAUSE + 0.2)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert lag.total == pytest.approx(0.2)
-    assert sum(lag.counts) == lag.counts[LAG_BOUNDS.index(0.25)] == 1
+    samples = lag_samples(lag)
+    assert samples["ssh_relay_loop_lag_seconds_sum"] == pytest.approx(0.2)
+    assert samples["ssh_relay_loop_lag_seconds_count"] == 1
+    assert [samples[bound] for bound in ("0.1", "0.25")] == [0, 1]
+
+
+def test_the_lag_has_buckets_a_count_and_a_sum_and_nothing_else() -> None:
+    bounds = [*map(str, LAG_BOUNDS), "+Inf"]
+    assert [*lag_samples(LoopLag())] == [
+        *bounds,
+        "ssh_relay_loop_lag_seconds_count",
+        "ssh_relay_loop_lag_seconds_sum",
+    ]
 
 
 # What people read and look at
