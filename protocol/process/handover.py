@@ -33,8 +33,8 @@ import trio
 from protocol.process.systemd import notify, take_descriptors
 from protocol.wire.body import Fields
 
-# Rises with every change of what either side leaves: protocol.session.snapshot, Splice.export, and
-# the modules named handover.
+# Rises with every change of what either side leaves: protocol.session.snapshot, Splice.export,
+# relay_server.agents.saved.
 FORMAT: Final = 1
 # The name of the memory file among what is left.
 STATE: Final = "state"

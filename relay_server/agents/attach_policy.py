@@ -62,13 +62,13 @@ class Ownership:
         return Decision.PROBE if self.attached else Decision.RENEW
 
     def accept(self, hello: Hello, session: bytes) -> None:
-        """`hello`'s process holds `session` from now on, whoever held another before."""
+        """`hello`'s process holds `session` from now on, in place of any other process."""
         if self.session is not None and hello.instance != self.instance:
             self.displaced.append(self.instance)
         self.instance, self.epoch, self.session = hello.instance, hello.epoch, session
 
     def end(self) -> None:
-        """The session is over, and nobody's: whoever was displaced by it may come back."""
+        """The session is over, and no process holds it: those it displaced may come back."""
         self.session = None
         self.attached = False
         self.displaced.clear()

@@ -1,7 +1,7 @@
-"""What has happened since the process began, where no other state tells of it. For metrics.
+"""Counts since the process began, for metrics: what no other state shows.
 
-Numbers only rise. Agents name their services, as often anew as they like, so only so many names are
-told apart.
+Counts only rise. Agents choose the names of their services, and may choose new ones all the time,
+so only the first MOST_SERVICES names are counted apart.
 """
 
 from __future__ import annotations

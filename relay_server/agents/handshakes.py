@@ -83,7 +83,7 @@ class Handshakes:
     async def _meet(
         self, sock: socket.socket, source: tuple[str, int], caller: Caller
     ) -> tuple[Arrival, EnrolledAgent] | None:
-        """Who is there; None if that is nobody of ours, and told so if it may know."""
+        """The agent that calls; None for anything else, which is told why if it may know."""
         try:
             verified = partial(self._half_open.prove, caller)
             arrival = await respond(sock, statics=self._keys.all, verified=verified)

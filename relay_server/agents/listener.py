@@ -1,7 +1,7 @@
-"""Public ports. A listener belongs to an agent's key and a port, not to a link or a session.
+"""The listening sockets of one public port.
 
-So a reconnecting agent never meets a stale listener: it finds its own, still open, with perhaps a
-visitor or two waiting for it.
+A listener belongs to an agent's key and a port, not to a link or a session. So a reconnecting agent
+never meets a stale listener: it finds its own, still open, perhaps with visitors waiting for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from relay_server.net.networks import Admission
 
 log = logging.getLogger(__name__)
 
-# A port that another program holds is asked for again this often: whoever frees it is waiting.
+# A port that another program holds is tried again this often: a person who frees it is waiting.
 RETRY: Final = 2.0
 
 OnVisitor = Callable[[socket.socket, tuple[str, int]], None]

@@ -1,4 +1,4 @@
-"""The agents that are here: who attaches, what becomes of their sessions, who is expelled."""
+"""All agents: which link attaches, what happens to a session without one, what ends it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Agents:
                 await self._attach(agent, arrival, enrolled, resume=resume)
 
     async def _inform(self, arrival: Arrival, enrolled: EnrolledAgent) -> None:
-        """It only asks, so nothing may change for whoever is attached with the same key."""
+        """Answer an agent that only asks: an attached one with the same key must not notice."""
         nothing = secrets.token_bytes(ID_SIZE)
         welcome = self._welcome(arrival, enrolled, nothing, resumed=False, received=0)
         with contextlib.suppress(LinkLost):
@@ -128,8 +128,8 @@ class Agents:
     def _take_successor(self, agent: AgentState, successor: bytes | None) -> bytes | None:
         """The agent's new key, if it has come with one; the old is worth nothing from then on.
 
-        Whoever could not attach does not get as far as this. It is done here and now and not in a
-        thread, a few milliseconds of the disk once in months: so nobody comes, goes or is expelled
+        A link that may not attach does not get as far as this. The registry is written here and not
+        in a thread, a few milliseconds once in months: so no agent comes, goes or is expelled
         between the decision and the change, nor between the change and what we know of it.
         """
         if successor is None or successor == agent.key:
@@ -322,7 +322,7 @@ class Agents:
         self, arrival: Arrival, code: DenialCode, reason: str, *, retry_after: float = 0.0
     ) -> None:
         self.context.counters.denied[code] += 1
-        # Whoever is gone meanwhile needs no answer.
+        # A link that is gone meanwhile needs no answer.
         with contextlib.suppress(LinkLost):
             await arrival.deny(Denial(code=code, reason=reason, retry_after=retry_after))
 
@@ -346,8 +346,10 @@ class Agents:
         Raises StateError if the registry cannot be read.
         """
         self._announced = self._registry.announced()
+        # One query for all: every link waits meanwhile.
+        by_key = {one.public_key: one for one in self._registry.agents()}
         for agent in list(self._present.values()):
-            enrolled = self._registry.agent_by_key(agent.key)
+            enrolled = by_key.get(agent.key)
             if enrolled is None:
                 event(log, logging.WARNING, "agent-revoked", agent=agent.name)
                 agent.expel()

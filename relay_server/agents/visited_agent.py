@@ -80,7 +80,7 @@ class VisitedAgent:
         self.history.went(trio.current_time(), why)
 
     def end_session(self) -> None:
-        """The session is over and nobody's."""
+        """The session is over, and no process holds it."""
         self.reset_streams()
         self.ownership.end()
 

@@ -1,7 +1,7 @@
-"""What a relay leaves to the next one, so that an upgrade drops no login; and what it finds.
+"""An upgrade of the relay drops no login: what this process leaves to the next, and what it finds.
 
 Left are each agent's session, its publications, and its visitors with their sockets. Agents come
-back by themselves: they dial as after any loss of a link, and their sessions are there.
+back by themselves: they dial as after any loss of a link, and find their sessions there.
 
     leave   agents are told and links dropped, so that no session moves any more; then all in one
             go, without a turn for any task in between: what is saved is what is

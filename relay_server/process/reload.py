@@ -1,11 +1,11 @@
-"""The configuration is read again, and put into effect whole or not at all.
+"""Reload: the configuration is read again, and put into effect whole or not at all.
 
     at once                 what is logged
     for who comes then      lists, tables of the guard, bounds on callers
     for what begins then    how long a lost agent is kept, windows and budgets, invitations
     not before a restart    the addresses that sockets are open on: `NEEDS_RESTART`
 
-What is open stays open. Whatever of the file is wrong, all that was in effect stays so.
+What is open stays open. If anything in the file is wrong, the former configuration stays in effect.
 """
 
 from __future__ import annotations

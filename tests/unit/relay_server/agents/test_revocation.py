@@ -132,10 +132,10 @@ async def test_a_registry_that_cannot_be_read_changes_nothing(
 ) -> None:
     router = await relay.attached()
 
-    def failing(key: bytes) -> None:
+    def failing(*_: object) -> None:
         raise StateError("the disk fails")
 
-    monkeypatch.setattr(relay.registry, "agent_by_key", failing)
+    monkeypatch.setattr(relay.registry, "agents", failing)
     with pytest.raises(StateError):
         relay.agents.refresh()
     assert is_attached(router)
