@@ -28,7 +28,8 @@ from protocol.session.side import Side
 from protocol.transport.link import Link
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
-from protocol.wire.hello import ID_SIZE, ROTATION, Hello, Welcome
+from protocol.wire.hello import ROTATION, Hello, Welcome
+from protocol.wire.identifiers import ID_SIZE, InstanceId, Token
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey
 from relay_agent import PROGRAM
@@ -103,10 +104,10 @@ async def _ssh_service() -> Service:
 
 
 async def _enrol(
-    relay: RelayIdentity, key: StaticKey, token: bytes, config: AgentConfig
+    relay: RelayIdentity, key: StaticKey, token: Token, config: AgentConfig
 ) -> tuple[Link, Welcome]:
     hello = Hello(
-        instance=secrets.token_bytes(ID_SIZE),
+        instance=InstanceId(secrets.token_bytes(ID_SIZE)),
         epoch=1,
         software=SOFTWARE,
         features=(ROTATION,),

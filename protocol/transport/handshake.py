@@ -40,6 +40,7 @@ from protocol.wire.hello import (
     decode_preface,
     encode_preface,
 )
+from protocol.wire.identifiers import AgentKey, RelayKey
 from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
 from protocol.wire.record import Opener, Sealer, lazy_area
 
@@ -62,7 +63,7 @@ async def initiate(
     *,
     suite: Suite,
     static: StaticKey,
-    relay_key: bytes,
+    relay_key: RelayKey,
     hello: Callable[[], Hello],
 ) -> tuple[Link, Welcome]:
     """The agent's side. `hello` is asked right before message 3, which commits to this link.
@@ -100,7 +101,9 @@ class Arrival:
     `relay_key` is the one that it knows the relay by.
     """
 
-    def __init__(self, link: Link, *, agent_key: bytes, relay_key: bytes, hello: Hello) -> None:
+    def __init__(
+        self, link: Link, *, agent_key: AgentKey, relay_key: RelayKey, hello: Hello
+    ) -> None:
         self.link = link
         self.agent_key = agent_key
         self.relay_key = relay_key
@@ -140,7 +143,9 @@ async def respond(
     if agent_key is None:
         raise LocalProtocolError("message 3 was read, yet the agent has no key")
     link = _link(sock, noise)
-    return Arrival(link, agent_key=agent_key, relay_key=static.public, hello=hello)
+    return Arrival(
+        link, agent_key=AgentKey(agent_key), relay_key=RelayKey(static.public), hello=hello
+    )
 
 
 def _read_first(

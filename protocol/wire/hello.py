@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.wire.body import MAX_REASON, Fields, decode_map, encode_map, printable
+from protocol.wire.identifiers import ID_SIZE, AgentKey, InstanceId, RelayKey, SessionId, Token
 from protocol.wire.invitation import MAX_HOSTS
 from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Buffer, Suite
 
@@ -34,7 +35,6 @@ MAX_HELLO: Final = 4096
 # Preface, then messages 1 (e) and 3 (s) with their tags and lengths: what is not the hello itself.
 _AROUND_HELLO: Final = PREFACE_SIZE + (2 + KEY_SIZE + TAG_SIZE) + (2 + KEY_SIZE + 2 * TAG_SIZE)
 
-ID_SIZE: Final = 16  # of instances and sessions: random, so never the same twice
 U64_MAX: Final = 2**64 - 1
 MAX_TEXT: Final = 64  # characters of a name or a software version: fits a column
 MAX_FEATURES: Final = 32
@@ -113,7 +113,7 @@ class Limits:
 class Resume:
     """The session to continue, and how many of its sequenced frames the sender has received."""
 
-    session: bytes
+    session: SessionId
     received: int
 
     def as_map(self) -> dict[str, object]:
@@ -122,7 +122,7 @@ class Resume:
     @classmethod
     def take(cls, fields: Fields) -> Self:
         value = cls(
-            session=fields.octets("session", ID_SIZE, ID_SIZE),
+            session=_session(fields),
             received=fields.integer("received", 0, U64_MAX),
         )
         fields.finish()
@@ -136,14 +136,14 @@ class Hello:
     `successor` is to be the agent's key from now on; the one of this handshake vouches for it.
     """
 
-    instance: bytes
+    instance: InstanceId
     epoch: int
     software: str
     features: tuple[str, ...]
     limits: Limits
     resume: Resume | None = None
-    token: bytes | None = field(default=None, repr=False)
-    successor: bytes | None = None
+    token: Token | None = field(default=None, repr=False)
+    successor: AgentKey | None = None
 
     def encode(self) -> bytes:
         body: dict[str, object] = {
@@ -168,14 +168,14 @@ class Hello:
     def decode(cls, data: Buffer) -> Self:
         fields = decode_map(data, strict=False)
         value = cls(
-            instance=fields.octets("instance", ID_SIZE, ID_SIZE),
+            instance=InstanceId(fields.octets("instance", ID_SIZE, ID_SIZE)),
             epoch=fields.integer("epoch", 0, U64_MAX),
             software=fields.text("software", 0, MAX_TEXT),
             features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
             limits=Limits.take(fields.map("limits")),
             resume=Resume.take(fields.map("resume")) if "resume" in fields else None,
-            token=fields.octets("token", MIN_TOKEN, MAX_TOKEN) if "token" in fields else None,
-            successor=_key(fields, "successor"),
+            token=_token(fields),
+            successor=_agent_key(fields, "successor"),
         )
         fields.finish()
         return value
@@ -191,7 +191,7 @@ class Welcome:
     be found, as HOST:PORT; None from a relay that does not tell.
     """
 
-    session: bytes
+    session: SessionId
     resumed: bool
     received: int
     limits: Limits
@@ -200,8 +200,8 @@ class Welcome:
     features: tuple[str, ...]
     software: str
     clock: int | None = None  # the relay's, since the epoch, for those who only ask
-    successor: bytes | None = None
-    agent_key: bytes | None = None
+    successor: RelayKey | None = None
+    agent_key: AgentKey | None = None
     hosts: tuple[str, ...] | None = None
 
     def encode(self) -> bytes:
@@ -229,7 +229,7 @@ class Welcome:
     def decode(cls, data: Buffer) -> Self:
         fields = decode_map(data, strict=False)
         value = cls(
-            session=fields.octets("session", ID_SIZE, ID_SIZE),
+            session=_session(fields),
             resumed=fields.boolean("resumed"),
             received=fields.integer("received", 0, U64_MAX),
             limits=Limits.take(fields.map("limits")),
@@ -238,16 +238,28 @@ class Welcome:
             features=fields.texts("features", 1, MAX_FEATURE, most=MAX_FEATURES),
             software=fields.text("software", 0, MAX_TEXT),
             clock=fields.integer("clock", 0, U64_MAX) if "clock" in fields else None,
-            successor=_key(fields, "successor"),
-            agent_key=_key(fields, "agent_key"),
+            successor=_relay_key(fields, "successor"),
+            agent_key=_agent_key(fields, "agent_key"),
             hosts=_hosts(fields),
         )
         fields.finish()
         return value
 
 
-def _key(fields: Fields, name: str) -> bytes | None:
-    return fields.octets(name, KEY_SIZE, KEY_SIZE) if name in fields else None
+def _session(fields: Fields) -> SessionId:
+    return SessionId(fields.octets("session", ID_SIZE, ID_SIZE))
+
+
+def _token(fields: Fields) -> Token | None:
+    return Token(fields.octets("token", MIN_TOKEN, MAX_TOKEN)) if "token" in fields else None
+
+
+def _agent_key(fields: Fields, name: str) -> AgentKey | None:
+    return AgentKey(fields.octets(name, KEY_SIZE, KEY_SIZE)) if name in fields else None
+
+
+def _relay_key(fields: Fields, name: str) -> RelayKey | None:
+    return RelayKey(fields.octets(name, KEY_SIZE, KEY_SIZE)) if name in fields else None
 
 
 def _hosts(fields: Fields) -> tuple[str, ...] | None:

@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from protocol.wire.identifiers import RelayKey, Token
 from protocol.wire.noise import KEY_SIZE
 
 TOKEN_SIZE: Final = 16  # 128 bits: cannot be guessed within the hour that it lives
@@ -37,8 +38,8 @@ class Invitation:
     """`hosts` are (name or address, port), in the order in which to dial them."""
 
     hosts: tuple[tuple[str, int], ...]
-    relay_key: bytes
-    token: bytes = field(repr=False)
+    relay_key: RelayKey
+    token: Token = field(repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.hosts) <= MAX_HOSTS:
@@ -93,7 +94,7 @@ class Invitation:
             size, rest = rest[0], rest[1:]
             hosts.append((rest[:size].decode(), int.from_bytes(rest[size : size + 2], "big")))
             rest = rest[size + 2 :]
-        return cls(hosts=tuple(hosts), relay_key=relay_key, token=token)
+        return cls(hosts=tuple(hosts), relay_key=RelayKey(relay_key), token=Token(token))
 
 
 def _checksum(body: bytes) -> bytes:

@@ -63,6 +63,7 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
 
 def _read(options: argparse.Namespace, state: StateFolder) -> Settings:
     """Files under the options, as of now. Raises ConfigError or StateError."""
+    from protocol.wire.identifiers import AgentKey
     from relay_agent.config import load_config, parse_services, settle
     from relay_agent.identity.enrolment import load_enrolment, load_key
     from relay_agent.process.reload import Settings
@@ -77,5 +78,5 @@ def _read(options: argparse.Namespace, state: StateFolder) -> Settings:
         log_level=options.log_level or config.log_level,
         log_format=options.log_format or config.log_format,
     )
-    public_key = load_key(state).public
+    public_key = AgentKey(load_key(state).public)
     return Settings(config=config, services=services, relay=enrolment.relay, public_key=public_key)

@@ -13,7 +13,8 @@ from protocol.errors import DenialCode, LinkDenied, LinkLost
 from protocol.process.address import is_address
 from protocol.process.cli.checks import WRITTEN, Finding, failed, note, ok
 from protocol.process.cli.text import milliseconds
-from protocol.wire.hello import ID_SIZE, INQUIRY, Hello
+from protocol.wire.hello import INQUIRY, Hello
+from protocol.wire.identifiers import ID_SIZE, InstanceId
 from relay_agent.doctor.context import Context
 from relay_agent.link.attach import SOFTWARE
 from relay_agent.link.relay_dialer import RelayDialer
@@ -117,7 +118,7 @@ _NO_ANSWER: Final = (
 
 async def check_handshake(context: Context) -> Finding:
     hello = Hello(
-        instance=secrets.token_bytes(ID_SIZE),
+        instance=InstanceId(secrets.token_bytes(ID_SIZE)),
         epoch=1,
         software=SOFTWARE,
         features=(INQUIRY,),

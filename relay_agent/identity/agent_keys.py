@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol.process.state import StateFolder
+from protocol.wire.identifiers import AgentKey
 from protocol.wire.noise import StaticKey
 from relay_agent.identity.enrolment import FORMER_FILE, KEY_FILE, load_key, parse_key
 
@@ -42,6 +43,11 @@ class AgentKeys:
     newest: StaticKey
     former: tuple[StaticKey, ...] = ()
     accepted: bool = True
+
+    @property
+    def public(self) -> AgentKey:
+        """The public half of the newest key."""
+        return AgentKey(self.newest.public)
 
     def in_order(self) -> tuple[StaticKey, ...]:
         """All of them, beginning with the one that the relay most likely takes."""

@@ -26,6 +26,7 @@ from typing import Final
 from protocol.process.address import HostPort, parse_host_port
 from protocol.process.config import ConfigError, each, load
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.identifiers import RelayKey, Token
 from protocol.wire.invitation import MAX_HOSTS
 from protocol.wire.noise import KEY_SIZE, StaticKey
 from relay_agent.config import ServiceTable
@@ -54,7 +55,7 @@ class Enrolment:
 # --- the key
 
 
-def load_or_make_key(state: StateFolder, token: bytes) -> StaticKey:
+def load_or_make_key(state: StateFolder, token: Token) -> StaticKey:
     """The key that may show `token`. A new one is saved before this returns.
 
     Raises ConfigError, StateError.
@@ -144,19 +145,19 @@ def _hosts(value: object) -> tuple[HostPort, ...]:
     return hosts
 
 
-def _relay_key(value: object) -> bytes:
+def _relay_key(value: object) -> RelayKey:
     if not isinstance(value, str) or not _HEX_KEY.fullmatch(value):
         raise ValueError(f"expected {2 * KEY_SIZE} hexadecimal digits")
-    return bytes.fromhex(value)
+    return RelayKey(bytes.fromhex(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EnrolmentFile:
     name: str
     hosts: tuple[HostPort, ...] = field(metadata={"parse": _hosts})
-    relay_key: bytes = field(metadata={"parse": _relay_key})
+    relay_key: RelayKey = field(metadata={"parse": _relay_key})
     services: dict[str, ServiceTable]
-    relay_successor: bytes | None = field(default=None, metadata={"parse": _relay_key})
+    relay_successor: RelayKey | None = field(default=None, metadata={"parse": _relay_key})
     further_hosts: tuple[HostPort, ...] = field(default=(), metadata={"parse": _hosts})
 
     def __post_init__(self) -> None:

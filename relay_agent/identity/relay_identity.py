@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.process.address import HostPort
+from protocol.wire.identifiers import RelayKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,6 @@ class RelayIdentity:
     """
 
     hosts: Sequence[HostPort]
-    key: bytes
-    successor: bytes | None = None
+    key: RelayKey
+    successor: RelayKey | None = None
     further: Sequence[HostPort] = ()

@@ -31,7 +31,8 @@ from protocol.process.link_history import LinkHistory
 from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
-from protocol.wire.hello import ID_SIZE, MOVING, ROTATION, Hello, Welcome
+from protocol.wire.hello import MOVING, ROTATION, Hello, Welcome
+from protocol.wire.identifiers import ID_SIZE, AgentKey, InstanceId
 from relay_agent.identity.agent_keys import AgentKeys
 from relay_agent.identity.relay_identity import RelayIdentity
 from relay_agent.link.attach import SOFTWARE
@@ -93,7 +94,7 @@ class AttachLoop:
             on_suspicion=self._doubt_link,
             on_expiry=self._call_off_attempt,
         )
-        self._instance = secrets.token_bytes(ID_SIZE)
+        self._instance = InstanceId(secrets.token_bytes(ID_SIZE))
         self._epoch = 0
         self._leaving = False
         self._backoff = Backoff(Random(secrets.randbits(64)))  # noqa: S311 - jitter, no secret
@@ -118,9 +119,9 @@ class AttachLoop:
         return self._dialer.relay
 
     @property
-    def public_key(self) -> bytes:
+    def public_key(self) -> AgentKey:
         """The public half of this agent's newest key."""
-        return self._dialer.agent_keys.newest.public
+        return self._dialer.agent_keys.public
 
     # Attempts
 

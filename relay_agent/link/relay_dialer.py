@@ -119,7 +119,7 @@ class RelayDialer:
         own = self.agent_keys
 
         def vouching() -> Hello:
-            return replace(hello(), successor=own.newest.public)
+            return replace(hello(), successor=own.public)
 
         *_, last = in_order = own.in_order()
         for static in in_order:
@@ -130,7 +130,7 @@ class RelayDialer:
             except LinkDenied as exc:
                 if exc.code not in _OTHER_KEY or static is last:
                     raise
-        if static is own.newest or welcome.agent_key == own.newest.public:
+        if static is own.newest or welcome.agent_key == own.public:
             self._note_accepted(own)
         return link, welcome
 
@@ -140,7 +140,7 @@ class RelayDialer:
             return
         # Also if it cannot be saved: then the next process finds out again.
         self.agent_keys = replace(own, accepted=True)
-        event(log, logging.INFO, "agent-key-rotated", public=own.newest.public.hex())
+        event(log, logging.INFO, "agent-key-rotated", public=own.public.hex())
         try:
             self._save_keys(self.agent_keys)
         except StateError as exc:

@@ -26,6 +26,7 @@ from protocol.transport.grace import wait_until
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode
 from protocol.wire.hello import Limits, Resume, Welcome
+from protocol.wire.identifiers import SessionId
 from relay_agent.services.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class SessionHolder:
         self._nursery = nursery
         self._on_suspicion = on_suspicion
         self._on_expiry = on_expiry
-        self._id: bytes | None = None
+        self._id: SessionId | None = None
         self._publisher: Publisher | None = None
         self._keeping = trio.CancelScope()  # of a session without a link
         self._pool = BufferPool()

@@ -19,6 +19,7 @@ from protocol.process import logs
 from protocol.process.config import ConfigError
 from protocol.process.logs import event
 from protocol.process.state import StateError
+from protocol.wire.identifiers import AgentKey
 
 if TYPE_CHECKING:
     from relay_agent.config import AgentConfig
@@ -36,7 +37,7 @@ class Settings:
     config: AgentConfig
     services: Sequence[Service]
     relay: RelayIdentity
-    public_key: bytes  # of this agent
+    public_key: AgentKey  # of this agent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -20,10 +21,13 @@ from protocol.session.snapshot import export
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.body import Fields
 from protocol.wire.frame import CloseCode, Publish
+from protocol.wire.identifiers import RelayKey, SessionId
 from relay_server.agents.context import RelayContext
 from relay_server.agents.public_ports import PublicPorts
 from relay_server.agents.saved import SavedAgent, SavedVisit, encode_visit
 from relay_server.agents.visited_agent import VisitedAgent
+
+_NO_KEY: Final = RelayKey(b"")
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +36,7 @@ class AgentState(VisitedAgent):
     keeper: trio.CancelScope | None = None  # of the task that carries the link, or waits for one
     newcomer: trio.CancelScope | None = None  # another process, waiting for its probe
     address: str = ""  # where the agent is, or was last
-    relay_key: bytes = b""  # of ours, under which it came last
+    relay_key: RelayKey = _NO_KEY  # of ours, under which it came last
     rotates: bool = False  # whether it understands that we have another one
     # Further addresses of the relay that it was sent; None if it does not support `moving`.
     announced_hosts: tuple[HostPort, ...] | None = None
@@ -60,7 +64,10 @@ class AgentState(VisitedAgent):
         self.end_session()
 
     def save(
-        self, endpoint: Endpoint, session_id: bytes, visits: Iterable[SavedVisit[dict[str, object]]]
+        self,
+        endpoint: Endpoint,
+        session_id: SessionId,
+        visits: Iterable[SavedVisit[dict[str, object]]],
     ) -> SavedAgent[dict[str, object]]:
         """The session without a link, and what belongs to it."""
         listeners = self.ports.listeners

@@ -23,12 +23,15 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
 from protocol.wire.hello import Hello
+from protocol.wire.identifiers import InstanceId, SessionId
 
 # Displaced instances remembered: each is a process that once held the key while another came. More
 # than a few means copied keys in a number that the log has long told of.
 DISPLACED_KEPT = 16
+_NO_INSTANCE: Final = InstanceId(b"")
 
 
 class Decision(enum.Enum):
@@ -43,11 +46,11 @@ class Decision(enum.Enum):
 class Ownership:
     """Which process holds an agent's key now, and which it displaced."""
 
-    instance: bytes = b""
+    instance: InstanceId = _NO_INSTANCE
     epoch: int = -1
-    session: bytes | None = None  # id of the session it holds
+    session: SessionId | None = None  # id of the session it holds
     attached: bool = False
-    displaced: deque[bytes] = field(default_factory=lambda: deque(maxlen=DISPLACED_KEPT))
+    displaced: deque[InstanceId] = field(default_factory=lambda: deque(maxlen=DISPLACED_KEPT))
 
     def decide(self, hello: Hello) -> Decision:
         if self.session is None:
@@ -61,7 +64,7 @@ class Ownership:
             return Decision.DUPLICATE
         return Decision.PROBE if self.attached else Decision.RENEW
 
-    def accept(self, hello: Hello, session: bytes) -> None:
+    def accept(self, hello: Hello, session: SessionId) -> None:
         """`hello`'s process holds `session` from now on, in place of any other process."""
         if self.session is not None and hello.instance != self.instance:
             self.displaced.append(self.instance)

@@ -22,6 +22,7 @@ from protocol.process.rate_limit import RateLimit
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from protocol.wire.hello import Denial
+from protocol.wire.identifiers import AgentKey, Token
 from relay_server.agents.context import RelayContext
 from relay_server.agents.half_open import Bounds, Caller, HalfOpenLimit
 from relay_server.agents.manager import Agents
@@ -153,7 +154,7 @@ class Handshakes:
             reason = "the relay cannot use its registry now"
             return Denial(code=DenialCode.BUSY, reason=reason, retry_after=REGISTRY_RETRY)
 
-    async def _redeem(self, token: bytes, key: bytes) -> None:
+    async def _redeem(self, token: Token, key: AgentKey) -> None:
         self._registry.check_token(token)
         # Writing waits for the disk; links must not. A caller whose time is up meanwhile may show
         # the token again.
@@ -184,7 +185,7 @@ class Handshakes:
         else:
             event(log, logging.INFO, "agent-followed-key", agent=enrolled.name)
 
-    def _look_up(self, key: bytes) -> EnrolledAgent | Denial:
+    def _look_up(self, key: AgentKey) -> EnrolledAgent | Denial:
         enrolled = self._registry.agent_by_key(key)
         if enrolled is not None:
             return enrolled

@@ -27,7 +27,8 @@ from protocol.transport.grace import wait_until
 from protocol.transport.handshake import Arrival
 from protocol.wire.body import Fields
 from protocol.wire.frame import CloseCode
-from protocol.wire.hello import ID_SIZE, INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
+from protocol.wire.hello import INQUIRY, MOVING, ROTATION, Denial, Hello, Limits, Welcome
+from protocol.wire.identifiers import ID_SIZE, AgentKey, SessionId
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.attach_policy import Decision
 from relay_server.agents.context import RelayContext
@@ -55,7 +56,7 @@ class Agents:
         self._registry = context.registry
         self._keys = context.keys
         self._nursery = context.nursery
-        self._present: dict[bytes, AgentState] = {}
+        self._present: dict[AgentKey, AgentState] = {}
         self._announced = context.registry.announced()
 
     # Arriving
@@ -94,7 +95,7 @@ class Agents:
 
     async def _inform(self, arrival: Arrival, enrolled: EnrolledAgent) -> None:
         """Answer an agent that only asks: an attached one with the same key must not notice."""
-        nothing = secrets.token_bytes(ID_SIZE)
+        nothing = SessionId(secrets.token_bytes(ID_SIZE))
         welcome = self._welcome(arrival, enrolled, nothing, resumed=False, received=0)
         with contextlib.suppress(LinkLost):
             await arrival.welcome(replace(welcome, clock=int(time.time())))
@@ -103,11 +104,11 @@ class Agents:
         self,
         arrival: Arrival,
         enrolled: EnrolledAgent,
-        session: bytes,
+        session: SessionId,
         *,
         resumed: bool,
         received: int,
-        agent_key: bytes | None = None,
+        agent_key: AgentKey | None = None,
     ) -> Welcome:
         return Welcome(
             session=session,
@@ -125,7 +126,7 @@ class Agents:
 
     # From here on the new link owns the agent's state: nothing waits before the welcome is sent.
 
-    def _take_successor(self, agent: AgentState, successor: bytes | None) -> bytes | None:
+    def _take_successor(self, agent: AgentState, successor: AgentKey | None) -> AgentKey | None:
         """The agent's new key, if it has come with one; the old is worth nothing from then on.
 
         A link that may not attach does not get as far as this. The registry is written here and not
@@ -159,7 +160,7 @@ class Agents:
             endpoint.drop_link(_REPLACED)
         else:
             agent.reset_streams()
-            resume, session = False, secrets.token_bytes(ID_SIZE)
+            resume, session = False, SessionId(secrets.token_bytes(ID_SIZE))
             endpoint = agent.endpoint = self._new_endpoint(agent, hello.limits)
             self._nursery.start_soon(agent.ports.close_orphans, endpoint)
         ownership.accept(hello, session)

@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM, Publish
-from protocol.wire.hello import ID_SIZE, MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
+from protocol.wire.hello import MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
+from protocol.wire.identifiers import ID_SIZE, AgentKey, InstanceId, RelayKey, SessionId
 from protocol.wire.noise import KEY_SIZE
 from relay_server.agents.attach_policy import DISPLACED_KEPT
 
@@ -34,14 +35,14 @@ class SavedVisit(Generic[_Body]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedAgent(Generic[_Body]):
-    key: bytes
+    key: AgentKey
     address: str
-    relay_key: bytes
+    relay_key: RelayKey
     rotates: bool
-    instance: bytes
+    instance: InstanceId
     epoch: int
-    session_id: bytes
-    displaced: tuple[bytes, ...]
+    session_id: SessionId
+    displaced: tuple[InstanceId, ...]
     session: _Body
     publications: tuple[Publish, ...]
     visits: tuple[_Body, ...]  # each a SavedVisit: one that cannot be read costs no other
@@ -95,25 +96,30 @@ def encode_agent(agent: SavedAgent[dict[str, object]]) -> dict[str, object]:
     }
 
 
-def decode_key(body: Fields) -> bytes:
+def decode_key(body: Fields) -> AgentKey:
     """First of all, so that the log can name an agent of which the rest cannot be read.
 
     Raises RemoteProtocolError.
     """
-    return body.octets("key", KEY_SIZE, KEY_SIZE)
+    return AgentKey(body.octets("key", KEY_SIZE, KEY_SIZE))
 
 
-def decode_agent(key: bytes, body: Fields) -> SavedAgent[Fields]:
+def decode_agent(key: AgentKey, body: Fields) -> SavedAgent[Fields]:
     """Raises RemoteProtocolError."""
     agent = SavedAgent(
         key=key,
         address=body.text("address", 0, MAX_TEXT),
-        relay_key=body.octets("relay_key", 0, KEY_SIZE),
+        relay_key=RelayKey(body.octets("relay_key", 0, KEY_SIZE)),
         rotates=body.boolean("rotates"),
-        instance=body.octets("instance", ID_SIZE, ID_SIZE),
+        instance=InstanceId(body.octets("instance", ID_SIZE, ID_SIZE)),
         epoch=body.integer("epoch", 0, U64_MAX),
-        session_id=body.octets("id", ID_SIZE, ID_SIZE),
-        displaced=body.octet_strings("displaced", ID_SIZE, ID_SIZE, most=DISPLACED_KEPT),
+        session_id=SessionId(body.octets("id", ID_SIZE, ID_SIZE)),
+        displaced=tuple(
+            map(
+                InstanceId,
+                body.octet_strings("displaced", ID_SIZE, ID_SIZE, most=DISPLACED_KEPT),
+            )
+        ),
         session=body.map("session"),
         publications=tuple(map(_publish, body.maps("publications", most=MAX_PORTS))),
         visits=body.maps("visits", most=MAX_STREAMS),

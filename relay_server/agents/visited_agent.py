@@ -15,6 +15,7 @@ import trio
 from protocol.process.link_history import LinkHistory
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.link import Link
+from protocol.wire.identifiers import AgentKey
 from relay_server.agents.attach_policy import Ownership
 from relay_server.agents.context import RelayContext
 from relay_server.agents.saved import SavedVisit
@@ -33,7 +34,7 @@ class OpenVisit(Protocol):
 @dataclass(slots=True, eq=False)
 class VisitedAgent:
     context: RelayContext
-    key: bytes  # the agent's; another one once a successor was taken
+    key: AgentKey  # the agent's; another one once a successor was taken
     name: str
     ownership: Ownership = field(default_factory=Ownership)
     endpoint: Endpoint | None = None  # the session, attached or not

@@ -12,6 +12,7 @@ from protocol.process.cli.status_text import service_name
 from protocol.process.cli.text import port_list, span, table
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
+from protocol.wire.identifiers import RelayKey
 from relay_server import PROGRAM
 from relay_server.agents.reasons import sentence_of
 from relay_server.registry.open import existing_registry
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
 
 
 def _agent_entry(
-    agent: EnrolledAgent, present: dict[str, Any] | None, running: bool, newest: bytes | None
+    agent: EnrolledAgent, present: dict[str, Any] | None, running: bool, newest: RelayKey | None
 ) -> dict[str, Any]:
     """What `agents --json` says of one; a script may rely on each of the keys."""
     entry: dict[str, Any] = {

@@ -15,6 +15,7 @@ from protocol.process.cli.text import ports_in_words, span
 from protocol.process.config import ConfigError, between, parse_duration
 from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
+from protocol.wire.identifiers import Token
 from protocol.wire.invitation import TOKEN_SIZE, Invitation
 from relay_server.config import load_config
 from relay_server.net.bind_check import bind_error
@@ -85,11 +86,11 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
                 "which name of this VPS do agents dial? Give it once by --host vps.example.net,"
                 " here or to relay-server run"
             )
-        key = load_or_make(state, registry).current.public
+        key = load_or_make(state, registry).public
         for port in options.port:
             if port in link_ports:
                 raise CommandFailed(f"port {port} is where agents dial in; choose another")
-        token = secrets.token_bytes(TOKEN_SIZE)
+        token = Token(secrets.token_bytes(TOKEN_SIZE))
         invitation = Invitation(
             hosts=tuple((host.host, host.port) for host in hosts),
             relay_key=key,

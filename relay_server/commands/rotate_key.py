@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
             raise Refused("there is no former key to end")
         if not options.retire:
             _rotate(state, registry, keys, even_at_the_bound=options.now)
-        behind = registry.behind(keys.current.public)
+        behind = registry.behind(keys.public)
         if options.now or options.retire:
             _retire(state, registry, keys)
             if behind:
@@ -78,16 +78,14 @@ def _rotate(
         )
     here = _here(state)
     rotate(state, keys)
-    registry.remember_relay_key(keys.current.public)
+    registry.remember_relay_key(keys.public)
     refresh_server(state, "the key is rotated, but not in use yet")
     hint("the relay has a new key")
-    happens(
-        lambda: not here.intersection(registry.behind(keys.current.public)), within=FOLLOW_LIMIT
-    )
+    happens(lambda: not here.intersection(registry.behind(keys.public)), within=FOLLOW_LIMIT)
 
 
 def _retire(state: StateFolder, registry: Registry, keys: RelayKeys) -> None:
-    dead = registry.invited_behind(keys.current.public, time.time())
+    dead = registry.invited_behind(keys.public, time.time())
     for name in dead:
         registry.cancel(name)
     retire(state, keys)

@@ -33,6 +33,7 @@ from protocol.process.address import HostPort, parse_host_port
 from protocol.process.names import parse_name
 from protocol.process.state import StateError, StateFolder
 from protocol.wire.hello import MAX_PORTS
+from protocol.wire.identifiers import AgentKey, RelayKey, Token
 from protocol.wire.noise import KEY_SIZE
 from relay_server.net.networks import Admission, Networks, parse_networks
 from relay_server.registry.database import BUSY_TIMEOUT, Database, scalar
@@ -70,11 +71,12 @@ class EnrolledAgent:
     """A name and what belongs to it. `public_key` and `enrolled` are None until it enrols."""
 
     name: str
-    public_key: bytes | None
+    public_key: AgentKey | None
     ports: tuple[int, ...]  # the first is its ssh port
     created: float
     enrolled: float | None
-    relay_key: bytes | None = None  # the newest of the relay's that it is known to have come under
+    # The newest of the relay's keys under which it is known to have come.
+    relay_key: RelayKey | None = None
     admissions: tuple[tuple[int, Admission], ...] = ()  # of those ports that do not admit all
 
     def admission(self, port: int) -> Admission:
@@ -150,12 +152,12 @@ class Registry(Database):
         with self._errors():
             return _agent(self._reader, name)
 
-    def agent_by_key(self, public_key: bytes) -> EnrolledAgent | None:
+    def agent_by_key(self, public_key: AgentKey) -> EnrolledAgent | None:
         with self._errors():
             found = _agents(self._reader, "public_key = ?", (public_key,))
             return found[0] if found else None
 
-    def revoked_name(self, public_key: bytes) -> str | None:
+    def revoked_name(self, public_key: AgentKey) -> str | None:
         """The name that a revoked key had; None for a key that is not revoked."""
         with self._errors():
             return _revoked_name(self._reader, public_key)
@@ -177,7 +179,7 @@ class Registry(Database):
                 for name, created, expires in rows
             ]
 
-    def check_token(self, token: bytes) -> None:
+    def check_token(self, token: Token) -> None:
         """Raise TokenRefused for a token that was never given out.
 
         Asked before `redeem`: guesses cost a look, and neither a write nor a thread.
@@ -197,7 +199,7 @@ class Registry(Database):
     def invite(
         self,
         name: str,
-        token: bytes,
+        token: Token,
         *,
         now: float,
         lifetime: float,
@@ -205,7 +207,7 @@ class Registry(Database):
         ports: Sequence[int] = (),
         usable: Callable[[int], bool] = lambda port: True,
         admission: Admission | None = None,
-        relay_key: bytes | None = None,
+        relay_key: RelayKey | None = None,
     ) -> Invited:
         """Let whoever shows `token` within `lifetime` seconds enrol as `name`.
 
@@ -267,7 +269,7 @@ class Registry(Database):
                 raise Refused(f"there is no pending invitation for {name}")
             db.execute("DELETE FROM agents WHERE name = ? AND public_key IS NULL", (name,))
 
-    def redeem(self, token: bytes, public_key: bytes, now: float) -> EnrolledAgent:
+    def redeem(self, token: Token, public_key: AgentKey, now: float) -> EnrolledAgent:
         """Enrol the holder of `public_key` by `token`; its name's former key is revoked.
 
         The token binds to the first key that shows it. That key may show it for ever, so that an
@@ -305,7 +307,7 @@ class Registry(Database):
             raise StateError(f"{self._path}: damaged: a token without its agent")
         return agent
 
-    def succeed(self, public_key: bytes, successor: bytes, now: float) -> None:
+    def succeed(self, public_key: AgentKey, successor: AgentKey, now: float) -> None:
         """The agent with `public_key` has `successor` instead, and its old key is revoked.
 
         Does not wait for other writers for long. Raises Refused.
@@ -343,7 +345,7 @@ class Registry(Database):
 
     # Who knows which key of the relay
 
-    def behind(self, relay_key: bytes) -> list[str]:
+    def behind(self, relay_key: RelayKey) -> list[str]:
         """The enrolled agents that are not known to have come under `relay_key`."""
         with self._errors():
             rows = self._reader.execute(
@@ -353,7 +355,7 @@ class Registry(Database):
             )
             return [name for (name,) in rows]
 
-    def invited_behind(self, relay_key: bytes, now: float) -> list[str]:
+    def invited_behind(self, relay_key: RelayKey, now: float) -> list[str]:
         """The names whose invitation can still be used and carries another key of the relay."""
         with self._errors():
             rows = self._reader.execute(
@@ -364,7 +366,11 @@ class Registry(Database):
             return [name for (name,) in rows]
 
     def follow(
-        self, name: str, public_key: bytes, relay_key: bytes, successor: bytes | None = None
+        self,
+        name: str,
+        public_key: AgentKey,
+        relay_key: RelayKey,
+        successor: AgentKey | None = None,
     ) -> None:
         """The agent `name` has come, with this key of its own, under `relay_key`.
 
@@ -407,12 +413,12 @@ class Registry(Database):
     def remember_port_range(self, ports: range) -> None:
         self._remember("port_range", [ports.start, ports.stop])
 
-    def relay_key(self) -> bytes | None:
+    def relay_key(self) -> RelayKey | None:
         """The public half of the current key, if it was ever rotated."""
         text = self._recall("relay_key", None)
-        return None if text is None else bytes.fromhex(text)
+        return None if text is None else RelayKey(bytes.fromhex(text))
 
-    def remember_relay_key(self, public: bytes) -> None:
+    def remember_relay_key(self, public: RelayKey) -> None:
         """Wakes a running server too, also where it cannot be asked."""
         self._remember("relay_key", public.hex())
 
@@ -431,7 +437,7 @@ class Registry(Database):
             )
 
 
-def _hash(token: bytes) -> bytes:
+def _hash(token: Token) -> bytes:
     # A token is random, so a plain hash cannot be searched.
     return hashlib.sha256(token).digest()
 
@@ -511,12 +517,12 @@ def _admit(db: sqlite3.Connection, ports: Sequence[int], admission: Admission) -
         db.execute("UPDATE ports SET allow = ?, deny = ? WHERE port = ?", (allow, deny, port))
 
 
-def _revoked_name(db: sqlite3.Connection, public_key: bytes) -> str | None:
+def _revoked_name(db: sqlite3.Connection, public_key: AgentKey) -> str | None:
     name: str | None = scalar(db, "SELECT name FROM revoked WHERE public_key = ?", (public_key,))
     return name
 
 
-def _revoke_key(db: sqlite3.Connection, public_key: bytes, name: str, now: float) -> None:
+def _revoke_key(db: sqlite3.Connection, public_key: AgentKey, name: str, now: float) -> None:
     db.execute("INSERT INTO revoked VALUES (?, ?, ?)", (public_key, name, now))
 
 
@@ -533,7 +539,7 @@ def _outstanding(db: sqlite3.Connection, now: float, *, besides: str) -> int:
     return int(scalar(db, query, (now, besides)))
 
 
-def _enrol(db: sqlite3.Connection, name: str, public_key: bytes, now: float) -> None:
+def _enrol(db: sqlite3.Connection, name: str, public_key: AgentKey, now: float) -> None:
     holder = scalar(db, "SELECT name FROM agents WHERE public_key = ?", (public_key,))
     if holder not in (None, name):
         raise TokenRefused(f"this agent is enrolled as {holder} already")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from protocol.process.state import StateError, StateFolder
+from protocol.wire.identifiers import RelayKey
 from protocol.wire.noise import StaticKey
 from relay_server.registry.registry import REGISTRY_FILE
 
@@ -43,13 +44,18 @@ class RelayKeys:
     def all(self) -> tuple[StaticKey, ...]:
         return (self.current, *self.former)
 
-    def successor(self, known: bytes) -> bytes | None:
+    @property
+    def public(self) -> RelayKey:
+        """The public half of the current key."""
+        return RelayKey(self.current.public)
+
+    def successor(self, known: RelayKey) -> RelayKey | None:
         """What to tell an agent that knows the relay by `known`."""
-        return None if known == self.current.public else self.current.public
+        return None if known == self.public else self.public
 
     def look_again(self, state: StateFolder) -> bool:
         """Whether the current key is another one now. Raises StateError."""
-        before, current = self.current.public, _existing(state)
+        before, current = self.public, _existing(state)
         # Both or neither: a current key without those before it would turn agents away.
         self.former = _former(state, current)
         self.current = current
@@ -96,7 +102,7 @@ def retire(state: StateFolder, keys: RelayKeys) -> None:
 
 def retire_unneeded(state: StateFolder, keys: RelayKeys, registry: Registry, now: float) -> bool:
     """Whether there were former keys, and nobody needed them any more."""
-    current = keys.current.public
+    current = keys.public
     if not keys.former or registry.behind(current) or registry.invited_behind(current, now):
         return False
     retire(state, keys)

@@ -25,6 +25,7 @@ from protocol.wire.hello import (
     Welcome,
     encode_preface,
 )
+from protocol.wire.identifiers import InstanceId, RelayKey
 from protocol.wire.noise import KEY_SIZE, TAG_SIZE, Handshake, StaticKey, Suite
 from protocol.wire.record import RECORD_OVERHEAD, Sealer
 from tests.fuzz.choices import Choices
@@ -39,7 +40,7 @@ _STATICS: Final = (StaticKey.from_private(bytes(range(128, 160))), RELAY)
 EPHEMERAL: Final = StaticKey.from_private(bytes(range(64, 96)))
 PEERS_EPHEMERAL: Final = StaticKey.from_private(bytes(range(96, 128)))
 HELLO: Final = Hello(
-    instance=bytes(16),
+    instance=InstanceId(bytes(16)),
     epoch=1,
     software="",
     features=(),
@@ -194,7 +195,7 @@ def _try_agent(choices: Choices, suite: Suite) -> None:
                 cast(socket.socket, sock),
                 suite=suite,
                 static=AGENT,
-                relay_key=RELAY.public,
+                relay_key=RelayKey(RELAY.public),
                 hello=hello,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from protocol.wire.identifiers import RelayKey, Token
 from protocol.wire.invitation import Invitation, InvitationError, _checksum, _to_base32
 from tests.fuzz.choices import Choices
 
@@ -42,7 +43,7 @@ def _write(choices: Choices) -> None:
         for _ in range(choices.below(10))
     )
     try:
-        invitation = Invitation(hosts=hosts, relay_key=key, token=token)
+        invitation = Invitation(hosts=hosts, relay_key=RelayKey(key), token=Token(token))
     except InvitationError as error:
         assert "\n" not in str(error)
         return

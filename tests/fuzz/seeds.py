@@ -20,6 +20,7 @@ from protocol.session.side import Side
 from protocol.wire import frame as wire
 from protocol.wire.frame import HEADER_SIZE, CloseCode, FrameType
 from protocol.wire.hello import Denial, Hello, Resume, Welcome, encode_preface
+from protocol.wire.identifiers import InstanceId, RelayKey, SessionId, Token
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import Buffer, Suite
 from tests.fuzz import peer
@@ -32,7 +33,7 @@ CORPUS: Final = Path(__file__).with_name("corpus")
 Seeds = dict[str, bytes]
 
 _WELCOME: Final = Welcome(
-    session=bytes(range(16)),
+    session=SessionId(bytes(range(16))),
     resumed=True,
     received=7,
     limits=HELLO.limits,
@@ -42,17 +43,19 @@ _WELCOME: Final = Welcome(
     software="ssh-relay 0.1.0",
 )
 _RETURNING: Final = Hello(
-    instance=bytes(range(16)),
+    instance=InstanceId(bytes(range(16))),
     epoch=2,
     software="ssh-relay 0.1.0",
     features=("later",),
     limits=HELLO.limits,
-    resume=Resume(session=bytes(range(16)), received=7),
-    token=bytes(16),
+    resume=Resume(session=SessionId(bytes(range(16))), received=7),
+    token=Token(bytes(16)),
 )
 _DENIAL: Final = Denial(code=DenialCode.BUSY, reason="too many", retry_after=2.5)
 _INVITATION: Final = Invitation(
-    hosts=(("vps.example.net", 7022), ("2001:db8::1", 443)), relay_key=RELAY.public, token=bytes(16)
+    hosts=(("vps.example.net", 7022), ("2001:db8::1", 443)),
+    relay_key=RelayKey(RELAY.public),
+    token=Token(bytes(16)),
 )
 
 

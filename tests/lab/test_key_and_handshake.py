@@ -26,6 +26,7 @@ from protocol.transport.link import Link
 from protocol.wire import frame as wire
 from protocol.wire.frame import FrameType
 from protocol.wire.hello import PREFACE_SIZE, Hello, Limits, Resume, Welcome
+from protocol.wire.identifiers import InstanceId, SessionId, Token
 from protocol.wire.invitation import Invitation
 from protocol.wire.noise import StaticKey, Suite
 from relay_agent.identity.enrolment import load_enrolment, load_key
@@ -170,10 +171,10 @@ class Keyholder:
     async def attach(
         self,
         *,
-        instance: bytes,
+        instance: InstanceId,
         epoch: int = 1,
         resume: Resume | None = None,
-        token: bytes | None = None,
+        token: Token | None = None,
     ) -> tuple[Link, Welcome]:
         hello = Hello(
             instance=instance,
@@ -200,15 +201,15 @@ class Keyholder:
             sock.close()
             raise
 
-    async def denied(self, *, instance: bytes, resume: Resume | None = None) -> LinkDenied:
+    async def denied(self, *, instance: InstanceId, resume: Resume | None = None) -> LinkDenied:
         with pytest.raises(LinkDenied) as told:
             await self.attach(instance=instance, resume=resume)
         return told.value
 
 
-HOME = b"\1" * 16
-OFFICE = b"\2" * 16
-FOREIGN = Resume(session=b"\3" * 16, received=0)
+HOME = InstanceId(b"\1" * 16)
+OFFICE = InstanceId(b"\2" * 16)
+FOREIGN = Resume(session=SessionId(b"\3" * 16), received=0)
 
 
 async def is_alive(link: Link) -> bool:

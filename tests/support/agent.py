@@ -18,6 +18,7 @@ from protocol.session.session import Session
 from protocol.session.side import Side
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello
+from protocol.wire.identifiers import InstanceId
 from protocol.wire.noise import StaticKey
 from relay_agent.config import AgentConfig
 from relay_agent.identity.agent_keys import AgentKeys
@@ -79,7 +80,13 @@ async def serving(
 
 
 def _hello(config: AgentConfig) -> Hello:
-    return Hello(instance=bytes(16), epoch=1, software="test", features=(), limits=config.limits())
+    return Hello(
+        instance=InstanceId(bytes(16)),
+        epoch=1,
+        software="test",
+        features=(),
+        limits=config.limits(),
+    )
 
 
 class Highest(Random):

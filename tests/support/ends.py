@@ -21,6 +21,7 @@ from protocol.transport.link import Link
 from protocol.transport.sockets import prepare_spliced
 from protocol.wire.buffers import BufferPool
 from protocol.wire.hello import Hello, Limits, Resume, Welcome
+from protocol.wire.identifiers import InstanceId, RelayKey, SessionId
 from protocol.wire.noise import StaticKey, Suite
 from tests.support.sockets import tcp_pair
 from tests.support.trio_waiting import until
@@ -93,9 +94,9 @@ class Ends:
         arrivals: list[tuple[Link, int]] = []
 
         def hello() -> Hello:
-            resume = Resume(session=bytes(16), received=self.agent.session.received)
+            resume = Resume(session=SessionId(bytes(16)), received=self.agent.session.received)
             return Hello(
-                instance=bytes(16),
+                instance=InstanceId(bytes(16)),
                 epoch=1,
                 software="test",
                 features=(),
@@ -107,7 +108,7 @@ class Ends:
             arrival = await respond(at_relay, statics=[relay_key], verified=lambda: None)
             await arrival.welcome(
                 Welcome(
-                    session=bytes(16),
+                    session=SessionId(bytes(16)),
                     resumed=True,
                     received=self.relay.session.received,
                     limits=LIMITS,
@@ -126,7 +127,7 @@ class Ends:
                 at_agent,
                 suite=Suite.CHACHAPOLY,
                 static=agent_key,
-                relay_key=relay_key.public,
+                relay_key=RelayKey(relay_key.public),
                 hello=hello,
             )
         return (link, welcome.received), arrivals[0]

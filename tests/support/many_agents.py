@@ -25,6 +25,7 @@ import trio
 from protocol.process import logs
 from protocol.process.address import HostPort
 from protocol.process.state import StateFolder
+from protocol.wire.identifiers import AgentKey, RelayKey, Token
 from protocol.wire.noise import StaticKey
 from relay_agent.config import AgentConfig
 from relay_agent.identity.agent_keys import AgentKeys
@@ -65,7 +66,7 @@ def enrol(state: Path, relay: int, services: Sequence[tuple[int, int]]) -> Fleet
     members = []
     with Registry(folder) as registry:
         for number, (port, target) in enumerate(services):
-            key, token, now = StaticKey.generate(), secrets.token_bytes(16), time.time()
+            key, token, now = StaticKey.generate(), Token(secrets.token_bytes(16)), time.time()
             registry.invite(
                 f"agent-{number}",
                 token,
@@ -74,14 +75,14 @@ def enrol(state: Path, relay: int, services: Sequence[tuple[int, int]]) -> Fleet
                 port_range=range(0),
                 ports=[port],
             )
-            registry.redeem(token, key.public, now)
+            registry.redeem(token, AgentKey(key.public), now)
             members.append(Member(key=key.private.hex(), port=port, target=target))
     return Fleet(relay=relay, relay_key=relay_key.public.hex(), members=members)
 
 
 async def play(fleet: Fleet, members: Sequence[Member]) -> None:
     relay = RelayIdentity(
-        hosts=[HostPort(LOOPBACK, fleet["relay"])], key=bytes.fromhex(fleet["relay_key"])
+        hosts=[HostPort(LOOPBACK, fleet["relay"])], key=RelayKey(bytes.fromhex(fleet["relay_key"]))
     )
     config = AgentConfig()
     news = Services()

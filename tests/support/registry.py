@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from protocol.wire.identifiers import AgentKey, Token
 from relay_server.net.networks import Admission, parse_networks
 from relay_server.registry.registry import EnrolledAgent, Invited, Registry
 
@@ -10,12 +11,12 @@ HOUR = 3600.0
 SOME = Admission(allow=parse_networks(["203.0.113.0/24"]), deny=parse_networks(["203.0.113.9"]))
 
 
-def token(number: int) -> bytes:
-    return bytes([number]) * 16
+def token(number: int) -> Token:
+    return Token(bytes([number]) * 16)
 
 
-def key(number: int) -> bytes:
-    return bytes([number]) * 32
+def key(number: int) -> AgentKey:
+    return AgentKey(bytes([number]) * 32)
 
 
 def invite(

@@ -30,6 +30,7 @@ from protocol.transport.sockets import prepare_spliced, receive_exactly
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode, Refused
 from protocol.wire.hello import Hello, Resume, Welcome
+from protocol.wire.identifiers import AgentKey, InstanceId, RelayKey, SessionId, Token
 from protocol.wire.noise import StaticKey, Suite
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.context import RelayContext
@@ -114,7 +115,7 @@ class Relay:
     def enrol(self, name: str = "home", *ports: int, key: StaticKey | None = None) -> Router:
         """An agent that may publish `ports`; without any, one of the relay's choice."""
         router = Router(self, key or StaticKey.generate())
-        self.registry.redeem(self.invite(name, *ports), router.key.public, 0.0)
+        self.registry.redeem(self.invite(name, *ports), AgentKey(router.key.public), 0.0)
         return router
 
     async def attached(self, name: str = "home", *ports: int, silent: bool = False) -> Router:
@@ -123,8 +124,8 @@ class Relay:
         await router.attach(silent=silent)
         return router
 
-    def invite(self, name: str, *ports: int) -> bytes:
-        token = secrets.token_bytes(16)
+    def invite(self, name: str, *ports: int) -> Token:
+        token = Token(secrets.token_bytes(16))
         self.registry.invite(
             name, token, now=0.0, lifetime=1e12, ports=ports, port_range=range(11111, 12111)
         )
@@ -136,7 +137,7 @@ class Relay:
             db.execute("DELETE FROM ports WHERE port = ?", (port,))
 
     def agent(self, router: Router) -> AgentState:
-        return self.agents._present[router.key.public]
+        return self.agents._present[AgentKey(router.key.public)]
 
 
 @asynccontextmanager
@@ -175,9 +176,9 @@ class Router:
 
     relay: Relay
     key: StaticKey
-    instance: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    instance: InstanceId = field(default_factory=lambda: InstanceId(secrets.token_bytes(16)))
     epoch: int = 0
-    session: bytes | None = None
+    session: SessionId | None = None
     endpoint: Endpoint | None = None
     link: Link | None = None
     events: list[Event] = field(default_factory=list)
@@ -200,9 +201,9 @@ class Router:
         *,
         resume: Resume | None = None,
         epoch: int | None = None,
-        token: bytes | None = None,
+        token: Token | None = None,
         features: tuple[str, ...] | None = None,
-        successor: bytes | None = None,
+        successor: AgentKey | None = None,
         silent: bool = False,
     ) -> Welcome:
         """A new link. `silent`: nobody reads it, as if the process were stopped."""
@@ -226,7 +227,7 @@ class Router:
                 sock,
                 suite=Suite.CHACHAPOLY,
                 static=self.key,
-                relay_key=(self.relay_key or self.relay.key).public,
+                relay_key=RelayKey((self.relay_key or self.relay.key).public),
                 hello=hello,
             )
         except BaseException:

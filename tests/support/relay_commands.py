@@ -11,6 +11,7 @@ from typing import Any
 
 from protocol.process.control.client import SOCKET
 from protocol.process.state import StateFolder
+from protocol.wire.identifiers import AgentKey, Token
 from relay_server.registry.registry import Registry
 from relay_server.registry.relay_keys import RelayKeys, load_or_make
 
@@ -20,11 +21,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 def enrol(state: StateFolder, name: str, number: int, *ports: int) -> None:
     with Registry(state) as registry:
-        token = bytes([number]) * 16
+        token = Token(bytes([number]) * 16)
         registry.invite(
             name, token, now=NOW, lifetime=1, port_range=range(11111, 11120), ports=ports
         )
-        registry.redeem(token, bytes([number]) * 32, NOW)
+        registry.redeem(token, AgentKey(bytes([number]) * 32), NOW)
 
 
 @contextmanager

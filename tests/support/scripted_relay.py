@@ -21,6 +21,7 @@ from protocol.transport.sockets import prepare_spliced
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import Publish
 from protocol.wire.hello import Denial, Hello, Welcome
+from protocol.wire.identifiers import RelayKey, SessionId
 from protocol.wire.noise import StaticKey
 from relay_agent.identity.relay_identity import RelayIdentity
 from tests.support.ends import LIMITS
@@ -38,7 +39,7 @@ class ScriptedRelay:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.key = StaticKey.generate()
         self.keys = [self.key]  # the first is the current one
-        self.shown: list[bytes] = []  # which of them each agent knew
+        self.shown: list[RelayKey] = []  # which of them each agent knew
         self.greetings: list[Greeting] = []
         self.callers = 0
         self.times: list[float] = []  # when each came
@@ -46,7 +47,7 @@ class ScriptedRelay:
         self.published: list[Publish] = []
         self.withdrawn: list[int] = []
         self.goodbyes: list[object] = []
-        self.sessions: dict[bytes, Endpoint] = {}
+        self.sessions: dict[SessionId, Endpoint] = {}
         self.endpoint: Endpoint | None = None
         self.ports: tuple[int, ...] = (11111, 11112)
         self.answer: Callable[[Endpoint, Publish], None] = self.confirm
@@ -57,7 +58,9 @@ class ScriptedRelay:
 
     @property
     def address(self) -> RelayIdentity:
-        return RelayIdentity(hosts=[HostPort("127.0.0.1", self.port)], key=self.key.public)
+        return RelayIdentity(
+            hosts=[HostPort("127.0.0.1", self.port)], key=RelayKey(self.key.public)
+        )
 
     @property
     def now(self) -> Endpoint:
@@ -88,8 +91,8 @@ class ScriptedRelay:
         self.hellos.append(arrival.hello)
         return arrival
 
-    def welcome(self, session: bytes, *, resumed: bool, received: int = 0) -> Welcome:
-        newest = self.keys[0].public
+    def welcome(self, session: SessionId, *, resumed: bool, received: int = 0) -> Welcome:
+        newest = RelayKey(self.keys[0].public)
         return Welcome(
             session=session,
             resumed=resumed,
@@ -108,7 +111,7 @@ class ScriptedRelay:
         resume = arrival.hello.resume
         endpoint = self.sessions.get(resume.session) if resume else None
         if endpoint is None or resume is None:
-            session, received = len(self.hellos).to_bytes(16, "big"), 0
+            session, received = self._new_id(), 0
             endpoint = self.sessions[session] = self._new_endpoint()
             welcome = self.welcome(session, resumed=False)
         else:
@@ -143,12 +146,15 @@ class ScriptedRelay:
 
     async def welcome_and_be_silent(self, sock: socket.socket) -> Arrival:
         arrival = await self.shake(sock)
-        session = len(self.hellos).to_bytes(16, "big")
+        session = self._new_id()
         self.sessions[session] = self._new_endpoint()
         await arrival.welcome(self.welcome(session, resumed=False))
         return arrival
 
-    def resuming(self, session: bytes) -> Greeting:
+    def _new_id(self) -> SessionId:
+        return SessionId(len(self.hellos).to_bytes(16, "big"))
+
+    def resuming(self, session: SessionId) -> Greeting:
         """Claims to resume `session`, whatever was asked for."""
 
         async def greet(sock: socket.socket) -> None:
