@@ -25,12 +25,12 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, NoReturn
 
 import msgpack
 import trio
 
-from protocol.process.systemd import notify, take_descriptors
+from protocol.process.systemd import NamedDescriptor, notify, take_descriptors
 from protocol.wire.body import Fields
 
 # Rises with every change of what either side leaves: protocol.session.snapshot, Splice.export,
@@ -58,8 +58,6 @@ PATIENCE: Final = 1.0
 _TRIAL: Final = 60.0
 # <asm/socket.h>; Python does not have it.
 _SO_COOKIE: Final = 57
-
-Named: TypeAlias = list[tuple[str, int]]
 
 
 class StateUnreadable(Exception):  # noqa: N818 - an outcome, not a defect
@@ -155,7 +153,7 @@ async def why_not(module: str) -> str:
     return "" if done.returncode == 0 else f"what is installed does not start: {last}"
 
 
-def replace_process(left: Sequence[tuple[str, int]]) -> NoReturn:
+def replace_process(left: Sequence[NamedDescriptor]) -> NoReturn:
     """Become the program that is installed now under the path we were started from.
 
     Raises OSError if that cannot be; then nothing has changed.
@@ -180,7 +178,7 @@ def has_store() -> bool:
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
-def store(left: Sequence[tuple[str, int]]) -> None:
+def store(left: Sequence[NamedDescriptor]) -> None:
     """Give copies to the manager, which closes what it does not keep, and wait until it has them.
 
     Kept until they are closed by `forget`, or the service is stopped for good.
@@ -215,7 +213,7 @@ def _wait_until_read() -> None:
         os.close(reader)
 
 
-def take_left(environment: MutableMapping[str, str] = os.environ) -> Named:
+def take_left(environment: MutableMapping[str, str] = os.environ) -> list[NamedDescriptor]:
     """What was left to this process, and what a socket unit opened for it. Once only."""
     left = take_descriptors(environment)
     for entry in environment.pop(_INHERITED, "").split():

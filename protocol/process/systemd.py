@@ -11,7 +11,10 @@ import contextlib
 import os
 import socket
 from collections.abc import MutableMapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
+
+# What a descriptor is called in the FD store, and its number.
+NamedDescriptor: TypeAlias = tuple[str, int]
 
 # sd_listen_fds(3): SD_LISTEN_FDS_START.
 _FIRST: Final = 3
@@ -50,7 +53,7 @@ def watchdog_seconds(environment: MutableMapping[str, str] = os.environ) -> floa
 
 def take_descriptors(
     environment: MutableMapping[str, str] = os.environ, *, first: int = _FIRST
-) -> list[tuple[str, int]]:
+) -> list[NamedDescriptor]:
     """What we were started with, by name: of socket units, or out of the FD store.
 
     Once only: they are not for our children, nor for a second look.

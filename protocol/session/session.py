@@ -50,6 +50,7 @@ from protocol.wire import frame as wire
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_STREAM, FrameType
 from protocol.wire.hello import Limits
+from protocol.wire.identifiers import SocketAddress
 from protocol.wire.noise import Buffer
 
 
@@ -205,7 +206,7 @@ class Session:
         """Their ids, in the order in which they were opened."""
         return tuple(self._streams)
 
-    def open(self, publication: int, source: tuple[str, int]) -> int | None:
+    def open(self, publication: int, source: SocketAddress) -> int | None:
         """For the end that opens streams: open one for a visitor from `source`; None at a limit.
 
         Raises SessionLost when the ids are used up.

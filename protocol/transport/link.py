@@ -28,6 +28,7 @@ from protocol.transport.pace import INTERVAL, Pace
 from protocol.transport.sockets import limit_unsent, reset_on_close
 from protocol.transport.tcpinfo import tcp_info, unacked, unsent
 from protocol.wire.buffers import Pool
+from protocol.wire.identifiers import SocketAddress
 from protocol.wire.noise import Buffer
 from protocol.wire.record import MAX_RECORD, RECORD_OVERHEAD, Opener, Sealer, lazy_area
 
@@ -72,7 +73,7 @@ class Link:
         self._acked = 0  # bytes, as the kernel last said
 
     @property
-    def peername(self) -> tuple[str, int]:
+    def peername(self) -> SocketAddress:
         """Address and port of the other end."""
         try:
             host, port = self._sock.getpeername()[:2]

@@ -17,6 +17,7 @@ from typing import Final
 
 from protocol.errors import RemoteProtocolError
 from protocol.wire.body import MAX_REASON, decode_map, encode_map, printable
+from protocol.wire.identifiers import SocketAddress
 from protocol.wire.record import FRAME_HEADER, MAX_FRAME
 
 HEADER_SIZE: Final = FRAME_HEADER.size
@@ -154,7 +155,7 @@ class Open:
     """The relay opens a stream: a visitor came from `source` (address, port)."""
 
     publication: int
-    source: tuple[str, int]
+    source: SocketAddress
 
     def encode(self, stream: int) -> bytes:
         host, port = self.source

@@ -11,6 +11,8 @@ import ipaddress
 import struct
 from typing import Final, Literal, TypeAlias
 
+from protocol.wire.identifiers import SocketAddress
+
 Version: TypeAlias = Literal["v1", "v2"]
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
@@ -20,7 +22,7 @@ _PROXIED: Final = 0x21
 _TCP4, _TCP6, _UNSPECIFIED = 0x11, 0x21, 0x00
 
 
-def header(version: Version, source: tuple[str, int], public_port: int) -> bytes:
+def header(version: Version, source: SocketAddress, public_port: int) -> bytes:
     """The bytes that go before the visitor's first one."""
     try:
         address = ipaddress.ip_address(source[0].partition("%")[0])

@@ -24,6 +24,7 @@ from protocol.transport.sockets import send_all
 from protocol.transport.splice import Splice
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode, Refused
+from protocol.wire.identifiers import SocketAddress
 from relay_agent.services.proxy_protocol import header
 from relay_agent.services.service import Service
 from relay_agent.services.target import dial_target
@@ -186,7 +187,7 @@ class Publisher:
             return
         self._nursery.start_soon(self._serve, splice, service, opened.open.source)
 
-    async def _serve(self, splice: Splice, service: Service, source: tuple[str, int]) -> None:
+    async def _serve(self, splice: Splice, service: Service, source: SocketAddress) -> None:
         about = {**splice.about, "stream": splice.stream}
         sock: socket.socket | None = None
         try:
@@ -220,7 +221,7 @@ class Publisher:
         )
 
 
-async def _connect(service: Service, source: tuple[str, int]) -> socket.socket:
+async def _connect(service: Service, source: SocketAddress) -> socket.socket:
     """A socket to the target, which is told its visitor's address if it expects that.
 
     Raises OSError.

@@ -22,7 +22,7 @@ from protocol.process.rate_limit import RateLimit
 from protocol.process.state import StateError
 from protocol.transport.handshake import Arrival, respond
 from protocol.wire.hello import Denial
-from protocol.wire.identifiers import AgentKey, Token
+from protocol.wire.identifiers import AgentKey, SocketAddress, Token
 from relay_server.agents.context import RelayContext
 from relay_server.agents.half_open import Bounds, Caller, HalfOpenLimit
 from relay_server.agents.manager import Agents
@@ -50,7 +50,7 @@ class Handshakes:
         # The noise of scanners must not hide the trouble of agents, who know the relay's key.
         self._strangers, self._proved = RateLimit(), RateLimit()
 
-    def on_caller(self, sock: socket.socket, source: tuple[str, int]) -> None:
+    def on_caller(self, sock: socket.socket, source: SocketAddress) -> None:
         now = trio.current_time()
         scope = trio.CancelScope(deadline=now + self._context.config.handshake_timeout)
         caller = self._half_open.enter(source[0], now, scope.cancel)
@@ -63,7 +63,7 @@ class Handshakes:
     async def _greet(
         self,
         sock: socket.socket,
-        source: tuple[str, int],
+        source: SocketAddress,
         caller: Caller,
         scope: trio.CancelScope,
     ) -> None:
@@ -82,7 +82,7 @@ class Handshakes:
                 await self._agents.admit(*known, HostPort(*source))
 
     async def _meet(
-        self, sock: socket.socket, source: tuple[str, int], caller: Caller
+        self, sock: socket.socket, source: SocketAddress, caller: Caller
     ) -> tuple[Arrival, EnrolledAgent] | None:
         """The agent that calls; None for anything else, which is told why if it may know."""
         try:
@@ -123,7 +123,7 @@ class Handshakes:
         return len(self._half_open)
 
     def _tell_failed(
-        self, source: tuple[str, int], why: HandshakeFailure, limit: RateLimit, reason: str = ""
+        self, source: SocketAddress, why: HandshakeFailure, limit: RateLimit, reason: str = ""
     ) -> None:
         self._context.counters.handshakes_failed[why] += 1
         if limit.allows(trio.current_time()):

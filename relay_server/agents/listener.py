@@ -18,6 +18,7 @@ import trio
 
 from protocol.errors import RefusalCode
 from protocol.process.logs import event
+from protocol.wire.identifiers import SocketAddress
 from relay_server.net.accept_loop import accept_forever
 from relay_server.net.fd_store import StoredListeners
 from relay_server.net.networks import Admission
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 # A port that another program holds is tried again this often: a person who frees it is waiting.
 RETRY: Final = 2.0
 
-OnVisitor = Callable[[socket.socket, tuple[str, int]], None]
+OnVisitor = Callable[[socket.socket, SocketAddress], None]
 
 
 class PortUnavailable(Exception):  # noqa: N818 - an answer, not an error

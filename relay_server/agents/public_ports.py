@@ -14,6 +14,7 @@ from protocol.process.state import StateError
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.body import Fields
 from protocol.wire.frame import Publish
+from protocol.wire.identifiers import SocketAddress
 from relay_server.agents.listener import Listener, PortUnavailable
 from relay_server.agents.saved import SavedVisit
 from relay_server.agents.visited_agent import VisitedAgent
@@ -168,7 +169,7 @@ class PublicPorts:
         self,
         listener: Listener,
         sock: socket.socket,
-        source: tuple[str, int],
+        source: SocketAddress,
     ) -> None:
         self._context.nursery.start_soon(visit, self._agent, listener, sock, source)
 

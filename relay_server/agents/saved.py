@@ -16,7 +16,14 @@ from typing import Generic, TypeVar
 from protocol.wire.body import Fields
 from protocol.wire.frame import MAX_STREAM, Publish
 from protocol.wire.hello import MAX_PORTS, MAX_STREAMS, MAX_TEXT, U64_MAX
-from protocol.wire.identifiers import ID_SIZE, AgentKey, InstanceId, RelayKey, SessionId
+from protocol.wire.identifiers import (
+    ID_SIZE,
+    AgentKey,
+    InstanceId,
+    RelayKey,
+    SessionId,
+    SocketAddress,
+)
 from protocol.wire.noise import KEY_SIZE
 from relay_server.agents.attach_policy import DISPLACED_KEPT
 
@@ -28,7 +35,7 @@ class SavedVisit(Generic[_Body]):
     socket: int  # the kernel's cookie of it
     port: int  # the public one
     service: str
-    source: tuple[str, int]
+    source: SocketAddress
     stream: int | None = None  # None while it waits for the agent
     splice: _Body | None = None  # there is one if there is a stream
 

@@ -18,6 +18,7 @@ from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
 from protocol.wire.body import Fields
+from protocol.wire.identifiers import SocketAddress
 from relay_server.agents.listener import Listener
 from relay_server.agents.reasons import Refusal, VisitorRefused
 from relay_server.agents.saved import SavedVisit
@@ -40,7 +41,7 @@ _BY_TARGET: Final = "aborted"
 
 
 async def visit(
-    agent: VisitedAgent, listener: Listener, sock: socket.socket, source: tuple[str, int]
+    agent: VisitedAgent, listener: Listener, sock: socket.socket, source: SocketAddress
 ) -> None:
     """Carry one visitor from accept to the end. Owns `sock`."""
     one = NewVisit(agent, listener, sock, source)
@@ -77,7 +78,7 @@ class Visit:
         port: int,
         service: str,
         sock: socket.socket,
-        source: tuple[str, int],
+        source: SocketAddress,
     ) -> None:
         """It came from `source` to the public `port`, which served `service` then."""
         self._agent = agent
@@ -177,7 +178,7 @@ class NewVisit(Visit):
         agent: VisitedAgent,
         listener: Listener,
         sock: socket.socket,
-        source: tuple[str, int],
+        source: SocketAddress,
     ) -> None:
         super().__init__(agent, listener.port, listener.service, sock, source)
         self._listener = listener

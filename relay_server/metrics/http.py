@@ -22,6 +22,7 @@ import h11
 import trio
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from protocol.wire.identifiers import SocketAddress
 from relay_server.net.accept_loop import accept_forever
 from relay_server.net.fault_isolation import contained
 
@@ -54,7 +55,7 @@ class MetricsEndpoint:
         with sock:
             await accept_forever(sock, self._on_caller)
 
-    def _on_caller(self, sock: socket.socket, _: tuple[str, int]) -> None:
+    def _on_caller(self, sock: socket.socket, _: SocketAddress) -> None:
         if self._callers >= MOST_CALLERS:
             sock.close()
             return

@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from protocol.process.logs import event
+from protocol.wire.identifiers import SocketAddress
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def listen(host: str, port: int, *, dual_stack: bool) -> socket.socket:
 
 async def accept_forever(
     sock: socket.socket,
-    on_caller: Callable[[socket.socket, tuple[str, int]], None],
+    on_caller: Callable[[socket.socket, SocketAddress], None],
     on_failure: Callable[[], None] = lambda: None,
 ) -> None:
     """Call `on_caller(socket, (host, port))` for each caller; it must not wait or raise.
@@ -107,7 +108,7 @@ def stop_accepting(sock: socket.socket) -> None:
         sock.close()
 
 
-def plain_address(address: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:
+def plain_address(address: SocketAddress | tuple[str, int, int, int]) -> SocketAddress:
     """Host and port, an IPv4 caller on an IPv6 socket as what it is."""
     host = address[0]
     return host.removeprefix("::ffff:") if "." in host else host, address[1]

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterable
 from typing import Final
 
-from protocol.process.systemd import notify
+from protocol.process.systemd import NamedDescriptor, notify
 from relay_server.net.accept_loop import BACKLOG, listen, stop_accepting
 
 # FileDescriptorName of the socket unit: where agents dial in, instead of what `listen` says.
@@ -65,7 +65,7 @@ class StoredListeners:
         """The process ends: what is closed from here on stays in the store, for the next one."""
         self._leaving = True
 
-    def left(self) -> list[tuple[str, int]]:
+    def left(self) -> list[NamedDescriptor]:
         """All that are open, by name, for a process that does not get them out of the store."""
         named = [*self._open.items(), *self._unclaimed.items()]
         named += [(LINK, sock) for sock in self.links]

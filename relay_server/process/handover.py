@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Final
 from protocol.errors import RemoteProtocolError, ResetCode, SessionLost
 from protocol.process import handover
 from protocol.process.config import ConfigError
-from protocol.process.handover import STATE, Named, StateUnreadable
+from protocol.process.handover import STATE, StateUnreadable
 from protocol.process.logs import event
 from protocol.process.state import StateError
+from protocol.process.systemd import NamedDescriptor
 from protocol.wire.body import Fields
 from protocol.wire.frame import CloseCode
 from relay_server.agents.agent_state import AgentState
@@ -52,7 +53,7 @@ async def upgrade(agents: Agents, stored: StoredListeners, read: Callable[[], ob
 
     `read` raises ConfigError for a configuration that the next one could not start with.
     """
-    left: Named = []
+    left: list[NamedDescriptor] = []
     try:
         read()
         reason = await handover.why_not("relay_server.process.run")
@@ -81,19 +82,21 @@ def leave_to_manager(agents: Agents) -> None:
         os._exit(0)
 
 
-def _leave(agents: Agents) -> Named:
+def _leave(agents: Agents) -> list[NamedDescriptor]:
     """The state and all visitors' sockets, for a carrier. Raises OSError.
 
     From here on nothing may run, unless the carrier fails.
     """
     agents.say_goodbye(CloseCode.RESTARTING)
-    sockets: Named = []
+    sockets: list[NamedDescriptor] = []
     state = handover.write_state(_records(agents.present, sockets))
     event(log, logging.INFO, "handing-over", visitors=len(sockets))
     return [(STATE, state), *sockets]
 
 
-def _records(present: list[AgentState], sockets: Named) -> Iterator[dict[str, object]]:
+def _records(
+    present: list[AgentState], sockets: list[NamedDescriptor]
+) -> Iterator[dict[str, object]]:
     for agent in present:
         endpoint, session_id = agent.endpoint, agent.ownership.session
         if endpoint is None or session_id is None:
@@ -111,7 +114,7 @@ def _records(present: list[AgentState], sockets: Named) -> Iterator[dict[str, ob
 class Found:
     """What was left to this process; `others` are the descriptors that are not sessions'."""
 
-    def __init__(self, left: Named) -> None:
+    def __init__(self, left: list[NamedDescriptor]) -> None:
         self.others: list[tuple[str, socket.socket]] = []
         self._states = [descriptor for name, descriptor in left if name == STATE]
         self._visitors: dict[int, socket.socket] = {}  # by cookie

@@ -15,7 +15,8 @@ import trio
 
 from protocol.process import handover as carriers
 from protocol.process.config import ConfigError
-from protocol.process.handover import STATE, Named, read_state, write_state
+from protocol.process.handover import STATE, read_state, write_state
+from protocol.process.systemd import NamedDescriptor
 from protocol.session.events import PeerClosing
 from protocol.transport.link import Link
 from protocol.wire.frame import CloseCode
@@ -62,7 +63,7 @@ def enrol(nursery: trio.Nursery, leftovers: list[socket.socket | Link]) -> Calla
     return make
 
 
-def left_by(relay: Relay) -> Named:
+def left_by(relay: Relay) -> list[NamedDescriptor]:
     """Copies, as a carrier makes them. The relay may not go on after this."""
     return [(name, os.dup(descriptor)) for name, descriptor in handover._leave(relay.agents)]
 
@@ -73,7 +74,9 @@ async def resumed(router: Router, relay: Relay) -> bool:
     return welcome.resumed
 
 
-def changed(left: Named, change: Callable[[dict[str, Any]], object]) -> Named:
+def changed(
+    left: list[NamedDescriptor], change: Callable[[dict[str, Any]], object]
+) -> list[NamedDescriptor]:
     """With another state: what `change` makes of the only record."""
     state = next(descriptor for name, descriptor in left if name == STATE)
     (record,) = read_state(state)
@@ -374,7 +377,7 @@ async def test_where_it_cannot_take_over_agents_come_back_to_this_one(
     async def fine(_: str) -> str:
         return ""
 
-    def fails(_: Named) -> None:
+    def fails(_: list[NamedDescriptor]) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(carriers, "why_not", fine)
