@@ -4,7 +4,7 @@
     python -m tests.selection using LIBRARY…    those of the modules that import one of them
 
 A test module is taken to test each module of the product that it imports, itself or by way of other
-modules of `tests`, the conftest.py files above it among them. Imports inside the product are not
+modules of `tests` and by way of the fixtures that it asks for. Imports inside the product are not
 followed: nearly all of it is reached from nearly everywhere.
 """
 
@@ -14,6 +14,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Set
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -25,6 +26,14 @@ UNIT: Final = "tests/unit"
 ALWAYS: Final = (UNIT, f"{UNIT}/deploy")
 # On these all tests depend.
 ROOTS: Final = frozenset({"pyproject.toml", "constraints.txt", "tests/conftest.py"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixture:
+    name: str
+    modules: Set[str]  # that its function names
+    asks: Set[str]  # for these other fixtures, and more that are none
+    always: bool  # whether or not a test asks for it
 
 
 class Tree:
@@ -40,24 +49,47 @@ class Tree:
 
     @cached_property
     def imports(self) -> dict[str, frozenset[str]]:
-        """What each module imports, at its top, in a function, or by a name in a table of commands;
-        absolute names."""
-        return {module: frozenset(self._imports_of(module)) for module in self._files}
+        """What each module imports, at its top or in a function, by absolute names.
 
-    def _imports_of(self, module: str) -> Iterable[str]:
-        file = self._files[module]
-        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(ast.parse(file.read_text())):
+        A string counts that names a module, as in a table of commands, or something in a module.
+        """
+        return {
+            module: frozenset(self._bindings[module].values()) | self._named_by_strings(module)
+            for module in self._files
+        }
+
+    @cached_property
+    def _nodes(self) -> dict[str, list[ast.AST]]:
+        return {
+            module: list(ast.walk(ast.parse(file.read_text())))
+            for module, file in self._files.items()
+        }
+
+    def _named_by_strings(self, module: str) -> set[str]:
+        strings = _strings(self._nodes[module])
+        return {one for name in strings for one in (name, name.rpartition(".")[0])} & self._dotted
+
+    @cached_property
+    def _dotted(self) -> set[str]:
+        """Names of modules that are nothing else, as `tests` might be."""
+        return {module for module in self._files if "." in module}
+
+    @cached_property
+    def _bindings(self) -> dict[str, dict[str, str]]:
+        """For each module, what the names stand for that it imports."""
+        return {module: dict(self._imports_of(module)) for module in self._files}
+
+    def _imports_of(self, module: str) -> Iterable[tuple[str, str]]:
+        package = module if self._files[module].name == "__init__.py" else module.rpartition(".")[0]
+        for node in self._nodes[module]:
             if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
+                yield from ((alias.asname or alias.name, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 parts = package.split(".")[: 1 - node.level or None] if node.level else []
                 source = ".".join([*parts, *([node.module] if node.module else [])])
                 for alias in node.names:
                     name = f"{source}.{alias.name}"
-                    yield name if name in self._files else source
-            elif isinstance(node, ast.Constant) and "." in str(node.value):
-                yield from {str(node.value)} & self._files.keys()
+                    yield alias.asname or alias.name, name if name in self._files else source
 
     @cached_property
     def unit_tests(self) -> list[str]:
@@ -74,15 +106,57 @@ class Tree:
         return {test: frozenset(self._touched_by(test)) for test in self.unit_tests}
 
     def _touched_by(self, test: str) -> set[str]:
-        conftests = (folder / "conftest.py" for folder in PurePosixPath(test).parents)
-        todo = {_module(path) for path in (PurePosixPath(test), *conftests)} & self._files.keys()
-        found: set[str] = set()
+        folders = PurePosixPath(test).parents
+        conftests = {_module(folder / "conftest.py") for folder in folders} & self._files.keys()
+        module = _module(PurePosixPath(test))
+        todo = {module} | self._through_fixtures(_asks(self._nodes[module]), conftests)
+        found = set(conftests)
         while todo:
             module = todo.pop()
             found.add(module)
             if module.startswith("tests."):
                 todo |= self.imports.get(module, frozenset()) - found
         return found
+
+    def _through_fixtures(self, asked: set[str], conftests: Set[str]) -> set[str]:
+        """The modules that those fixtures use which are asked for by name, or by other fixtures."""
+        found: set[str] = set()
+        names, seen = set(asked), set[str]()
+        while names - seen:
+            seen |= names
+            for fixture in (one for conftest in conftests for one in self._fixtures[conftest]):
+                if fixture.name in seen or fixture.always:
+                    found |= fixture.modules
+                    names |= fixture.asks
+        return found
+
+    @cached_property
+    def _fixtures(self) -> dict[str, list[_Fixture]]:
+        """Those of each conftest.py, made there or imported."""
+        return {
+            module: list(self._fixtures_of(module))
+            for module, file in self._files.items()
+            if file.name == "conftest.py"
+        }
+
+    def _fixtures_of(self, module: str) -> Iterable[_Fixture]:
+        bindings = self._bindings[module]
+        for name, source in bindings.items():
+            yield _Fixture(name, {source}, set(), always=False)
+        for node in self._nodes[module]:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                nodes = list(ast.walk(node))
+                names = {one.id for one in nodes if isinstance(one, ast.Name)}
+                yield _Fixture(
+                    node.name,
+                    {
+                        source
+                        for name, source in bindings.items()
+                        if name.partition(".")[0] in names
+                    },
+                    _asks(nodes),
+                    always=any("autouse=True" in ast.unparse(one) for one in node.decorator_list),
+                )
 
     def importers_of(self, modules: Set[str]) -> set[str]:
         """Modules of the product that import one of these modules or libraries."""
@@ -113,6 +187,17 @@ class Tree:
             seen |= modules
             modules = self.importers_of(modules)
         return set()
+
+
+def _asks(nodes: Iterable[ast.AST]) -> set[str]:
+    """For which fixtures: the names of arguments; and strings, as `usefixtures` has."""
+    nodes = list(nodes)
+    return {node.arg for node in nodes if isinstance(node, ast.arg)} | _strings(nodes)
+
+
+def _strings(nodes: Iterable[ast.AST]) -> set[str]:
+    constants = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
 
 
 def _module(path: Path | PurePosixPath) -> str:

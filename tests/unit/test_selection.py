@@ -31,9 +31,21 @@ FILES = {
     "tests/unit/protocol/test_frames.py": "import protocol.frames",
     "tests/unit/protocol/test_staged.py": "from ...stage import ciphers",
     "tests/unit/protocol/test_text.py": "from protocol.text import dashes",
-    "tests/unit/relay_server/conftest.py": "from relay_server.clocks import now",
     "tests/unit/relay_agent/test_cli.py": "import relay_server.cli",
+    "tests/unit/relay_server/conftest.py": """
+from relay_server import clocks
+from tests.stage import curtain
+
+@pytest.fixture
+def clock(): return clocks.now()
+
+@pytest.fixture
+def late(clock): return clock + 1
+""",
     "tests/unit/relay_server/test_any.py": "EXAMPLE = 'example.toml'",
+    "tests/unit/relay_server/test_curtain.py": "def test(curtain): pass",
+    "tests/unit/relay_server/test_late.py": "def test(late): pass",
+    "tests/unit/relay_server/test_patched.py": "patch('relay_server.clocks.now', 0)",
 }
 
 
@@ -57,28 +69,43 @@ def short(tests: list[str]) -> list[str]:
 
 def test_a_library_is_used_by_the_tests_of_the_modules_that_import_it(tree: Tree) -> None:
     """Also of a module that no test imports itself."""
-    assert short(using(tree, ["cryptography"])) == ["test_ciphers", "test_staged", "test_cli"]
+    found = ["test_ciphers", "test_staged", "test_cli", "test_curtain"]
+    assert short(using(tree, ["cryptography"])) == found
 
 
-def test_a_conftest_is_part_of_every_test_below_it(tree: Tree) -> None:
-    assert short(using(tree, ["trio"])) == ["test_any"]
+def test_a_fixture_counts_for_the_tests_that_ask_for_it_directly_or_not(tree: Tree) -> None:
+    assert short(using(tree, ["trio"])) == ["test_late", "test_patched"]
+
+
+def test_a_fixture_that_is_always_there_counts_for_every_test_below(folder: Path) -> None:
+    conftest = folder / "tests/unit/relay_server/conftest.py"
+    conftest.write_text(
+        conftest.read_text().replace("fixture\ndef c", "fixture(autouse=True)\ndef c")
+    )
+    below = ["test_any", "test_curtain", "test_late", "test_patched"]
+    assert short(using(Tree(folder), ["trio"])) == below
 
 
 def test_of_several_libraries_any_counts(tree: Tree) -> None:
     both = using(tree, ["cryptography", "trio"])
-    assert short(both) == ["test_ciphers", "test_staged", "test_cli", "test_any"]
+    one = using(tree, ["cryptography"])
+    other = using(tree, ["trio"])
+    assert both == sorted({*one, *other})
 
 
 @pytest.mark.parametrize(
     ("changed", "tests"),
     [
-        ("protocol/ciphers.py", ["test_ciphers", "test_frames", "test_staged"]),
+        ("protocol/ciphers.py", ["test_ciphers", "test_frames", "test_staged", "test_curtain"]),
         ("protocol/text.py", ["test_text"]),
-        ("relay_server/clocks.py", ["test_any"]),
+        ("relay_server/clocks.py", ["test_late", "test_patched"]),
         ("relay_server/run.py", ["test_cli"]),
-        ("tests/stage.py", ["test_staged"]),
+        ("tests/stage.py", ["test_staged", "test_curtain"]),
         ("tests/unit/protocol/test_text.py", ["test_text"]),
-        ("tests/unit/relay_server/conftest.py", ["test_any"]),
+        (
+            "tests/unit/relay_server/conftest.py",
+            ["test_any", "test_curtain", "test_late", "test_patched"],
+        ),
         ("docs/example.toml", ["test_any"]),
         ("docs/any.md", []),
     ],
@@ -91,7 +118,7 @@ def test_a_changed_file_concerns(tree: Tree, changed: str, tests: list[str]) -> 
 
 def test_several_changes_concern_what_each_of_them_does(tree: Tree) -> None:
     found = concerned(tree, ["protocol/text.py", "tests/stage.py"])
-    assert short(found) == ["test_staged", "test_text"]
+    assert short(found) == ["test_staged", "test_text", "test_curtain"]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +169,9 @@ def test_the_command_prints_files_for_pytest(
 ) -> None:
     main(["using", "trio"], folder)
     said = capsys.readouterr()
-    assert said.out == "tests/unit/relay_server/test_any.py\n"
-    assert said.err == "trio: 1 of 7 files of unit tests\n"
+    late, patched = (f"tests/unit/relay_server/test_{name}.py" for name in ("late", "patched"))
+    assert said.out == f"{late}\n{patched}\n"
+    assert said.err == "trio: 2 of 10 files of unit tests\n"
 
 
 def test_without_git_the_command_prints_the_folder(
