@@ -7,7 +7,7 @@ import logging
 import resource
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from protocol.process.logs import event
 
@@ -65,8 +65,12 @@ def descriptor_limit(*, hard: bool = False) -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
-def descriptors() -> dict[str, int]:
-    """How many this process has, and may have."""
+class Descriptors(TypedDict):
+    descriptors: int  # that this process has
+    descriptor_limit: int  # that it may have
+
+
+def descriptors() -> Descriptors:
     listed = sum(1 for _ in Path("/proc/self/fd").iterdir())
     return {
         "descriptors": listed - 1,  # one is that of the listing

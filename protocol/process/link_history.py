@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.process.control.schema import LastCut, LinkFacts
+
 
 @dataclass(slots=True)
 class LinkHistory:
@@ -24,9 +26,9 @@ class LinkHistory:
         self.since = self.cut_at = now
         self.cut_why = why
 
-    def facts(self, now: float) -> dict[str, object]:
+    def facts(self, now: float) -> LinkFacts:
         """For JSON; ages in seconds."""
-        cut = None
+        cut: LastCut | None = None
         if self.cut_at is not None:
             cut = {"age": round(now - self.cut_at, 1), "reason": self.cut_why}
         return {

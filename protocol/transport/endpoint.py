@@ -6,7 +6,7 @@ The only place that knows both what a session is and what a link is made of. Lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -16,9 +16,10 @@ from protocol.session.events import Event, StreamFinished, StreamReset
 from protocol.session.session import Session
 from protocol.transport.link import Link
 from protocol.transport.splice import Splice
+from protocol.transport.status import StreamAbout, StreamStatus
 from protocol.wire.buffers import BufferPool
 
-_UNKNOWN: Final[Mapping[str, object]] = {}
+_UNKNOWN: Final[StreamAbout] = {}
 
 
 class Endpoint:
@@ -42,7 +43,7 @@ class Endpoint:
         self._on_event = on_event
         self._on_suspicion = on_suspicion
 
-    def join(self, stream: int, about: Mapping[str, object] = _UNKNOWN) -> Splice:
+    def join(self, stream: int, about: StreamAbout = _UNKNOWN) -> Splice:
         """A splice for `stream`; run it with a socket, or `refuse` the stream."""
         splice = Splice(
             self.session,
@@ -119,7 +120,7 @@ class Endpoint:
         liveness = self.session.liveness
         return liveness.rtt or liveness.min_rtt or None
 
-    def streams(self) -> list[dict[str, object]]:
+    def streams(self) -> list[StreamStatus]:
         """What goes on in each spliced stream: bytes from the socket, and to it."""
         now = trio.current_time()
         return [

@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -35,6 +35,7 @@ from protocol.session.send_admission import BURST_FRAMES
 from protocol.session.session import Session
 from protocol.transport.link import TURN_BYTES
 from protocol.transport.sockets import close_finished
+from protocol.transport.status import StreamAbout
 from protocol.wire.body import Fields
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import HEADER_SIZE, MAX_PAYLOAD, MAX_WINDOW
@@ -60,7 +61,7 @@ class Splice:
         pool: BufferPool,
         flush: Callable[[], None],
         over: Callable[[Splice], None],
-        about: Mapping[str, object],
+        about: StreamAbout,
     ) -> None:
         """`flush` sends what the session has, `over` hears that nothing more is to be done.
 

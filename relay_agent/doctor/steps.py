@@ -8,7 +8,7 @@ up to the relay are in `relay_steps`.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -26,7 +26,6 @@ from protocol.process.cli.checks import (
 from protocol.process.cli.command import CommandFailed
 from protocol.process.cli.text import milliseconds, span
 from protocol.process.config import ConfigError
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.service_manager import how_to_start
 from protocol.process.state import StateError
 from relay_agent import PROGRAM
@@ -44,6 +43,7 @@ from relay_agent.doctor.relay_steps import (
 from relay_agent.identity.agent_keys import load_agent_keys
 from relay_agent.identity.enrolment import LOCK, load_enrolment
 from relay_agent.join import VISIT_TIMEOUT
+from relay_agent.link.status import AgentStatus, ask_status
 from relay_agent.net.dial import DialFailed, dial
 from relay_agent.services.service import Service
 from relay_agent.services.ssh_discovery import BANNER_TIMEOUT, NoBanner, read_banner
@@ -74,15 +74,16 @@ async def _check_agent(context: Context) -> Finding:
     with trio.move_on_after(SETTLE_TIMEOUT):
         while True:
             try:
-                context.running = ask(context.state.path / SOCKET, "status")
+                running = ask_status(context.state)
             except CommandFailed as exc:
                 return failed(
                     str(exc), f"look at its log, and start it anew: {how_to_start(PROGRAM)}"
                 )
-            if context.running is not None:
+            if running is not None:
+                context.running = running
                 # Its services may be from its command line, or from files as they were before.
-                context.services = _served(context.running) or context.filed
-                return ok(f"an agent runs here for {span(context.running['age'])}")
+                context.services = _served(running) or context.filed
+                return ok(f"an agent runs here for {span(running['age'])}")
             try:
                 with context.state.lock(LOCK):
                     return failed("no agent runs here", f"start it: {how_to_start(PROGRAM)}")
@@ -95,7 +96,7 @@ async def _check_agent(context: Context) -> Finding:
     )
 
 
-def _served(status: dict[str, Any]) -> tuple[Service, ...]:
+def _served(status: AgentStatus) -> tuple[Service, ...]:
     return tuple(
         Service(one["service"], parse_host_port(one["target"]), one["port"])
         for one in status["services"]
@@ -150,7 +151,7 @@ async def _check_link(context: Context) -> Finding:
             f" well it runs with an older enrolment: {how_to_start(PROGRAM)}",
         )
     link = status["link"]
-    text = f"attached for {span(link['age'])}, round trip {milliseconds(link['rtt'])}"
+    text = f"attached for {span(link['age'] or 0.0)}, round trip {milliseconds(link['rtt'])}"
     refused = [one for one in status["services"] if one["state"] != "open"]
     if refused:
         why = ", ".join(f"{one['service']}: {one['reason'] or 'no answer'}" for one in refused)
@@ -171,22 +172,21 @@ async def _check_link(context: Context) -> Finding:
     return ok(text)
 
 
-async def _settled(context: Context) -> dict[str, Any]:
+async def _settled(context: Context) -> AgentStatus:
     """The status of the running agent; one that was just started or cut off is given a moment."""
-    status = context.running or {}
+    status = context.running
     with trio.move_on_after(SETTLE_TIMEOUT):
         while not status["attached"] or any(x["state"] == "asked" for x in status["services"]):
             await trio.sleep(POLL_INTERVAL)
             # The answer is from memory and over a socket of this machine, so this takes no time.
-            status = ask(context.state.path / SOCKET, "status") or status
+            status = ask_status(context.state) or status
     context.running = status
     return status
 
 
 async def _check_visit(context: Context) -> Finding:
     """From outside: through the public port, the relay, the session and the agent to the target."""
-    status = context.running or {}
-    host = status["link"]["address"].rpartition(":")[0].strip("[]")
+    host = context.running["link"]["address"].rpartition(":")[0].strip("[]")
     found, wrong = [], []
     # Where the target does not answer, a visit would say nothing about the way to it.
     for service in (one for one in context.services if one.name not in context.silent):

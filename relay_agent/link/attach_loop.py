@@ -39,6 +39,7 @@ from relay_agent.link.attach import SOFTWARE
 from relay_agent.link.backoff import CAP_WITH_STREAMS, CAP_WITHOUT_STREAMS, Backoff
 from relay_agent.link.relay_dialer import RelayDialer
 from relay_agent.link.session_holder import SessionHolder
+from relay_agent.link.status import AgentStatus
 from relay_agent.services.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -351,7 +352,7 @@ class AttachLoop:
         await self._addresses_changed.wait()
         self._addresses_changed = trio.Event()
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> AgentStatus:
         """What `relay-agent status` shows, and the doctor asks for."""
         now = trio.current_time()
         endpoint = self._session.endpoint

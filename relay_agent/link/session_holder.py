@@ -31,7 +31,7 @@ from relay_agent.services.publisher import Publisher
 
 if TYPE_CHECKING:
     from relay_agent.config import AgentConfig
-    from relay_agent.services.service import Service
+    from relay_agent.services.service import Service, ServiceStatus
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class SessionHolder:
         """What a hello tells the relay of a session that begins."""
         return self._config.limits()
 
-    def services(self) -> list[dict[str, object]]:
+    def services(self) -> list[ServiceStatus]:
         """The state of each publication, as `Publisher.services` has it."""
         return [] if self._publisher is None else self._publisher.services()
 

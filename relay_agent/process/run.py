@@ -14,6 +14,7 @@ import trio
 from protocol.process.config import ConfigError
 from protocol.process.control import server as control
 from protocol.process.control.client import SOCKET
+from protocol.process.control.schema import Answer
 from protocol.process.limits import tell_small_buffers
 from protocol.process.logs import event
 from protocol.process.sighup import ControllingTerminal
@@ -21,6 +22,7 @@ from protocol.process.state import StateError, StateFolder
 from relay_agent.identity.agent_keys import rotate
 from relay_agent.link.attach_loop import AttachLoop
 from relay_agent.link.relay_dialer import RelayDialer
+from relay_agent.link.status import AgentStatus
 from relay_agent.net.routes import DEBOUNCE, watch
 from relay_agent.process.reload import Reload
 
@@ -94,13 +96,13 @@ class _Process:
         self._nursery.cancel_scope.cancel()
 
     def _commands(self) -> dict[str, control.Command]:
-        def status(_: control.Request) -> control.Request:
+        def status(_: control.Request) -> AgentStatus:
             return self._loop.status()
 
-        def read_again(_: control.Request) -> control.Request:
+        def read_again(_: control.Request) -> Answer:
             return asdict(self._reload())
 
-        def rotate_key(_: control.Request) -> control.Request:
+        def rotate_key(_: control.Request) -> Answer:
             self._loop.use_keys(rotate(self._state))
             return {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
@@ -22,11 +22,12 @@ from protocol.session.session import Session
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import send_all
 from protocol.transport.splice import Splice
+from protocol.transport.status import StreamAbout
 from protocol.wire.buffers import BufferPool
 from protocol.wire.frame import CloseCode, Refused
 from protocol.wire.identifiers import SocketAddress
 from relay_agent.services.proxy_protocol import header
-from relay_agent.services.service import Service
+from relay_agent.services.service import Service, ServiceStatus
 from relay_agent.services.target import dial_target
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Publisher:
             self.relay_gone = happened.code is CloseCode.GONE
             event(log, logging.INFO, "relay-closing", restarting=not self.relay_gone)
 
-    def services(self) -> list[dict[str, object]]:
+    def services(self) -> list[ServiceStatus]:
         """The state of each publication, for JSON."""
         return [
             {
@@ -180,7 +181,7 @@ class Publisher:
     def _opened(self, opened: StreamOpened) -> None:
         # The splice is joined at once: data may follow OPEN in the same record.
         service = self._published[opened.open.publication]
-        about = {"service": service.name, "source": opened.open.source[0]}
+        about: StreamAbout = {"service": service.name, "source": opened.open.source[0]}
         splice = self.endpoint.join(opened.stream, about)
         if len(self.endpoint.splices) > self._most_sockets:
             self.endpoint.refuse(splice, ResetCode.REFUSED)
@@ -238,7 +239,9 @@ async def _connect(service: Service, source: SocketAddress) -> socket.socket:
     return sock
 
 
-def _state_of(answers: Mapping[int, str | None], publication: int) -> str:
+def _state_of(
+    answers: Mapping[int, str | None], publication: int
+) -> Literal["asked", "open", "refused"]:
     if publication not in answers:
         return "asked"
     return "open" if answers[publication] is None else "refused"

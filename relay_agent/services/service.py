@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from protocol.process.address import HostPort, parse_host_port, parse_port
 from protocol.process.names import parse_name
@@ -20,6 +21,16 @@ class Service:
     target: HostPort
     port: int | None = None
     proxy_protocol: Version | None = None
+
+
+class ServiceStatus(TypedDict):
+    """What became of the publication of a service, as it stands in the JSON of `status`."""
+
+    service: str
+    target: str  # HOST:PORT
+    port: int | None
+    state: Literal["asked", "open", "refused"]
+    reason: str | None  # of the refusal
 
 
 def parse_service(text: str) -> Service:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
 from protocol.process.address import HostPort
+from protocol.process.control.schema import LinkStatus
 from protocol.session.snapshot import export
 from protocol.transport.endpoint import Endpoint
 from protocol.wire.body import Fields
@@ -25,6 +26,7 @@ from protocol.wire.identifiers import RelayKey, SessionId
 from relay_server.agents.context import RelayContext
 from relay_server.agents.public_ports import PublicPorts
 from relay_server.agents.saved import SavedAgent, SavedVisit, encode_visit
+from relay_server.agents.status import AgentStatus, ServiceStatus
 from relay_server.agents.visited_agent import VisitedAgent
 
 _NO_KEY: Final = RelayKey(b"")
@@ -100,11 +102,11 @@ class AgentState(VisitedAgent):
         ownership.displaced.extend(saved.displaced)
         return agent
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> AgentStatus:
         """All that there is to tell about it now, for JSON."""
         endpoint = self.endpoint
         rtt = None if endpoint is None else endpoint.rtt
-        link = {
+        link: LinkStatus = {
             "address": self.address,
             "rtt": None if rtt is None else round(rtt, 6),
             **self.history.facts(trio.current_time()),
@@ -118,10 +120,10 @@ class AgentState(VisitedAgent):
             "waiting": self.waiting_unread,
         }
 
-    def _service(self, port: int) -> dict[str, object]:
+    def _service(self, port: int) -> ServiceStatus:
         """What there is on a port, or was."""
         listener, line = self.ports.listeners.get(port), self.lines.get(port)
-        state = "closed"
+        state: Literal["open", "busy", "closed"] = "closed"
         if listener is not None:
             state = "open" if listener.open else "busy"
         return {

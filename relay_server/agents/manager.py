@@ -32,6 +32,7 @@ from protocol.wire.identifiers import ID_SIZE, AgentKey, SessionId
 from relay_server.agents.agent_state import AgentState
 from relay_server.agents.attach_policy import Decision
 from relay_server.agents.context import RelayContext
+from relay_server.agents.status import AgentOverview, AgentStatus
 from relay_server.net.fault_isolation import contained
 from relay_server.registry.registry import Refused
 
@@ -382,7 +383,7 @@ class Agents:
         """Agents that attached since the start and are not forgotten, with or without a session."""
         return list(self._present.values())
 
-    def overview(self) -> list[dict[str, object]]:
+    def overview(self) -> list[AgentOverview]:
         """What `relay-server agents` shows of the agents that are here."""
         now = trio.current_time()
         return [
@@ -408,7 +409,7 @@ class Agents:
             for agent in self._present.values()
         ]
 
-    def status(self) -> list[dict[str, object]]:
+    def status(self) -> list[AgentStatus]:
         """What `relay-server status` shows: all of it, for those that are here."""
         return [agent.status() for agent in self._present.values()]
 

@@ -17,6 +17,7 @@ from protocol.process.logs import event
 from protocol.transport.endpoint import Endpoint
 from protocol.transport.sockets import prepare_spliced
 from protocol.transport.splice import Splice
+from protocol.transport.status import StreamAbout
 from protocol.wire.body import Fields
 from protocol.wire.identifiers import SocketAddress
 from relay_server.agents.listener import Listener
@@ -86,7 +87,7 @@ class Visit:
         self._service = service
         self.sock = sock
         self._source = source
-        self.about = {"agent": agent.name, "service": service, "source": source[0]}
+        self.about: StreamAbout = {"agent": agent.name, "service": service, "source": source[0]}
         self.scope = trio.CancelScope()  # cancelled when evicted
         self._came = trio.current_time()
         self._joined: tuple[Endpoint, Splice] | None = None

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import Literal, TypedDict
 
 from protocol.process.cli.command import hint, say, say_json
 from protocol.process.cli.command_line import add_json_option
 from protocol.process.cli.status_text import service_name
 from protocol.process.cli.text import port_list, span, table
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from protocol.wire.identifiers import RelayKey
 from relay_server import PROGRAM
 from relay_server.agents.reasons import sentence_of
+from relay_server.agents.status import AgentOverview, ServiceRefusals, ask_overview
 from relay_server.registry.open import existing_registry
 from relay_server.registry.registry import EnrolledAgent
 from relay_server.registry.relay_keys import has_former
+
+
+class Restriction(TypedDict):
+    """Which networks may visit a port."""
+
+    port: int
+    allow: list[str]
+    deny: list[str]
+
+
+class AgentEntry(TypedDict):
+    """What `agents --json` says of one agent; a script may rely on each of the keys."""
+
+    name: str
+    ports: list[int]  # granted
+    restricted: list[Restriction]  # those of them that do not admit everybody
+    enrolled: int  # like `since` in seconds since the epoch
+    status: Literal["attached", "detached", "absent", "unknown"]
+    since: int | None
+    address: str | None
+    streams: int
+    open_ports: list[int]
+    refused: dict[str, int]  # visitors by `Refusal`, since the relay started
+    services: list[ServiceRefusals]  # the same for each service that was visited
+    follows: bool  # knows the relay by its current key
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +53,7 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
     with existing_registry(state) as registry:
         agents = registry.agents()
         newest = registry.relay_key() if has_former(state) else None
-    answer = ask(state.path / SOCKET, "agents")
+    answer = ask_overview(state)
     running = answer is not None
     present = {one["name"]: one for one in answer["agents"]} if answer is not None else {}
     entries = [_agent_entry(agent, present.get(agent.name), running, newest) for agent in agents]
@@ -76,13 +101,12 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
 
 
 def _agent_entry(
-    agent: EnrolledAgent, present: dict[str, Any] | None, running: bool, newest: RelayKey | None
-) -> dict[str, Any]:
-    """What `agents --json` says of one; a script may rely on each of the keys."""
-    entry: dict[str, Any] = {
+    agent: EnrolledAgent, present: AgentOverview | None, running: bool, newest: RelayKey | None
+) -> AgentEntry:
+    entry: AgentEntry = {
         "name": agent.name,
-        "ports": list(agent.ports),  # granted
-        "restricted": [  # those of them that do not admit everybody
+        "ports": list(agent.ports),
+        "restricted": [
             {
                 "port": port,
                 "allow": [str(network) for network in admission.allow],
@@ -90,15 +114,15 @@ def _agent_entry(
             }
             for port, admission in agent.admissions
         ],
-        "enrolled": int(agent.enrolled or 0),  # like `since` in seconds since the epoch
+        "enrolled": int(agent.enrolled or 0),
         "status": "absent" if running else "unknown",
         "since": None,
         "address": None,
         "streams": 0,
         "open_ports": [],
-        "refused": {},  # how many visitors, by reason, since the relay started
-        "services": [],  # the same for each service that was visited, and its port
-        "follows": newest in (None, agent.relay_key),  # knows the relay by its current key
+        "refused": {},
+        "services": [],
+        "follows": newest in (None, agent.relay_key),
     }
     if present is not None:
         entry["status"] = "attached" if present["attached"] else "detached"

@@ -9,8 +9,8 @@ from protocol.process.cli.command import happens, hint
 from protocol.process.cli.command_line import value_of
 from protocol.process.cli.text import counted
 from protocol.process.config import ConfigError
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
+from relay_server.agents.status import ask_overview
 from relay_server.config import DEFAULT_PORT, parse_host
 from relay_server.options import at_most_eight
 from relay_server.registry.open import existing_registry, refresh_server
@@ -74,5 +74,6 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
 
 def _told(state: StateFolder) -> dict[str, bool | None]:
     """Of the agents that are attached: whether they know, None where they never will."""
-    answer = ask(state.path / SOCKET, "agents") or {"agents": []}
-    return {one["name"]: one["told"] for one in answer["agents"] if one["attached"]}
+    answer = ask_overview(state)
+    agents = answer["agents"] if answer is not None else []
+    return {one["name"]: one["told"] for one in agents if one["attached"]}

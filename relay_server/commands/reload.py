@@ -6,8 +6,8 @@ import argparse
 from typing import Final
 
 from protocol.process.cli.command import CommandFailed, hint, say
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
+from relay_server.agents.status import ask_to_reload
 
 _NOTES: Final = """\
 Streams go on, ports stay open. If anything in the file is wrong, nothing is
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, state: StateFolder) -> None:
-    answer = ask(state.path / SOCKET, "reload")
+    answer = ask_to_reload(state)
     if answer is None:
         raise CommandFailed("the relay is not running; it reads its configuration when it starts")
     changed, restart = answer["changed"], answer["restart"]

@@ -7,9 +7,9 @@ import time
 from typing import Final
 
 from protocol.process.cli.command import happens, hint
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
+from relay_server.agents.status import ask_overview
 from relay_server.registry.open import existing_registry, refresh_server
 from relay_server.registry.registry import Refused, Registry
 from relay_server.registry.relay_keys import (
@@ -97,5 +97,6 @@ def _retire(state: StateFolder, registry: Registry, keys: RelayKeys) -> None:
 
 def _here(state: StateFolder) -> set[str]:
     """The agents that are here and will follow at once."""
-    answer = ask(state.path / SOCKET, "agents") or {"agents": []}
-    return {one["name"] for one in answer["agents"] if one["following"]}
+    answer = ask_overview(state)
+    agents = answer["agents"] if answer is not None else []
+    return {one["name"] for one in agents if one["following"]}

@@ -6,18 +6,18 @@ import argparse
 import json
 import shutil
 import time
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import CommandFailed, say
 from protocol.process.cli.command_line import add_json_option, value_of
 from protocol.process.cli.status_text import link_lines, service_name, stream_lines
 from protocol.process.cli.text import Paint, counted, span, wrapped
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.names import parse_name
 from protocol.process.state import StateFolder
 from protocol.session.side import Side
 from relay_server import PROGRAM
 from relay_server.agents.reasons import sentence_of
+from relay_server.agents.status import AgentStatus, RelayStatus, ServiceStatus, ask_status
 from relay_server.registry.open import existing_registry
 
 # As often as a person can read it; an answer costs the relay about a millisecond.
@@ -36,6 +36,10 @@ examples:
 started. --json has ages in seconds, and all streams; with --watch, one
 document a line.
 """
+
+
+class ShownStatus(RelayStatus):
+    absent: list[str]  # enrolled agents that did not attach since the relay started
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,12 +73,11 @@ def _watch(options: argparse.Namespace, state: StateFolder, paint: Paint) -> Non
             try:
                 status = _status(state, options.name)
             except CommandFailed as failed:
-                status = {"error": str(failed)}
-            if options.json:
-                say(json.dumps(status) + "\n")
+                text = json.dumps({"error": str(failed)}) if options.json else str(failed)
+                text += "\n"
             else:
-                text = lay_out(status, paint) if "agents" in status else f"{status['error']}\n"
-                say(_redrawn(text) if redraw else text)
+                text = json.dumps(status) + "\n" if options.json else lay_out(status, paint)
+            say(_redrawn(text) if redraw else text)
             time.sleep(_WATCH_SECONDS)
     except KeyboardInterrupt:
         say("\n")
@@ -89,24 +92,24 @@ def _redrawn(text: str) -> str:
     return _HOME + "".join(line + _CLEAR_LINE for line in lines) + _CLEAR_BELOW
 
 
-def _status(state: StateFolder, name: str | None) -> dict[str, Any]:
+def _status(state: StateFolder, name: str | None) -> ShownStatus:
     """What the relay says of itself, and who is enrolled that it does not know of."""
     with existing_registry(state) as registry:
         enrolled = [agent.name for agent in registry.agents()]
-    status = ask(state.path / SOCKET, "status")
+    status = ask_status(state)
     if status is None:
         raise CommandFailed(f"the relay is not running; see: {PROGRAM} doctor")
     here = {one["name"] for one in status["agents"]}
-    status["absent"] = sorted(set(enrolled) - here)
+    shown: ShownStatus = {**status, "absent": sorted(set(enrolled) - here)}
     if name is not None:
         if name not in here | set(enrolled):
             raise CommandFailed(f"{name} is not enrolled; {PROGRAM} agents lists who is")
-        status["agents"] = [one for one in status["agents"] if one["name"] == name]
-        status["absent"] = [one for one in status["absent"] if one == name]
-    return status
+        shown["agents"] = [one for one in shown["agents"] if one["name"] == name]
+        shown["absent"] = [one for one in shown["absent"] if one == name]
+    return shown
 
 
-def lay_out(status: dict[str, Any], paint: Paint) -> str:
+def lay_out(status: ShownStatus, paint: Paint) -> str:
     agents = status["agents"]
     here = sum(one["attached"] for one in agents)
     away = len(agents) - here + len(status["absent"])
@@ -130,7 +133,7 @@ def lay_out(status: dict[str, Any], paint: Paint) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
+def _agent_lines(agent: AgentStatus, paint: Paint) -> list[str]:
     first, *more = link_lines(agent["attached"], agent["link"], paint)
     lines = [f"{paint('bold', agent['name'])}  {first}", *more]
     for one in agent["services"]:
@@ -146,7 +149,7 @@ def _agent_lines(agent: dict[str, Any], paint: Paint) -> list[str]:
     return lines
 
 
-def _state(service: dict[str, Any], paint: Paint) -> str:
+def _state(service: ServiceStatus, paint: Paint) -> str:
     match service["state"]:
         case "busy":
             return paint("red", "  another program holds it")

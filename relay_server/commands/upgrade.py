@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, Final
+from typing import Final
 
 from protocol.process.cli.command import CommandFailed, happens, say
 from protocol.process.cli.text import counted
 from protocol.process.control.client import SOCKET, ask
 from protocol.process.state import StateFolder
 from relay_server import PROGRAM
+from relay_server.agents.status import RelayStatus, ask_status
 
 _ABOUT: Final = """\
 Listening sockets, visitors and sessions go on under the same process id;
@@ -34,17 +35,17 @@ def run(options: argparse.Namespace, state: StateFolder) -> None:
     asked = time.monotonic()
     if ask(state.path / SOCKET, "upgrade") is None:
         raise CommandFailed("the relay is not running")
-    status: dict[str, Any] = {}
+    status: RelayStatus | None = None
 
     def is_another() -> bool:
         nonlocal status
         try:
-            status = ask(state.path / SOCKET, "status") or {}
+            status = ask_status(state)
         except CommandFailed:  # between the two
             return False
-        return bool(status) and status["age"] < time.monotonic() - asked
+        return status is not None and status["age"] < time.monotonic() - asked
 
-    if not happens(is_another, within=UPGRADE_LIMIT):
+    if not happens(is_another, within=UPGRADE_LIMIT) or status is None:
         raise CommandFailed("the relay goes on as it was; its log says why")
     visitors = sum(len(one["streams"]) for one in status["agents"])
     say(f"{PROGRAM} {status['version']} goes on, with {counted(visitors, 'visitor')}\n")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from protocol.process.address import HostPort
+from relay_server.agents.status import AgentStatus, RelayStatus
 from relay_server.config import ServerConfig
 from relay_server.registry.registry import EnrolledAgent
 
@@ -21,10 +22,15 @@ class Context:
     state: StateFolder
     config_file: Path | None = None
     config: ServerConfig = field(default_factory=ServerConfig)
-    running: dict[str, Any] | None = None  # the status of the running relay
+    running: RelayStatus | None = None  # the status of the running relay
     agents: list[EnrolledAgent] = field(default_factory=list)
     hosts: tuple[HostPort, ...] = ()  # that invitations tell agents to dial
     link_ports: tuple[int, ...] = ()
+
+    @property
+    def present(self) -> list[AgentStatus]:
+        """The agents that the running relay knows of; none if no relay runs."""
+        return [] if self.running is None else self.running["agents"]
 
     @property
     def public_ports(self) -> list[int]:

@@ -29,11 +29,11 @@ from protocol.process.cli.checks import (
 from protocol.process.cli.command import CommandFailed
 from protocol.process.cli.text import counted, span
 from protocol.process.config import ConfigError
-from protocol.process.control.client import SOCKET, ask
 from protocol.process.limits import descriptor_limit
 from protocol.process.service_manager import how_to_start
 from protocol.process.state import StateError, StateFolder
 from relay_server import CONFIG_FILE, PROGRAM
+from relay_server.agents.status import ask_status
 from relay_server.config import load_config
 from relay_server.doctor.context import Context
 from relay_server.doctor.host import (
@@ -107,7 +107,7 @@ async def _check_relay(context: Context) -> Finding:
     with trio.move_on_after(SETTLE_TIMEOUT):
         while context.running is None:
             try:
-                context.running = ask(context.state.path / SOCKET, "status")
+                context.running = ask_status(context.state)
                 if context.running is None:
                     with context.state.lock(LOCK):
                         return failed(
@@ -158,7 +158,7 @@ async def _check_ports(context: Context) -> Finding:
     ports = context.public_ports
     served = {
         (service["port"], service["state"])
-        for agent in (context.running or {"agents": []})["agents"]
+        for agent in context.present
         for service in agent["services"]
     }
     is_open = {port for port, state in served if state == "open"}
@@ -209,8 +209,7 @@ async def _check_buffers(context: Context) -> Finding:
 
 
 async def _check_agents(context: Context) -> Finding:
-    running = context.running or {"agents": []}
-    attached = {agent["name"] for agent in running["agents"] if agent["attached"]}
+    attached = {agent["name"] for agent in context.present if agent["attached"]}
     away = [agent.name for agent in context.agents if agent.name not in attached]
     if not context.agents:
         return note("no agent is enrolled", "invite one: relay-server invite NAME")

@@ -20,6 +20,7 @@ from protocol.process.cli.command import CommandFailed
 from protocol.process.config import ConfigError
 from protocol.process.control import server as control
 from protocol.process.control.client import SOCKET
+from protocol.process.control.schema import Answer
 from protocol.process.handover import has_store, take_left
 from protocol.process.limits import descriptors, raise_descriptor_limit, tell_small_buffers
 from protocol.process.logs import event
@@ -30,6 +31,7 @@ from protocol.wire.frame import CloseCode
 from relay_server.agents.context import RelayContext
 from relay_server.agents.handshakes import Handshakes
 from relay_server.agents.manager import Agents
+from relay_server.agents.status import Overview, RelayStatus, Reloaded
 from relay_server.net.accept_loop import accept_forever, listen, stop_accepting
 from relay_server.net.fd_store import UNCLAIMED_SECONDS, StoredListeners
 from relay_server.process.handover import Found, leave_to_manager, upgrade
@@ -226,10 +228,10 @@ def _commands(
 ) -> dict[str, control.Command]:
     began = trio.current_time()
 
-    def show(_: control.Request) -> control.Request:
+    def show(_: control.Request) -> Overview:
         return {"agents": agents.overview()}
 
-    def status(_: control.Request) -> control.Request:
+    def status(_: control.Request) -> RelayStatus:
         return {
             "version": __version__,
             "age": round(trio.current_time() - began, 1),
@@ -238,15 +240,15 @@ def _commands(
             "agents": agents.status(),
         }
 
-    def refresh(_: control.Request) -> control.Request:
+    def refresh(_: control.Request) -> Answer:
         put_into_effect()
         return {}
 
-    async def read_again(_: control.Request) -> control.Request:
+    async def read_again(_: control.Request) -> Reloaded:
         outcome = await reload()
-        return {"changed": outcome.changed, "restart": outcome.restart}
+        return {"changed": list(outcome.changed), "restart": list(outcome.restart)}
 
-    def make_way(_: control.Request) -> control.Request:
+    def make_way(_: control.Request) -> Answer:
         # After this answer: the turn ends before a signal is looked at.
         signal.raise_signal(signal.SIGUSR2)
         return {}

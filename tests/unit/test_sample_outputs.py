@@ -27,7 +27,7 @@ from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation
 from relay_agent.doctor import steps as agent_doctor
 from relay_agent.net import dial
-from relay_server.commands import agents as agents_command
+from relay_server.agents import status as relay_status
 from relay_server.commands import status as status_command
 from relay_server.commands.agents import run as run_agents
 from relay_server.config import load_config
@@ -278,7 +278,7 @@ def check_agents(
         "refused": {},
         "services": [],
     }
-    monkeypatch.setattr(agents_command, "ask", lambda *_: {"agents": [home]})
+    monkeypatch.setattr(relay_status, "ask", lambda *_: {"agents": [home]})
     run_agents(argparse.Namespace(json=False), state)
     assert capsys.readouterr().out.splitlines() == list(sample.output)
 

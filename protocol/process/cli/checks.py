@@ -14,6 +14,7 @@ import trio
 
 from protocol.process.cli.command import say, say_json
 from protocol.process.cli.text import Colour, Paint, wrapped
+from protocol.process.control.schema import FindingEntry
 from protocol.process.limits import small_buffers
 
 # A program that was just started opens its control socket within that time, and an agent's link is
@@ -121,7 +122,7 @@ def lay_out(name: str, finding: Finding, paint: Paint) -> str:
 def conduct(steps: Sequence[Step[_Context]], context: _Context, *, as_json: bool) -> bool:
     """Take all steps, and say what each finds as it finds it; whether none failed."""
     paint = Paint.of()
-    entries: list[dict[str, str]] = []
+    entries: list[FindingEntry] = []
 
     def tell(name: str, finding: Finding) -> None:
         if not as_json:

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
 from protocol.process.config import ConfigError
 from protocol.process.state import StateError
@@ -87,7 +87,7 @@ def say(text: str) -> None:
         raise CommandFailed(f"cannot write the output: {error.strerror}") from None
 
 
-def say_json(entries: Iterable[Mapping[str, Any]]) -> None:
+def say_json(entries: Iterable[Mapping[str, object]]) -> None:
     say(json.dumps(list(entries), indent=2) + "\n")
 
 

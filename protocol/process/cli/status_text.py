@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from protocol.process.cli.text import Paint, amount, milliseconds, span, times, wrapped
+from protocol.process.control.schema import LinkStatus
 from protocol.process.names import MAX_NAME
 from protocol.session.side import Side
+from protocol.transport.status import StreamStatus
 
 # Streams shown one by one, for each service; --json has them all.
 _MOST_STREAMS: Final = 20
 
 
-def link_lines(attached: bool, link: Mapping[str, Any], paint: Paint) -> list[str]:
+def link_lines(attached: bool, link: LinkStatus, paint: Paint) -> list[str]:
     """How the link is, then indented where it leads and what became of the last one."""
-    if attached:
-        state = f"{paint('green', 'attached')} for {span(link['age'])}"
-        where = f"{link['address']}, round trip {milliseconds(link['rtt'])}"
-    elif link["links"]:
-        state = f"{paint('yellow', 'away')} for {span(link['age'])}"
-        where = f"last at {link['address']}"
-    else:
+    age = link["age"]
+    if age is None:
         return [paint("yellow", "no link yet")]
+    if attached:
+        state = f"{paint('green', 'attached')} for {span(age)}"
+        where = f"{link['address']}, round trip {milliseconds(link['rtt'])}"
+    else:
+        state = f"{paint('yellow', 'away')} for {span(age)}"
+        where = f"last at {link['address']}"
     resumed = f"resumed {times(link['resumed'])}" if link["resumed"] else "never resumed"
     lines = [f"{state}, {resumed}", f"  {where}"]
     cut = link["last_cut"]
@@ -36,7 +39,7 @@ def service_name(name: str) -> str:
     return f"{name:.{MAX_NAME}}"
 
 
-def stream_lines(streams: Sequence[Mapping[str, Any]], *, side: Side) -> list[str]:
+def stream_lines(streams: Sequence[StreamStatus], *, side: Side) -> list[str]:
     """Each stream of one service: visitor, age, and bytes as the visitor sees them."""
     lines = []
     for one in streams[:_MOST_STREAMS]:

@@ -22,6 +22,7 @@ import trio
 
 from protocol.process.config import ConfigError
 from protocol.process.control.client import MAX_REQUEST, TIMEOUT, short_path
+from protocol.process.control.schema import Answer
 from protocol.process.logs import failure
 from protocol.process.state import StateError, StateFolder
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Request: TypeAlias = dict[str, Any]
 # What takes a moment is awaited; it is cancelled when the caller's time is up.
-Command: TypeAlias = Callable[[Request], Request | Awaitable[Request]]
+Command: TypeAlias = Callable[[Request], Answer | Awaitable[Answer]]
 
 # The CLI is started by hand, or by a script or two.
 _BACKLOG: Final = 16
@@ -95,7 +96,7 @@ async def _receive_line(stream: trio.SocketStream) -> bytes:
     return bytes(received)
 
 
-async def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
+async def _answer(commands: Mapping[str, Command], line: bytes) -> Answer:
     try:
         # Deep nesting overflows the decoder's stack.
         request = json.loads(line) if len(line) <= MAX_REQUEST else None
@@ -108,7 +109,7 @@ async def _answer(commands: Mapping[str, Command], line: bytes) -> Request:
         return {"error": f"unknown command {name!r}; expected one of {', '.join(commands)}"}
     try:
         answer = commands[name](request)
-        return answer if isinstance(answer, dict) else await answer
+        return await answer if isinstance(answer, Awaitable) else answer
     except (ConfigError, StateError) as error:
         return {"error": str(error)}
     except Exception:  # a bug in one command must not take the links of all agents with it

@@ -8,6 +8,7 @@ import pytest
 from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.invitation import Invitation
+from relay_server.agents import status as relay_status
 from relay_server.commands import rotate_key
 from relay_server.registry import open as commands_state
 from relay_server.registry.registry import Registry
@@ -79,7 +80,7 @@ def test_agents_that_are_here_are_waited_for(
             registry.follow("home", bytes([1]) * 32, keys_of(relay_state).current.public)
 
     enrol(relay_state, "cabin", 2)
-    for module in (rotate_key, commands_state):
+    for module in (relay_status, commands_state):
         monkeypatch.setattr(module, "ask", ask)
     monkeypatch.setattr("time.sleep", follow)
     _, _, err = run("rotate-key")
@@ -91,7 +92,7 @@ def test_agents_that_are_here_are_not_waited_for_for_ever(
     run: Run, relay_state: StateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, rotate_key.FOLLOW_LIMIT - 0.1, rotate_key.FOLLOW_LIMIT])
-    for module in (rotate_key, commands_state):
+    for module in (relay_status, commands_state):
         monkeypatch.setattr(
             module, "ask", lambda *_: {"agents": [{"name": "home", "following": True}]}
         )
@@ -108,7 +109,7 @@ def test_a_server_that_does_not_answer_is_told_of(
         if command == "refresh":
             raise CommandFailed("it hangs")
 
-    for module in (rotate_key, commands_state):
+    for module in (relay_status, commands_state):
         monkeypatch.setattr(module, "ask", ask)
     status, _, err = run("rotate-key")
     assert status == 1

@@ -10,6 +10,7 @@ import pytest
 
 from protocol.process.cli.text import Paint
 from protocol.process.state import StateFolder
+from relay_server.agents import status as relay_status
 from relay_server.commands import status as module
 from relay_server.commands.status import lay_out
 
@@ -160,7 +161,7 @@ def test_watching_goes_on_while_the_relay_is_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, json: bool
 ) -> None:
     answers = [told(HOME), None, told(HOME)]
-    monkeypatch.setattr(module, "ask", lambda path, command: answers.pop(0))
+    monkeypatch.setattr(relay_status, "ask", lambda path, command: answers.pop(0))
     naps: list[float] = []
 
     def nap(seconds: float) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
+from relay_server.agents import status as relay_status
 from relay_server.commands import upgrade
 from tests.support.relay_commands import Run
 
@@ -27,7 +28,8 @@ def upgraded(
             raise CommandFailed("between the two")
         return {"age": age, "version": "2.0", "agents": [{"streams": [{}, {}]}]}
 
-    monkeypatch.setattr(upgrade, "ask", ask)
+    for module in (upgrade, relay_status):
+        monkeypatch.setattr(module, "ask", ask)
     monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
     monkeypatch.setattr("time.sleep", lambda _: None)
     return run("upgrade")

@@ -18,6 +18,7 @@ from protocol.process.cli.checks import Finding, Verdict
 from protocol.process.cli.command import CommandFailed
 from protocol.process.state import StateFolder
 from protocol.wire.noise import StaticKey
+from relay_server.agents import status as relay_status
 from relay_server.doctor import steps
 from relay_server.doctor.context import Context
 from relay_server.doctor.host import accepts
@@ -82,7 +83,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Let a relay run that says so of itself. (Asking a real one waits for its answer.)"""
 
     def answer(says: Status) -> None:
-        monkeypatch.setattr(steps, "ask", lambda path, command: says)
+        monkeypatch.setattr(relay_status, "ask", lambda path, command: says)
 
     return answer
 
@@ -213,7 +214,7 @@ async def test_one_that_hangs(
         asked.append(command)
         raise CommandFailed("the running process does not answer")
 
-    monkeypatch.setattr(steps, "ask", hangs)
+    monkeypatch.setattr(relay_status, "ask", hangs)
     finding = await take(context, "relay")
     assert finding.verdict is Verdict.FAILED
     assert finding.found == "the running process does not answer"
