@@ -5,10 +5,10 @@ The command line has precedence over the file, the file over what is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Final, Literal, TypeVar
+from typing import ClassVar, Final, Literal
 
 from protocol.process.address import HostPort, is_address, parse_host_port
 from protocol.process.config import (
@@ -26,8 +26,6 @@ from protocol.wire.invitation import MAX_HOSTS
 from relay_server import CONFIG_FILE
 from relay_server.guard.rules import FORMER_KEYS, GuardTable, Rules, check_patterns, rules_for
 from relay_server.net.networks import Admission, Networks, networks_setting, parse_network
-
-_T = TypeVar("_T")
 
 DEFAULT_PORT: Final = 7022
 # Stands for "the port agents dial" until that is known.
@@ -76,18 +74,6 @@ def parse_host(text: str) -> Host:
     return Host(address.host, address.port if given else None)
 
 
-def _some(parse: Callable[[str], _T], at_most: int) -> Callable[[object], tuple[_T, ...]]:
-    parse_all = each(parse)
-
-    def items(value: object) -> tuple[_T, ...]:
-        result = parse_all(value)
-        if not 1 <= len(result) <= at_most:
-            raise ValueError(f"expected 1 to {at_most} items, not {len(result)}")
-        return result
-
-    return items
-
-
 _NO_NETWORKS: Final = Networks()
 _THIS_MACHINE: Final = Networks(map(parse_network, ("127.0.0.1", "::1")))
 _MOST_LISTEN: Final = 8  # a bound on mistakes, not on use
@@ -120,14 +106,14 @@ class ServerConfig:
     listen: tuple[HostPort, ...] = setting(
         (HostPort("::", DEFAULT_PORT),),
         "Where agents dial in. `--listen` has precedence.",
-        parse=_some(parse_listen, _MOST_LISTEN),
+        parse=each(parse_listen, least=1, most=_MOST_LISTEN),
         syntax=f'array of 1 to {_MOST_LISTEN} `"ADDRESS:PORT"`',
     )
     hosts: tuple[Host, ...] = setting(
         (),
         "Where invitations tell agents to dial, in this order; without a port, at the first of"
         " `listen`. Once given it is remembered. `--host` has precedence.",
-        parse=_some(parse_host, MAX_HOSTS),
+        parse=each(parse_host, least=1, most=MAX_HOSTS),
         syntax=f'array of 1 to {MAX_HOSTS} `"NAME"` or `"NAME:PORT"`',
         absent="what was given last",
     )

@@ -223,12 +223,16 @@ def between(
     return bounded
 
 
-def each(parse: Callable[[str], _Schema]) -> Callable[[object], tuple[_Schema, ...]]:
-    """A parser for an array of strings, each read by `parse`."""
+def each(
+    parse: Callable[[str], _Schema], *, least: int = 0, most: int | None = None
+) -> Callable[[object], tuple[_Schema, ...]]:
+    """A parser for an array of `least` to `most` strings, each read by `parse`."""
 
     def items(value: object) -> tuple[_Schema, ...]:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"expected an array of strings, not {_shown(value)}")
+        if most is not None and not least <= len(value) <= most:
+            raise ValueError(f"expected {least} to {most} items, not {len(value)}")
         return tuple(parse(item) for item in value)
 
     return items

@@ -138,11 +138,7 @@ _JOIN: Final = "run: relay-agent join, with the invitation that relay-server inv
 _JOIN_AGAIN: Final = "run relay-agent join with a new invitation"
 
 
-def _hosts(value: object) -> tuple[HostPort, ...]:
-    hosts = each(parse_host_port)(value)
-    if not 1 <= len(hosts) <= MAX_HOSTS:
-        raise ValueError(f"expected 1 to {MAX_HOSTS} hosts, not {len(hosts)}")
-    return hosts
+_hosts: Final = each(parse_host_port, least=1, most=MAX_HOSTS)
 
 
 def _relay_key(value: object) -> RelayKey:

@@ -276,3 +276,11 @@ def test_arrays_of_parsed_strings() -> None:
     for value in ("a", ["a", 1]):
         with pytest.raises(ValueError, match=r"^expected an array of strings, not "):
             each(str.upper)(value)
+
+
+def test_arrays_with_bounds() -> None:
+    bounded = each(str.upper, least=1, most=2)
+    assert [bounded(["a"] * count) for count in (1, 2)] == [("A",), ("A", "A")]
+    for count in (0, 3):
+        with pytest.raises(ValueError, match=f"^expected 1 to 2 items, not {count}$"):
+            bounded(["a"] * count)

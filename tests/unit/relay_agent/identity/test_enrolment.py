@@ -105,8 +105,8 @@ def write(state: StateFolder, **changes: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("hosts", "[]", "hosts: expected 1 to 8 hosts, not 0"),
-        ("hosts", "[" + '"h:1",' * 9 + "]", "hosts: expected 1 to 8 hosts, not 9"),
+        ("hosts", "[]", "hosts: expected 1 to 8 items, not 0"),
+        ("hosts", "[" + '"h:1",' * 9 + "]", "hosts: expected 1 to 8 items, not 9"),
         ("hosts", '["h"]', "hosts: expected HOST:PORT"),
         ("relay_key", f'"{"0" * 62}"', "relay_key: expected 64 hexadecimal digits"),
         ("relay_key", "0", "relay_key: expected 64 hexadecimal digits"),
