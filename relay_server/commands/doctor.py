@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from protocol.process import logs
 from protocol.process.cli.checks import conduct
 from protocol.process.cli.command_line import add_config_option, add_json_option
 from protocol.process.state import StateFolder
@@ -31,7 +30,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, state: StateFolder) -> int:
-    # The steps return what they have to say.
-    logs.configure(options.log_level or "error", options.log_format or "text")
-    well = conduct(STEPS, Context(state, options.config), as_json=options.json)
-    return 0 if well else 1
+    return conduct(STEPS, Context(state, options.config), options)

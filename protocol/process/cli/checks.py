@@ -5,6 +5,7 @@ A step whose needs failed is not tried: what it would find is known, and where t
 
 from __future__ import annotations
 
+import argparse
 import enum
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
+from protocol.process import logs
 from protocol.process.cli.command import say, say_json
 from protocol.process.cli.text import Colour, Paint, wrapped
 from protocol.process.control.schema import FindingEntry
@@ -119,13 +121,18 @@ def lay_out(name: str, finding: Finding, paint: Paint) -> str:
     return text + "\n"
 
 
-def conduct(steps: Sequence[Step[_Context]], context: _Context, *, as_json: bool) -> bool:
-    """Take all steps, and say what each finds as it finds it; whether none failed."""
+def conduct(steps: Sequence[Step[_Context]], context: _Context, options: argparse.Namespace) -> int:
+    """Take all steps, and say what each finds as it finds it; the exit status.
+
+    `options` has those of `add_json_option` and of the log.
+    """
+    # The steps return what they have to say, so the log is only for what goes wrong.
+    logs.configure(options.log_level or "error", options.log_format or "text")
     paint = Paint.of()
     entries: list[FindingEntry] = []
 
     def tell(name: str, finding: Finding) -> None:
-        if not as_json:
+        if not options.json:
             say(lay_out(name, finding, paint))
         entries.append(
             {
@@ -137,6 +144,6 @@ def conduct(steps: Sequence[Step[_Context]], context: _Context, *, as_json: bool
         )
 
     well = trio.run(examine, steps, context, tell)
-    if as_json:
+    if options.json:
         say_json(entries)
-    return well
+    return 0 if well else 1
