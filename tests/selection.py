@@ -270,7 +270,7 @@ def main(arguments: list[str], root: Path) -> None:
         case ["changed"]:
             changed = changed_files(root)
             tests = concerned(tree, changed) if changed else [UNIT]
-            print(f"{len(changed or [])} changed files", end=": ", file=sys.stderr)
+            print(f"{len(changed or [])} changed", end=": ", file=sys.stderr)
         case ["using", library, *more]:
             tests = using(tree, [library, *more])
             print(", ".join([library, *more]), end=": ", file=sys.stderr)
