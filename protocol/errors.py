@@ -1,21 +1,19 @@
-"""What can go wrong, by how far it reaches.
-
-Each scope has one class and one place that catches it:
+"""Errors, one class for each scope: what is lost, and where the error is caught.
 
 =====================  ==========================================  ================================
 class                  what is lost                                caught by
 =====================  ==========================================  ================================
 RemoteProtocolError    the link, by the peer's fault               transport.link
 LinkLost               the link; its session lives                 transport.link
-NoAnswer               the attempt under this key of the relay     agent, which may have another
+NoAnswer               the attempt with this key of the relay      the agent, which may try another
 SessionLost            the session and its streams                 the owner of the session
-LinkDenied             the attempt to attach                       agent's redial loop
-LocalProtocolError     an invariant of ours: a bug                 at the relay net.fault_isolation,
-                                                                   which logs it; else nothing
+LinkDenied             the attempt to attach                       the agent's attach loop
+LocalProtocolError     an invariant of this program: a bug         the relay's net.fault_isolation,
+                                                                   which logs it; not at the agent
 =====================  ==========================================  ================================
 
-The loss of one stream is not an error but an event (`session.events.StreamReset`): it happens all
-the time.
+The loss of a single stream is an event (`session.events.StreamReset`) and not an error: it is part
+of normal operation.
 """
 
 from __future__ import annotations
@@ -69,11 +67,11 @@ class LocalProtocolError(ProtocolError):
 
 
 class LinkLost(ProtocolError):  # noqa: N818 - an end, not an error
-    """The link is gone; the session may go on over another."""
+    """The link is lost; its session may go on over another link."""
 
 
 class NoAnswer(LinkLost):
-    """Closed without a byte after message 1: as by a relay that does not hold the expected key."""
+    """The peer closed without a byte after message 1, as a relay without the expected key does."""
 
 
 class SessionLost(ProtocolError):  # noqa: N818 - an end, not an error

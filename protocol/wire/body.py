@@ -1,8 +1,8 @@
 """Bodies that are msgpack maps: hello, welcome and the control frames.
 
-`decode_map` turns untrusted bytes into `Fields`, and whoever knows the layout takes the fields out
-one by one, each with its type and bounds. Whatever is wrong raises `RemoteProtocolError`, however
-msgpack itself would have put it.
+`decode_map` turns untrusted bytes into `Fields`. The caller, who knows the layout, takes the fields
+out one by one, each with its type and bounds. Anything wrong raises `RemoteProtocolError`, also
+where msgpack itself would raise something else.
 
     fields = decode_map(body, strict=True)
     port = fields.integer("port", 1, 65535)
@@ -21,11 +21,11 @@ import msgpack
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 
-# The largest legitimate body is a welcome with 256 ports, about 1.5 KiB. The bound also holds back
-# what nested arrays make msgpack allocate ahead of their content: 8 bytes an element it is told of.
+# The largest legitimate body is a welcome with 256 ports, about 1.5 KiB. The bound also limits what
+# msgpack allocates for nested arrays before it has read them: 8 bytes for each announced element.
 MAX_BODY: Final = 4096
 MAX_ELEMENTS: Final = 256
-# Of a reason for people, in characters: one line of a log.
+# Characters of a reason, which people read: one line of a log.
 MAX_REASON: Final = 256
 
 
@@ -37,12 +37,15 @@ def encode_map(body: Mapping[str, object]) -> bytes:
 
 
 def printable(text: str, longest: int) -> str:
-    """`text` made fit for a text field, where the wording is not ours (the system's errors)."""
+    """Make `text`, such as an error of the system, valid for a text field."""
     return "".join(char if char.isprintable() else " " for char in text)[:longest]
 
 
 def decode_map(data: bytes | bytearray | memoryview, *, strict: bool) -> Fields:
-    """`strict` is for bodies that never grow: there an unknown field is an error of the peer."""
+    """Decode an untrusted body. Raises RemoteProtocolError.
+
+    `strict` is for bodies that never get new fields: an unknown field is then an error of the peer.
+    """
     if len(data) > MAX_BODY:
         raise RemoteProtocolError(f"body of {len(data)} bytes, expected at most {MAX_BODY}")
     try:
@@ -54,7 +57,7 @@ def decode_map(data: bytes | bytearray | memoryview, *, strict: bool) -> Fields:
             max_ext_len=0,
         )
     except (ValueError, msgpack.UnpackException) as error:
-        # msgpack's wording may quote received bytes; its class is enough to tell the cases apart.
+        # msgpack's message may quote received bytes. The name of the class says enough.
         raise RemoteProtocolError(f"malformed body ({type(error).__name__})") from None
     if type(value) is not dict:
         raise RemoteProtocolError("malformed body (not a map)")
@@ -62,10 +65,10 @@ def decode_map(data: bytes | bytearray | memoryview, *, strict: bool) -> Fields:
 
 
 def _unique(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
-    # msgpack would let the last of equal keys win, and another implementation the first.
+    # Of equal keys msgpack would take the last, and another implementation perhaps the first.
     fields: dict[str, object] = {}
     for key, value in pairs:
-        # Checked here too: the pure Python msgpack does not check keys that it hands to a hook.
+        # The pure Python msgpack does not check the type of keys that it passes to a hook.
         if type(key) is not str or key in fields:
             raise RemoteProtocolError("malformed body (a key is repeated or not text)")
         fields[key] = value
@@ -73,7 +76,7 @@ def _unique(pairs: Iterable[tuple[object, object]]) -> dict[str, object]:
 
 
 class Fields:
-    """The fields of one received map that nobody has taken yet.
+    """The fields of one received map that are not taken yet.
 
     Bounds are inclusive. Lengths of text count characters.
     """
@@ -91,7 +94,7 @@ class Fields:
         return _integer(key, self._take(key), low, high)
 
     def number(self, key: str, low: float, high: float) -> float:
-        """A float, or an integer in its place. NaN lies within no bounds."""
+        """Take a float, or an integer in its place. NaN is outside of all bounds."""
         value = self._take(key)
         if (type(value) is float or type(value) is int) and low <= value <= high:
             return float(value)
@@ -104,7 +107,7 @@ class Fields:
         return value
 
     def text(self, key: str, shortest: int, longest: int) -> str:
-        """Printable text, so that it can go into a log line as it is."""
+        """Take printable text, which can go into a log line as it is."""
         return _text(key, self._take(key), shortest, longest)
 
     def octets(self, key: str, shortest: int, longest: int) -> bytes:
@@ -122,15 +125,15 @@ class Fields:
         return tuple(_octets(key, value, shortest, longest) for value in self._array(key, most))
 
     def maps(self, key: str, *, most: int) -> tuple[Fields, ...]:
-        """Nested maps, each to be taken and finished like this one."""
+        """Take an array of maps. The fields of each are to be taken, and it is to be finished."""
         return tuple(self._nested(key, value) for value in self._array(key, most))
 
     def map(self, key: str) -> Fields:
-        """A nested map, to be taken and finished like this one."""
+        """Take a map, whose fields are to be taken, and which is to be finished."""
         return self._nested(key, self._take(key))
 
     def finish(self) -> None:
-        """Every field is taken: what is left is unknown, and refused if strict."""
+        """To be called after the last field: an unknown one is an error if the map is strict."""
         if self._strict and self._fields:
             raise RemoteProtocolError(f"{len(self._fields)} unknown fields in a body")
 

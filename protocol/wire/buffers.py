@@ -1,7 +1,7 @@
-"""A pool of equal buffers.
+"""A pool of buffers of one size.
 
-Allocating 64 KiB for every read costs as much as sealing it. A buffer leaves the pool with a read,
-rests in replay until its frame is acked, and comes back.
+To allocate 64 KiB for every read would cost as much time as sealing it. A buffer is taken for a
+read, stays in replay until its frame is acked, and is given back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from protocol.wire.record import MAX_FRAME
 
-# 64 spare frames are 4 MiB: what one fast stream has in flight on a LAN. More only hides memory.
+# 64 frames are 4 MiB: what one fast stream has in flight on a LAN. More would rarely be used.
 SPARE_FRAMES: Final = 64
 
 
@@ -20,6 +20,7 @@ B = TypeVar("B", bytearray, memoryview)
 
 class Pool(Generic[B]):
     def __init__(self, make: Callable[[int], B], size: int, *, spare: int) -> None:
+        """`make` makes a buffer of so many bytes; the pool keeps at most `spare` unused ones."""
         self.size = size
         self._make: Callable[[int], B] = make
         self._spare = spare
@@ -34,7 +35,7 @@ class Pool(Generic[B]):
 
 
 class BufferPool(Pool[bytearray]):
-    """Of frames."""
+    """Buffers for frames."""
 
     def __init__(self, size: int = MAX_FRAME, *, spare: int = SPARE_FRAMES) -> None:
         super().__init__(bytearray, size, spare=spare)

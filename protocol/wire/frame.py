@@ -1,11 +1,11 @@
 """Frames: the plaintext unit of a session (docs/protocol.md, "Frames").
 
-A frame is `type u8 ‖ stream u32 ‖ body`, big-endian. Sequenced frames are numbered implicitly, one
-count per direction, and kept for replay; link-local frames live and die with their link. Stream 0
-is the session itself.
+A frame is `type u8 ‖ stream u32 ‖ body`, big-endian. Sequenced frames are numbered implicitly, with
+one count for each direction, and are kept for replay. Link-local frames are lost with their link.
+Stream 0 is the session itself.
 
-DATA, WINDOW, FIN, RESET, ACK, PING, PONG and CLOSE have fixed binary bodies, the rest msgpack maps.
-Nothing in a received frame raises anything but `RemoteProtocolError`.
+DATA, WINDOW, FIN, RESET, ACK, PING, PONG and CLOSE have fixed binary bodies; the others are msgpack
+maps. The only error that a received frame raises is `RemoteProtocolError`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _U64: Final = struct.Struct(">BIQ")
 _U64_U64: Final = struct.Struct(">BIQQ")
 
 MAX_STREAM: Final = 2**32 - 1
-# The largest credit a sender may hold and the largest increment: keeps sums far from 32 bits.
+# The largest credit of a sender, and the largest increment, so that their sum fits into 32 bits.
 MAX_WINDOW: Final = 2**31 - 1
 
 
@@ -52,15 +52,15 @@ class FrameType(enum.IntEnum):
     CLOSE = 0x46
 
 
-# One compare tells the two families apart on the data path.
+# With it, the data path tells the two kinds apart by one comparison.
 LAST_SEQUENCED: Final = 0x3F
 
 
 class CloseCode(enum.IntEnum):
-    """What a side that says goodbye is about to do."""
+    """Why a side says goodbye."""
 
-    GONE = 1  # it ends; its session ends with it
-    RESTARTING = 2  # it will be back; sessions it cannot keep are reset then
+    GONE = 1  # it stops for good, and the session ends with it
+    RESTARTING = 2  # it comes back; a session that it could not keep is reset then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +194,7 @@ def ack(received: int) -> bytes:
 
 
 def ping(received: int, stamp: int) -> bytes:
-    """`stamp` comes back in the PONG; it is opaque to the peer."""
+    """`stamp` comes back in the PONG; the peer does not interpret it."""
     return _U64_U64.pack(FrameType.PING, 0, received, stamp)
 
 
@@ -212,7 +212,7 @@ def link_frame(kind: FrameType, body: bytes) -> bytes:
 
 
 def data_header(stream: int) -> bytes:
-    """What DATA begins with; the payload is the rest."""
+    """The header of a DATA frame; the payload follows it."""
     return FRAME_HEADER.pack(FrameType.DATA, stream)
 
 

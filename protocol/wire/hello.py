@@ -1,4 +1,4 @@
-"""What the two sides tell each other before a link attaches (docs/protocol.md, "Handshake").
+"""The messages that are exchanged before a link attaches (docs/protocol.md, "Handshake").
 
     preface   agent → relay   magic, version, suite: in the clear, and the Noise prologue
     hello     agent → relay   payload of handshake message 3
@@ -6,11 +6,12 @@
     denial    relay → agent   first record instead of welcome; or payload of message 2 when the
                               relay does not speak the agent's version
 
-The preface is frozen for ever. Its version goes into the prologue as the agent sent it, so a relay
-that does not know that version still verifies message 1, and its denial in message 2 tells the
-agent that the key was right and the version was not.
+The preface never changes. Its version is part of the Noise prologue as the agent sent it. So a
+relay that does not know the version can still verify message 1, and its denial in message 2 tells
+the agent that the key was right and the version was not.
 
-The rest are msgpack maps in which unknown keys are ignored: what is new is negotiated here.
+The other messages are msgpack maps in which unknown keys are ignored, so that new features can be
+negotiated.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ VERSION: Final = 1
 _PREFACE: Final = struct.Struct(">4sBB")
 PREFACE_SIZE: Final = _PREFACE.size
 
-# All that an agent may send before the relay knows it, from the preface to the end of message 3.
+# Bytes that an agent may send before the relay knows it, from the preface to the end of message 3.
 MAX_HELLO: Final = 4096
-# Preface, then messages 1 (e) and 3 (s) with their tags and lengths: what is not the hello itself.
+# Of those, all but the hello: the preface, and messages 1 (e) and 3 (s) with tags and lengths.
 _AROUND_HELLO: Final = PREFACE_SIZE + (2 + KEY_SIZE + TAG_SIZE) + (2 + KEY_SIZE + 2 * TAG_SIZE)
 
 U64_MAX: Final = 2**64 - 1
-MAX_TEXT: Final = 64  # characters of a name or a software version: fits a column
+MAX_TEXT: Final = 64  # characters of a name or a software version, which go into columns
 MAX_FEATURES: Final = 32
 MAX_FEATURE: Final = 32  # characters
-MAX_PORTS: Final = 256  # of one agent: more than its services will be
-MAX_HOST: Final = 261  # characters: a name of 253, a port and what is around them
-MIN_TOKEN: Final = 16  # bytes: the 128 bits below which guessing is not out of the question
+MAX_PORTS: Final = 256  # of one agent, far more than it has services
+MAX_HOST: Final = 261  # characters: a name of 253, a port, and the punctuation around them
+MIN_TOKEN: Final = 16  # bytes: 128 bits cannot be guessed
 MAX_TOKEN: Final = 64
-MAX_STREAMS: Final = 65535  # open at once: more than one address has visitors' ports for
-MIN_WINDOW: Final = 16 * 1024  # the least that bulk moves in; a smaller one would starve
+MAX_STREAMS: Final = 65535  # open at once: one address of visitors has no more ports
+MIN_WINDOW: Final = 16 * 1024  # bytes; bulk data would hardly move in less
 MAX_STREAM_WINDOW: Final = 16 * 1024 * 1024
 MAX_SESSION_WINDOW: Final = 256 * 1024 * 1024
-# A feature of the hello: the agent only asks whether it would be welcome. The relay answers as ever
-# and closes; no session is touched.
+# A feature of the hello: the agent only asks whether it may attach. The relay answers as usual and
+# closes the link; no session is changed.
 INQUIRY: Final = "inquiry"
-MAX_RETRY_AFTER: Final = 86_400.0  # seconds: no denial keeps an agent away for more than a day
+MAX_RETRY_AFTER: Final = 86_400.0  # seconds: a denial keeps an agent away for a day at most
 
 # Features. "rotation": the sender knows what `successor` means, in a welcome and in a hello.
 ROTATION: Final = "rotation"
@@ -60,7 +61,7 @@ MOVING: Final = "moving"
 
 @dataclass(frozen=True, slots=True)
 class Preface:
-    """`raw` is the prologue."""
+    """`raw` is the preface as it was received: the Noise prologue."""
 
     version: int
     suite: Suite
@@ -72,7 +73,7 @@ def encode_preface(suite: Suite, version: int = VERSION) -> bytes:
 
 
 def decode_preface(data: Buffer) -> Preface:
-    """Of any version; RemoteProtocolError for another protocol or an unknown suite."""
+    """Read a preface of any version. Raises RemoteProtocolError for another protocol or suite."""
     if len(data) != PREFACE_SIZE:
         raise RemoteProtocolError(f"preface of {len(data)} bytes, expected {PREFACE_SIZE}")
     magic, version, suite = _PREFACE.unpack(data)
@@ -85,7 +86,7 @@ def decode_preface(data: Buffer) -> Preface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the sender is ready to hold; windows in bytes, before anything grows them."""
+    """What the sender accepts at once; windows are in bytes, and those of streams may grow."""
 
     streams: int
     stream_window: int
@@ -131,9 +132,9 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Who the agent is; `instance` is random per process, `epoch` counts its links.
+    """The agent's process and what it supports; `epoch` counts the links of that process.
 
-    `successor` is to be the agent's key from now on; the one of this handshake vouches for it.
+    `successor` is to be the agent's key from now on; the key of this handshake vouches for it.
     """
 
     instance: InstanceId
@@ -185,10 +186,10 @@ class Hello:
 class Welcome:
     """The link is attached to `session`; unless `resumed`, that is a new one.
 
-    `name` is what the relay calls the agent, `ports` what it may publish. `successor` is the key to
-    know the relay by from now on, told over links made under one that it replaces. `agent_key` is
-    the successor in the hello, now that it is the agent's key. `hosts` are where else the relay may
-    be found, as HOST:PORT; None from a relay that does not tell.
+    `name` is the agent's name at the relay, `ports` what it may publish. `successor` is the relay's
+    key from now on, sent over links that were made with a key it replaces. `agent_key` is the
+    successor in the hello, now that it is the agent's key. `hosts` are further addresses of the
+    relay, as HOST:PORT; None from a relay that sends none.
     """
 
     session: SessionId
@@ -199,7 +200,9 @@ class Welcome:
     ports: tuple[int, ...]
     features: tuple[str, ...]
     software: str
-    clock: int | None = None  # the relay's, since the epoch, for those who only ask
+    clock: int | None = (
+        None  # of the relay, in seconds since the epoch; sent to agents that only ask
+    )
     successor: RelayKey | None = None
     agent_key: AgentKey | None = None
     hosts: tuple[str, ...] | None = None
@@ -268,7 +271,7 @@ def _hosts(fields: Fields) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """Why not; `code` is a `DenialCode` or one that a newer relay knows.
+    """Why the link may not attach; `code` is a `DenialCode`, or one that only newer relays know.
 
     `retry_after` is in seconds; 0 leaves the interval to the agent's own backoff.
     """

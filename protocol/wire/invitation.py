@@ -1,12 +1,13 @@
-"""The invitation: one line that carries a new agent's trust in its relay, and the way to it.
+"""The invitation: one line from which a new agent knows its relay's key and where to dial it.
 
     relay1_<base32, lower case, no padding>
 
 of `relay_key 32 ‖ token 16 ‖ count u8 ‖ count × (length u8 ‖ host UTF-8 ‖ port u16) ‖ checksum 4`,
-big-endian; the checksum begins the SHA-256 of "relay1_" and everything before it.
+big-endian. The checksum is the first bytes of the SHA-256 of "relay1_" and everything before the
+checksum.
 
-Base32 and not base64, because a double click selects all of it, and it survives a terminal that
-wraps it, a mail program that changes its case, and being read out aloud.
+It is base32 and not base64: a double click selects all of it, and it survives line breaks, a change
+of case, and being read aloud.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Final, Self
 from protocol.wire.identifiers import RelayKey, Token
 from protocol.wire.noise import KEY_SIZE
 
-TOKEN_SIZE: Final = 16  # 128 bits: cannot be guessed within the hour that it lives
-MAX_HOSTS: Final = 8  # an invitation should still fit a few terminal lines
-_MAX_HOST: Final = 255  # bytes: what its length can say, and longer than any domain name
+TOKEN_SIZE: Final = 16  # 128 bits, which cannot be guessed while the invitation is valid
+MAX_HOSTS: Final = 8  # an invitation should fit on a few lines of a terminal
+_MAX_HOST: Final = 255  # bytes: the largest length on the wire, and longer than any domain name
 
 _PREFIX: Final = "relay1_"
 _ANY_VERSION: Final = re.compile(r"relay([1-9][0-9]*)_", re.ASCII)
@@ -30,7 +31,7 @@ _CHECKSUM_SIZE: Final = 4
 
 
 class InvitationError(ValueError):
-    """One line for whoever pasted the invitation."""
+    """The invitation is wrong; the text is one line for the user who pasted it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,10 @@ class Invitation:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """White space anywhere, upper case, and words in front are forgiven."""
+        """Read an invitation. Raises InvitationError.
+
+        White space anywhere, upper case, and words in front of the invitation are allowed.
+        """
         text = "".join(text.split()).lower()
         prefix = _ANY_VERSION.search(text)
         if prefix is None:
@@ -79,8 +83,8 @@ class Invitation:
             value = cls._from_body(_from_base32(text.removeprefix(_PREFIX)))
         except (IndexError, ValueError):
             value = None
-        # One invitation has exactly one text. Comparing it covers the checksum, and with it
-        # whatever the parsing above was too lenient about.
+        # An invitation has exactly one text. To compare it checks the checksum and everything that
+        # the parsing above did not.
         if value is None or value.encode() != text:
             raise InvitationError("the invitation is cut short or mistyped: copy the whole line")
         return value

@@ -10,8 +10,8 @@ beforehand and shows its own only in message 3:
     <- e, ee                2: fresh from here on
     -> s, se                3: proves the initiator's static key
 
-Names follow the specification (MixKey, MixHash, EncryptAndHash, Split), so that the two can be read
-side by side.
+Names follow the specification (MixKey, MixHash, EncryptAndHash, Split), so that the code can be
+compared with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEY_SIZE: Final = 32
 TAG_SIZE: Final = 16
 MAX_MESSAGE: Final = 65535  # Noise's own limit, section 3
 
-# The specification keeps the highest nonce for rekey().
+# The specification reserves the highest nonce for rekey().
 _REKEY_NONCE: Final = 2**64 - 1
 
 # The *_into calls are new in cryptography 50; OpenWrt ships 41.
@@ -79,7 +79,7 @@ class StaticKey:
 
     @classmethod
     def from_private(cls, private: bytes) -> Self:
-        """ValueError unless `private` has 32 bytes."""
+        """Raises ValueError unless `private` has 32 bytes."""
         return cls(X25519PrivateKey.from_private_bytes(private))
 
     @property
@@ -87,9 +87,9 @@ class StaticKey:
         return self._key.private_bytes_raw()
 
     def exchange(self, public: bytes) -> bytes:
-        """The secret shared with the holder of `public`; ValueError if that is a low-order point.
+        """The secret shared with the holder of `public`. Raises ValueError for a low-order point.
 
-        Such a point gives the same "secret" with every key, so it proves nothing.
+        Such a point gives the same "secret" with every key, so it would prove nothing.
         """
         return self._key.exchange(X25519PublicKey.from_public_bytes(public))
 
@@ -98,7 +98,7 @@ class StaticKey:
 
 
 class CipherState:
-    """One direction of a link: a key and the count of what it has sealed or opened."""
+    """One direction of a link: a key, and how many messages it has sealed or opened."""
 
     __slots__ = (
         "_decrypt",
@@ -117,7 +117,7 @@ class CipherState:
         self._set_key(key)
 
     def _set_key(self, key: bytes) -> None:
-        # Everything that the data path needs is bound here, once per key.
+        # The methods that the data path calls are looked up here, once for each key.
         aead = AESGCM(key) if self._suite is Suite.AESGCM else ChaCha20Poly1305(key)
         self._encrypt: _Transform = aead.encrypt
         self._decrypt: _Transform = aead.decrypt
@@ -146,7 +146,7 @@ class CipherState:
     def seal_into(self, plaintext: Buffer, out: memoryview) -> None:
         """Seal with empty associated data; `out` has exactly TAG_SIZE bytes more than `plaintext`.
 
-        The two must not overlap: nothing promises that sealing in place works.
+        The two must not overlap: sealing in place is not documented to work.
         """
         self._encrypt_into(self._next_nonce(), plaintext, None, out)
         self.nonce += 1
@@ -154,7 +154,7 @@ class CipherState:
     def open_into(self, ciphertext: Buffer, out: memoryview) -> None:
         """Open with empty associated data; `out` has exactly TAG_SIZE bytes less.
 
-        A failure leaves unauthenticated bytes in `out`: whoever catches it must not look there.
+        Raises RemoteProtocolError; `out` then has unauthenticated bytes, which must not be used.
         The two must not overlap.
         """
         try:
@@ -164,7 +164,7 @@ class CipherState:
         self.nonce += 1
 
     def rekey(self) -> None:
-        """Replace the key by one derived from it, as section 11.3 says; the nonce goes on."""
+        """Replace the key by one derived from it (section 11.3); the nonce is not reset."""
         sealed = self._encrypt(self._pack_nonce(_REKEY_NONCE), bytes(KEY_SIZE), b"")
         self._set_key(sealed[:KEY_SIZE])
 
@@ -175,7 +175,7 @@ class CipherState:
 
 
 def _copying(transform: _Transform) -> _TransformInto:
-    """What a missing *_into call does, at the price of an allocation and a copy."""
+    """A substitute for a missing *_into call, with one allocation and one copy more."""
 
     def into(nonce: Buffer, data: Buffer, ad: Buffer | None, out: memoryview) -> None:
         out[:] = transform(nonce, data, ad)
@@ -189,9 +189,9 @@ _FAILED: Final = -1
 
 
 class Handshake:
-    """One side of a handshake. A failed read ends it: nothing but a new one can go on.
+    """One side of a handshake. After a failed read it cannot go on.
 
-    `ephemeral` is for test vectors; a real handshake makes its own.
+    `ephemeral` is for test vectors; without it the handshake makes a key of its own.
     """
 
     def __init__(
@@ -210,14 +210,14 @@ class Handshake:
             raise LocalProtocolError(f"a static key has {KEY_SIZE} bytes, not {len(remote_static)}")
         self._suite = suite
         self._initiator = initiator
-        # By the pattern's letters.
+        # Keys by their letters in the pattern.
         self._local = {"s": static, "e": ephemeral or StaticKey.generate()}
         self._remote = {"s": remote_static} if remote_static is not None else {}
         self._step = 0
         # A protocol name of at most 32 bytes is padded instead of hashed (section 5.2).
         self._hash = _PROTOCOL_NAMES[suite].ljust(hashlib.sha256().digest_size, b"\0")
         self._chaining_key = self._hash
-        # Made by the first MixKey; the pattern begins with "e, es", so nothing needs it earlier.
+        # The first MixKey makes it. The pattern begins with "e, es", so it is not needed earlier.
         self._cipher: CipherState
         self._mix_hash(prologue)
         self._mix_hash(static.public if remote_static is None else remote_static)
@@ -228,12 +228,12 @@ class Handshake:
 
     @property
     def remote_static(self) -> bytes | None:
-        """The peer's static key; at the responder None until message 3 has proved it."""
+        """The peer's static key. At the responder it is None until message 3 has proved it."""
         return self._remote["s"] if self._initiator or self.finished else None
 
     @property
     def handshake_hash(self) -> bytes:
-        """Names this handshake, the same at both ends and different for every other one."""
+        """Identifies this handshake: equal at both ends, and different in every other handshake."""
         self._require_finished()
         return self._hash
 
@@ -255,7 +255,7 @@ class Handshake:
         return message
 
     def read_message(self, message: Buffer) -> bytes:
-        """The payload. RemoteProtocolError for whatever is wrong with `message`."""
+        """Read the next message and return its payload. Raises RemoteProtocolError."""
         step = self._turn(writing=False)
         if len(message) > MAX_MESSAGE:
             raise RemoteProtocolError(f"handshake message of {len(message)} bytes")
@@ -274,7 +274,7 @@ class Handshake:
         return payload
 
     def split(self) -> tuple[CipherState, CipherState]:
-        """The ciphers (to send, to receive) of this side."""
+        """The ciphers of this side: to send, and to receive."""
         self._require_finished()
         first, second = _hkdf(self._chaining_key, b"")
         initiators = CipherState(self._suite, first)
@@ -282,7 +282,7 @@ class Handshake:
         return (initiators, responders) if self._initiator else (responders, initiators)
 
     def _turn(self, *, writing: bool) -> int:
-        """Begin a step. Until it succeeds the handshake counts as failed."""
+        """Begin a step. The handshake counts as failed until the step has succeeded."""
         step = self._step
         initiators_turn = step % 2 == 0
         if step == _FAILED or self.finished or writing != (initiators_turn == self._initiator):

@@ -2,12 +2,12 @@
 
     record = length u16 big-endian ‖ ciphertext        length counts the ciphertext
 
-The nonce is the link's own count in that direction; after every REKEY_INTERVAL records both ends
-replace the key. Neither is on the wire, so a record that is lost, repeated, moved or changed fails
-to open, and with it the link.
+The nonce counts the link's records in that direction; after every REKEY_INTERVAL records both ends
+replace the key. Neither is on the wire. So a record that was lost, repeated, moved or changed makes
+opening fail, which ends the link.
 
-Sealing and opening are synchronous and copy nothing: a frame is sealed straight into the buffer
-that is sent, and opened straight out of the area that was received into.
+Sealing and opening are synchronous and copy nothing: a frame is sealed into the buffer that is
+sent, and opened from the area that was received into.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MAX_RECORD: Final = LENGTH_SIZE + MAX_CIPHERTEXT
 MIN_FRAME: Final = FRAME_HEADER.size  # nothing shorter means anything
 MIN_CIPHERTEXT: Final = MIN_FRAME + TAG_SIZE
 
-# At most 64 GiB under one key: far inside the bounds of both ciphers, and every link that lives
-# long exercises the rekey.
+# At most 64 GiB are sealed with one key, far inside the bounds of both ciphers. The interval is
+# short enough that every long-lived link changes its keys.
 REKEY_INTERVAL: Final = 2**20
 
 
@@ -47,9 +47,9 @@ class Sealer:
         self._rekey_interval = rekey_interval
 
     def seal_into(self, frame: Buffer, out: memoryview) -> int:
-        """Write the record to the front of `out` and return its length.
+        """Write the record to the front of `out` and return its length in bytes.
 
-        `out` has room for len(frame) + RECORD_OVERHEAD and does not overlap `frame`.
+        `out` has room for len(frame) + RECORD_OVERHEAD bytes and does not overlap `frame`.
         """
         size = len(frame)
         if not MIN_FRAME <= size <= MAX_FRAME:
@@ -67,10 +67,11 @@ class Sealer:
 
 
 def lazy_area(size: int) -> memoryview:
-    """A buffer that takes no memory where it was never touched.
+    """A buffer whose pages take memory only once they are written.
 
-    A private mapping: most links are quiet most of the time and touch the first page. 2,000 of them
-    would otherwise hold 2,000 whole areas, and a router one that is larger than all the rest.
+    It is a private mapping. Most links are quiet most of the time and touch only the first page.
+    Otherwise 2,000 links would hold 2,000 whole areas, and on a router the area of its one link
+    would be larger than everything else.
     """
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
 
@@ -82,7 +83,7 @@ class Opener:
         opener.received(n)
         while (frame := opener.next_frame()) is not None: ...
 
-    Drained like this, it always has space. An error is final: the link is lost.
+    If all frames are taken like this, there is always space. An error is final: the link is lost.
     """
 
     __slots__ = ("_area", "_cipher", "_end", "_opened", "_plaintext", "_rekey_interval", "_start")
@@ -99,7 +100,7 @@ class Opener:
             raise LocalProtocolError(f"capacity of {capacity} bytes, a record has {MAX_RECORD}")
         self._cipher = cipher
         self._rekey_interval = rekey_interval
-        # All that was received in one go may be open at once: plaintext is shorter than records.
+        # It has room for all that is received at once, since frames are shorter than their records.
         self._plaintext = lazy_area(capacity) if plaintext is None else plaintext
         self._opened = 0
         self._area = lazy_area(capacity)
@@ -108,13 +109,13 @@ class Opener:
         self._end = 0
 
     def space(self) -> memoryview:
-        """Where to receive into; room for the rest of any started record, and never empty."""
+        """Where to receive into. It has room for the rest of a record that has begun."""
         area, start, end = self._area, self._start, self._end
         self._opened = 0
         if start == end:
             self._start = self._end = end = 0
         elif start and len(area) - end < MAX_RECORD:
-            # Moving what is left (less than a record) costs less than receiving in small pieces.
+            # To move what is left (less than a record) costs less than to receive in small pieces.
             area[: end - start] = area[start:end]
             self._start, self._end = 0, end - start
             end -= start
@@ -129,10 +130,10 @@ class Opener:
         self._end += count
 
     def next_frame(self) -> memoryview | None:
-        """The next frame, or None until more is received.
+        """Open the next frame; None if its record is not complete. Raises RemoteProtocolError.
 
-        It is valid until the next call of `space`, here or in another opener with the same
-        plaintext area.
+        The frame is valid until the next call of `space`, of this opener or of another one with the
+        same plaintext area.
         """
         area, start = self._area, self._start
         available = self._end - start
